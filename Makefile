@@ -1,0 +1,47 @@
+# make demo | make test | make test-all | make lint | make clean
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint types clean help
+
+help:
+	@echo "make demo      set up .venv and run the main job on the built-in data and model"
+	@echo "make test      set up .venv and run lint, types and the fast tests"
+	@echo "make test-all  the slow tests as well"
+	@echo "make clean     remove .venv and caches (runs/ stays)"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "causal-ray needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Use: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp is written after a successful install only, so a broken one is tried again.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing causal-ray into $(VENV) (a few minutes the first time) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing causal-ray with the dev extra into $(VENV) (a few minutes the first time) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@$(BIN)/causal demo
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+test: lint types
+	@$(BIN)/python -m pytest
+
+test-all: lint types
+	@$(BIN)/python -m pytest -m 'not gpu'
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,313 @@
+"""Checkpoints: a directory that anyone can open, that cannot lie, and that holds no pickle.
+
+    adapter_config.json, adapter_model.safetensors   standard PEFT, loads without this project
+    causal_projection.safetensors                    the projection head
+    optimizer.safetensors                            moments, keyed by parameter name
+    trainer_state.json                               step, data position, schedule, seeds, best
+    config.yaml                                      the resolved config of the run
+    manifest.json                                    sha256 and size of every file; written last
+
+A directory without a manifest, or with one that does not match its files, is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from causal_core.config import Config
+from causal_core.errors import CheckpointError
+from causal_core.model import CausalModel
+from causal_core.optimizer import load_optimizer_state, optimizer_state
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ADAPTER = "adapter_model.safetensors"
+PROJECTION = "causal_projection.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+CONFIG = "config.yaml"
+_PEFT_PREFIX = "peft_model."
+_HEAD_PREFIX = "projection."
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "ray", "safetensors")
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands; with the config and the data, all that a resume needs."""
+
+    step: int
+    samples: int  # the data position: triplets consumed
+    seed: int  # random state of step s on rank r is derived from (seed, s, r)
+    learning_rate: float  # of the last step; the schedule itself is a function of the step
+    total_steps: int
+    skipped: int  # non-finite steps so far
+    best: dict[str, Any]  # see `selection.Best`
+    data_fingerprint: str
+    base_fingerprint: str
+    config_fingerprint: str
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint after `step` optimizer steps; sorts by step."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    directory: Path,
+    model: CausalModel,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    state: TrainerState,
+    metrics: Mapping[str, float],
+) -> None:
+    """Writes a whole checkpoint into an empty or new directory; the manifest comes last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    parameters = model.trainable_parameters()
+    _save_adapter(directory, model)
+    head = {f"{_HEAD_PREFIX}{k}": _plain(v) for k, v in model.projection.state_dict().items()}
+    save_file(head, directory / PROJECTION)
+    tensors, values = optimizer_state(optimizer, parameters)
+    save_file(tensors, directory / OPTIMIZER)
+    _write_json(
+        directory / STATE,
+        {**asdict(state), "optimizer_values": values, "metrics": dict(metrics)},
+    )
+    (directory / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+    files = sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "config_fingerprint": state.config_fingerprint,
+        "data_fingerprint": state.data_fingerprint,
+        "base_fingerprint": state.base_fingerprint,
+        "libraries": _library_versions(),
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+        "tensors": {name: tensor_sha256(p) for name, p in parameters.items()},
+    }
+    partial = directory / f"{MANIFEST}.partial"
+    _write_json(partial, manifest)
+    partial.replace(directory / MANIFEST)
+
+
+def verify_checkpoint(directory: Path) -> dict[str, Any]:
+    """The manifest of a whole checkpoint.
+
+    Raises:
+        CheckpointError: names the missing, truncated or altered file, or the newer format.
+    """
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint directory")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory}: no {MANIFEST}: the save was interrupted, or this is no checkpoint"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, files = int(manifest["format_version"]), dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable manifest ({error!r})") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory}: format version {version}, this program reads up to {FORMAT_VERSION}: "
+            "update causal-ray"
+        )
+    for name, expected in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: {name!r} is not a plain file name")
+        file = directory / name
+        if not file.is_file():
+            raise CheckpointError(f"{directory}: {name} is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise CheckpointError(
+                f"{directory}: {name} has {file.stat().st_size} bytes, the manifest says "
+                f"{expected['bytes']}: truncated or altered"
+            )
+        if _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{directory}: {name} does not match its sha256: altered")
+    return dict(manifest)
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint below `folder` that verifies; damaged ones are skipped aloud."""
+    candidates = sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    for candidate in candidates:
+        try:
+            verify_checkpoint(candidate)
+        except CheckpointError as error:
+            log.warning("skipping a damaged checkpoint: %s", error)
+        else:
+            return candidate
+    return None
+
+
+def load_checkpoint(
+    directory: Path, model: CausalModel, optimizer: torch.optim.Optimizer, config: Config,
+    data_fingerprint: str, base_fingerprint: str,
+) -> TrainerState:  # fmt: skip
+    """Puts a checkpoint into an existing model and optimizer, in place, or raises and changes
+    nothing that a run would use.
+
+    Parameters keep their identity, so the optimizer holds the very tensors that were loaded
+    (peft reloads as frozen copies otherwise: bug 2 of the reports).
+
+    Raises:
+        CheckpointError: damaged, or of another base model, config or data.
+    """
+    manifest = verify_checkpoint(directory)
+    raw = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
+    tensors = load_weights(directory, model)
+    parameters = model.trainable_parameters()
+    load_optimizer_state(
+        optimizer, parameters, load_file(directory / OPTIMIZER), raw.pop("optimizer_values")
+    )
+    raw.pop("metrics")
+    for name, expected in manifest["tensors"].items():
+        if tensor_sha256(parameters[name]) != expected:
+            raise CheckpointError(f"{directory}: tensor {name} differs from the manifest")
+    assert set(tensors) == set(parameters)
+    return TrainerState(**raw)
+
+
+def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
+    """Copies adapter and head of a checkpoint into the model's own parameters.
+
+    Raises:
+        CheckpointError: names every missing, unexpected or wrongly shaped tensor.
+    """
+    try:
+        stored = {
+            _adapter_parameter(key): value for key, value in load_file(directory / ADAPTER).items()
+        }
+        stored.update(load_file(directory / PROJECTION))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: cannot be read: {error}") from error
+    parameters = model.trainable_parameters()
+    problems = [f"{name} is missing" for name in parameters if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in parameters]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, the model wants {tuple(p.shape)}"
+        for name, p in parameters.items()
+        if name in stored and stored[name].shape != p.shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{directory} does not fit this model: {'; '.join(problems[:5])}"
+            + (f"; ... {len(problems)} problems" if len(problems) > 5 else "")
+            + ". Use the lora section and the base model that it was trained with (config.yaml)."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+    return stored
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Replaces `target` by a copy of a whole checkpoint; `target` is never half-written."""
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """sha256 over a tensor's bytes, type and shape."""
+    value = _plain(tensor)
+    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_fingerprint(source: str) -> str:
+    """Identifies a base model: sha256 of its config.json where it is local, else its hub id."""
+    config = Path(source) / "config.json"
+    return _sha256(config) if config.is_file() else source
+
+
+def _refuse_foreign(
+    directory: Path, manifest: Mapping[str, Any], config: Config, data: str, base: str
+) -> None:
+    if manifest["config_fingerprint"] != config.fingerprint():
+        raise CheckpointError(
+            f"{directory} was made with another config:\n"
+            + _config_difference(directory, config)
+            + "\nRestore these values, or choose another run.dir (or --fresh)"
+        )
+    for what, found, expected in (
+        ("training data", manifest["data_fingerprint"], data),
+        ("base model", manifest["base_fingerprint"], base),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"{directory} was made with other {what} ({found[:12]}..., this run has "
+                f"{expected[:12]}...). Restore it, or choose another run.dir (or --fresh)"
+            )
+
+
+def _config_difference(directory: Path, config: Config) -> str:
+    import yaml
+
+    from causal_core.config import parse_config
+
+    saved = parse_config(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
+    before, now = saved.result_fields(), config.result_fields()
+    return "\n".join(
+        f"  {key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    )
+
+
+def _save_adapter(directory: Path, model: CausalModel) -> None:
+    # `save_embedding_layers=False`: PEFT would otherwise ask a hub whether the vocabulary grew.
+    model.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    # PEFT writes sets in hash order; the same adapter shall be the same file.
+    path = directory / "adapter_config.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["target_modules"] = sorted(described["target_modules"])
+    _write_json(path, described)
+
+
+def _adapter_parameter(key: str) -> str:
+    """PEFT drops the adapter's name in files: `..lora_A.weight` is `..lora_A.default.weight`."""
+    stem, _, leaf = key.rpartition(".")
+    return f"{_PEFT_PREFIX}{stem}.default.{leaf}"
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}

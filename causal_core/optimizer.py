@@ -1,0 +1,90 @@
+"""Optimizers by config name, and their state keyed by parameter name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_core.config import TrainConfig
+from causal_core.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; matrices decay, biases and norms do not."""
+    decay = [p for p in parameters.values() if p.ndim >= 2]
+    rest = [p for p in parameters.values() if p.ndim < 2]
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    import bitsandbytes as bnb
+
+    if config.optimizer == "paged_adamw_8bit" and device.type == "cuda":
+        return bnb.optim.PagedAdamW8bit(groups, lr=config.learning_rate)
+    if config.optimizer == "paged_adamw_8bit":
+        log.warning("paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same")
+    return bnb.optim.AdamW8bit(groups, lr=config.learning_rate)
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """State by parameter name: tensors as `<parameter>//<key>`, and plain values.
+
+    Names, not positions: a change in the order of parameters cannot hand one parameter another's
+    moments (peft#1313).
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}//{key}"] = value.detach().cpu().contiguous()
+            else:
+                values.setdefault(name, {})[key] = value
+    return tensors, values
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Puts saved state back, parameter by parameter (`CheckpointError` on any mismatch)."""
+    restored: dict[str, dict[str, Any]] = {name: dict(values.get(name, {})) for name in parameters}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("//")
+        if name not in restored:
+            raise CheckpointError(
+                f"optimizer state of {name!r}, which is no trainable parameter of this model"
+            )
+        restored[name][key] = tensor
+    stateless = [name for name, state in restored.items() if not state]
+    if stateless and len(stateless) < len(restored):
+        raise CheckpointError(
+            f"no optimizer state for {len(stateless)} of {len(restored)} parameters, "
+            f"e.g. {stateless[0]!r}"
+        )
+    for name, parameter in parameters.items():
+        if restored[name]:
+            # torch keeps Adam's step counter on the CPU; moments live beside their parameter.
+            optimizer.state[parameter] = {
+                key: value.clone()
+                if key == "step"
+                else value.to(parameter.device, copy=True)
+                if isinstance(value, Tensor)
+                else value
+                for key, value in restored[name].items()
+            }

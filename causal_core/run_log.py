@@ -1,0 +1,81 @@
+"""The files that a run writes as it goes: metrics, speed, TensorBoard events.
+
+`metrics.jsonl` holds what the run computed and is the same however often it was interrupted;
+what depends on the clock (seconds, tokens per second, memory) goes to `performance.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+PERFORMANCE = "performance.jsonl"
+
+
+class RunLog:
+    """Appends records; opened at a step, it drops what an interrupted run wrote beyond it."""
+
+    def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        for name in (METRICS, PERFORMANCE):
+            _truncate(directory / name, step)
+        self._files = {
+            name: (directory / name).open("a", encoding="utf-8", buffering=1)
+            for name in (METRICS, PERFORMANCE)
+        }
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line of `metrics.jsonl`; `kind` is train, validation or evaluation."""
+        self._write(METRICS, {"kind": kind, "step": step, **values})
+        self._scalars(kind, step, values)
+
+    def performance(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of `performance.jsonl`."""
+        self._write(PERFORMANCE, {"step": step, **values})
+        self._scalars("performance", step, values)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self._files[name].write(json.dumps(record) + "\n")
+
+    def _scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a record file; a line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = [r for r in read_records(path) if r["step"] <= step]
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+    temporary.replace(path)

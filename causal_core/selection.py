@@ -1,0 +1,52 @@
+"""Which checkpoint is best: by metrics that the loss weights do not move (invariant I10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from causal_core.config import CheckpointConfig
+
+_HIGHER_IS_BETTER = {"causal_stability", "causal_discrimination"}
+
+
+@dataclass
+class Best:
+    """The best checkpoint so far and what is needed to judge the next one."""
+
+    step: int | None = None
+    value: float | None = None
+    lowest_benign_nll: float | None = None
+    benign_nll: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Best:
+        return cls(**raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def update(self, step: int, metrics: Mapping[str, float], config: CheckpointConfig) -> bool:
+        """Whether the checkpoint at `step` is the best so far.
+
+        With metric `uplift`, only checkpoints whose benign NLL lies within `benign_tolerance` of
+        the lowest seen compete, so a model that resists by answering nothing cannot win. When a
+        new lowest NLL disqualifies the best so far, the new checkpoint takes its place.
+        """
+        if config.metric not in metrics:
+            return False
+        value, nll = metrics[config.metric], metrics["benign_nll"]
+        if self.lowest_benign_nll is None or nll < self.lowest_benign_nll:
+            self.lowest_benign_nll = nll
+        bound = self.lowest_benign_nll * (1 + config.benign_tolerance)
+        if config.metric != "uplift":
+            bound = float("inf")
+        if nll > bound:
+            return False
+        sign = -1.0 if config.metric in _HIGHER_IS_BETTER else 1.0
+        unseated = self.benign_nll is not None and self.benign_nll > bound
+        if self.value is None or unseated or sign * value < sign * self.value:
+            self.step, self.value, self.benign_nll = step, value, nll
+            return True
+        return False

@@ -1,0 +1,113 @@
+"""What a config becomes before the first step: datasets, model, engine, optimizer, plan."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causal_core.batches import StepPlan
+from causal_core.checkpoint import base_fingerprint
+from causal_core.config import Config
+from causal_core.dataset import Progress, TripletDataset, load_dataset
+from causal_core.engine import Engine, build_engine
+from causal_core.errors import UserError
+from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
+from causal_core.optimizer import build_optimizer
+from causal_core.paths import cache_root
+from causal_core.prompts import PromptEncoder, build_prompt_encoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The tokenised data of a run."""
+
+    encoder: PromptEncoder
+    train: TripletDataset
+    validation: TripletDataset | None
+
+
+@dataclass
+class Session:
+    """Everything that a training loop works with, on one worker."""
+
+    data: RunData
+    plan: StepPlan
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    base_fingerprint: str
+
+
+def load_split(
+    config: Config, encoder: PromptEncoder, paths: list[str], progress: Progress | None = None
+) -> TripletDataset:
+    """One split of the run's data, tokenised and mapped."""
+    return load_dataset(
+        paths,
+        encoder,
+        max_length=config.data.max_length,
+        overlong=config.data.overlong,
+        cache=cache_root(config.data.cache_dir),
+        on_dropped=log.warning,
+        progress=progress,
+    )
+
+
+def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
+    """Training and validation data (`UserError` where they cannot be used)."""
+    if not config.data.train:
+        raise UserError("data.train is empty: name at least one triplet file")
+    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    train = load_split(config, encoder, config.data.train, progress)
+    validation = None
+    if config.data.validation:
+        validation = load_split(config, encoder, config.data.validation, progress)
+        validation = validation.head(config.data.limit_validation)
+    return RunData(encoder, train.head(config.data.limit_train), validation)
+
+
+def step_plan(config: Config, rows: int) -> StepPlan:
+    """The optimizer steps of a run over `rows` training triplets."""
+    train = config.train
+    return StepPlan(rows, train.global_batch, train.epochs, train.max_steps)
+
+
+def open_session(config: Config, device: torch.device) -> Session:
+    """Loads and builds everything, the same on every worker."""
+    data = load_run_data(config)
+    base = load_base(config.model, device, config.data.cache_dir)
+    model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    engine = build_engine(config.engine, model)
+    optimizer = build_optimizer(model.trainable_parameters(), config.train, device)
+    source = resolve_model(config.model, config.data.cache_dir)
+    return Session(
+        data=data,
+        plan=step_plan(config, len(data.train)),
+        engine=engine,
+        optimizer=optimizer,
+        base_fingerprint=base_fingerprint(source),
+    )
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Trainable parameters by part, and the frozen ones' count (packed 4-bit counted unpacked)."""
+    counts = {"adapter": 0, "projection": 0, "base": 0}
+    for name, parameter in model.named_parameters():
+        if name.startswith("projection."):
+            counts["projection"] += parameter.numel()
+        elif parameter.requires_grad:
+            counts["adapter"] += parameter.numel()
+        else:
+            packed = type(parameter).__name__ == "Params4bit"
+            counts["base"] += parameter.numel() * (2 if packed else 1)
+    return counts
+
+
+def run_directory(config: Config) -> Path:
+    """The run directory as an absolute path (workers change their working directory)."""
+    return Path(config.run.dir).expanduser().resolve()

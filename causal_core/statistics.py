@@ -1,0 +1,61 @@
+"""Intervals for the numbers people compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval and the number of items behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+def wilson(successes: int, n: int) -> Estimate | None:
+    """Proportion with the Wilson score interval (Wilson, 1927); None without items."""
+    if n == 0:
+        return None
+    p = successes / n
+    denominator = 1 + Z95**2 / n
+    centre = (p + Z95**2 / (2 * n)) / denominator
+    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / denominator
+    # At 0 of n and n of n the bound is exactly 0 and 1; rounding must not push it past.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Estimate(p, low, high, n)
+
+
+def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
+    """Mean with a normal-approximation interval over items; None without items."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return None
+    mean = float(array.mean())
+    half = Z95 * float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else math.inf
+    return Estimate(mean, mean - half, mean + half, int(array.size))
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """exp of the entropy of the normalised singular values of [n, H] (Roy and Vetterli, 2007).
+
+    Near 1 when all vectors point the same way: the collapse that rewards `causal_stability`.
+    """
+    singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    total = singular.sum()
+    if total == 0:
+        return 0.0
+    p = singular[singular > 0] / total
+    return float(np.exp(-(p * np.log(p)).sum()))

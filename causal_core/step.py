@@ -1,0 +1,232 @@
+"""One optimizer step over a global batch: micro-batches, global denominators, clip, update.
+
+The step is an object apart from the loop: it knows nothing of epochs, checkpoints or logging.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from causal_core.config import LossConfig, TrainConfig
+from causal_core.engine import Engine, clip_gradients
+from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_sum
+from causal_core.model import CausalOutput
+from causal_core.prefix_tree import TreeBatch
+from causal_core.triplet_trees import (
+    ATTACKED_TASK,
+    BENIGN,
+    BRANCHES,
+    ROBUST,
+    TASK,
+    MicroBatch,
+    Needs,
+    TripletTokens,
+    cut_micro_batches,
+)
+
+TERMS = ("task", "causal", "spurious", "robust", "invariance")
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """Counts over the whole global batch; every worker derives them from the data alone."""
+
+    benign_tokens: int
+    injection_tokens: int
+    triplets: int
+
+    @classmethod
+    def of(cls, triplets: Sequence[TripletTokens]) -> Denominators:
+        return cls(
+            benign_tokens=sum(len(t.benign_answer) for t in triplets),
+            injection_tokens=sum(len(t.injection_answer) for t in triplets),
+            triplets=len(triplets),
+        )
+
+    def by_term(self) -> dict[str, int]:
+        return {
+            "task": self.benign_tokens,
+            "causal": self.triplets,
+            "spurious": self.triplets,
+            "robust": self.injection_tokens,
+            "invariance": self.benign_tokens,
+        }
+
+
+def is_contrastive(loss: LossConfig) -> bool:
+    """Whether a term on representations has weight."""
+    return loss.lambda_causal > 0 or loss.lambda_spurious > 0
+
+
+def needs_of(loss: LossConfig) -> Needs:
+    """What the weighted terms need of each triplet; nothing else is computed.
+
+    U is always pooled, so that the head takes part in every backward.
+    """
+    groups = [TASK]
+    if loss.lambda_robust > 0:
+        groups.append(ROBUST)
+    if loss.lambda_invariance > 0:
+        groups.append(ATTACKED_TASK)
+    return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
+
+
+def loss_sums(output: CausalOutput, batch: TreeBatch, loss: LossConfig) -> dict[str, Tensor]:
+    """The sum of each term over a micro-batch: the terms with weight, and `task` in any case."""
+    task = batch.labels[TASK]
+    task_logits = output.label_logits[task.position]
+    sums = {"task": cross_entropy_sum(task_logits, task.target)}
+    if is_contrastive(loss):
+        sums.update(contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin))
+    if loss.lambda_robust > 0:
+        robust = batch.labels[ROBUST]
+        sums["robust"] = cross_entropy_sum(output.label_logits[robust.position], robust.target)
+    if loss.lambda_invariance > 0:
+        student = batch.labels[ATTACKED_TASK]
+        sums["invariance"] = kl_sum(task_logits, output.label_logits[student.position])
+    return sums
+
+
+def weighted_loss(sums: dict[str, Tensor], loss: LossConfig, denominators: Denominators) -> Tensor:
+    """sum over terms of lambda * sum / global denominator: this micro-batch's share of L."""
+    counts, weights = denominators.by_term(), loss.weights()
+    parts = [value * (weights[name] / max(1, counts[name])) for name, value in sums.items()]
+    return torch.stack(parts).sum()
+
+
+@dataclass
+class StepReport:
+    """What an optimizer step measured, over the global batch."""
+
+    loss: float
+    terms: dict[str, float]  # each term divided by its denominator, unweighted
+    causal: dict[str, float]  # the reports' causal metrics, where the contrastive terms run
+    grad_norm: float
+    applied: bool  # False: non-finite, the optimizer did not move
+    nodes: int  # tree nodes computed by all workers
+    path_tokens: int  # tokens that unpadded separate forwards would have computed
+    padded_nodes: int
+
+    def metrics(self) -> dict[str, float]:
+        """Flat values by metric name, free of wall-clock time."""
+        return {
+            "loss": self.loss,
+            **{f"loss_{name}": value for name, value in self.terms.items()},
+            **self.causal,
+            "grad_norm": self.grad_norm,
+        }
+
+
+@dataclass
+class TrainStep:
+    """Runs optimizer steps on one worker of an engine."""
+
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    loss: LossConfig
+    train: TrainConfig
+    device: torch.device
+    needs: Needs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.needs = needs_of(self.loss)
+        self._parameters = list(self.engine.model.trainable_parameters().values())
+
+    def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
+        """This worker's share as micro-batches under the token budget."""
+        return cut_micro_batches(triplets, self.needs, self.train.micro_batch_tokens)
+
+    def run(
+        self,
+        mine: Sequence[TripletTokens],
+        denominators: Denominators,
+        learning_rate: float,
+        stand_in: TripletTokens,
+    ) -> StepReport:
+        """One optimizer step.
+
+        Args:
+            mine: This worker's share of the global batch; may be empty.
+            denominators: Counts of the whole global batch.
+            learning_rate: Of this step.
+            stand_in: Any triplet; a worker with an empty share runs it with weight 0, so that all
+                workers take part in the same collective operations.
+        """
+        self.engine.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        empty = not mine
+        micro_batches = self.cut([stand_in] if empty else mine)
+        totals = torch.zeros(len(TERMS) + 5, dtype=torch.float64)
+
+        def loss_of(output: CausalOutput, batch: TreeBatch) -> Tensor:
+            sums = loss_sums(output, batch, self.loss)
+            # The head without a weighted term stays in the graph with a factor of 0: in
+            # DistributedDataParallel every trainable parameter takes part in every backward.
+            value = weighted_loss(sums, self.loss, denominators) + 0.0 * output.z.sum()
+            if empty:
+                return value * 0.0
+            self._add_totals(totals, sums, output, batch)
+            return value
+
+        for number, micro in enumerate(micro_batches, start=1):
+            last = number == len(micro_batches)
+            self.engine.accumulate(micro.batch.to(self.device), loss_of, last)
+        return self._finish(totals, denominators, learning_rate)
+
+    @torch.no_grad()
+    def _add_totals(
+        self, totals: Tensor, sums: dict[str, Tensor], output: CausalOutput, batch: TreeBatch
+    ) -> None:
+        for i, name in enumerate(TERMS):
+            if name in sums:
+                totals[i] += float(sums[name])
+        if is_contrastive(self.loss):
+            cos_cf, cos_inj = cosines(output.z)
+            totals[len(TERMS)] += float(cos_cf.sum())
+            totals[len(TERMS) + 1] += float(cos_inj.sum())
+        totals[len(TERMS) + 2] += batch.nodes
+        totals[len(TERMS) + 3] += batch.path_tokens
+        totals[len(TERMS) + 4] += batch.input_ids.numel()
+
+    def _finish(
+        self, totals: Tensor, denominators: Denominators, learning_rate: float
+    ) -> StepReport:
+        # Gradients are the same on all workers after the last backward, and so is their norm; the
+        # summed totals are too. So every worker takes the same decision without asking.
+        grad_norm = clip_gradients(self._parameters, self.train.clip_norm)
+        totals = self.engine.sum_over_workers(totals)
+        counts, weights = denominators.by_term(), self.loss.weights()
+        terms = {
+            name: float(totals[i]) / max(1, counts[name])
+            for i, name in enumerate(TERMS)
+            if name == "task" or weights[name] > 0
+        }
+        loss = sum(weights[name] * value for name, value in terms.items())
+        applied = math.isfinite(grad_norm) and math.isfinite(loss)
+        if applied:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        cos_cf, cos_inj, nodes, path_tokens, padded = totals[len(TERMS) :].tolist()
+        stability = cos_cf / denominators.triplets
+        similarity = cos_inj / denominators.triplets
+        causal = {
+            "causal_stability": stability,
+            "spurious_separation": 1.0 - similarity,
+            "causal_discrimination": stability - similarity,
+        }
+        return StepReport(
+            loss=loss,
+            terms=terms,
+            causal=causal if is_contrastive(self.loss) else {},
+            grad_norm=grad_norm,
+            applied=applied,
+            nodes=int(nodes),
+            path_tokens=int(path_tokens),
+            padded_nodes=int(padded),
+        )

@@ -1,0 +1,191 @@
+"""From tokenised triplets to tree rows and micro-batches under a token budget.
+
+Which triplets form a global batch is decided elsewhere (`batches.py`); here they are only cut:
+triplets with the same S may share a row, rows of similar length share a micro-batch. By invariant
+I2 no such choice changes the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from causal_core.errors import UserError
+from causal_core.prefix_tree import TreeBatch, TreeRow, collate
+
+# Label groups, by what is predicted after which prompt.
+TASK = "task"  # the benign answer after U
+ATTACKED_TASK = "attacked_task"  # the benign answer after U*: student of the invariance term
+ROBUST = "robust"  # the safe answer after U*
+WITNESS_CLEAN = "witness_clean"  # the witness after U
+WITNESS_ATTACKED = "witness_attacked"  # the witness after U*
+
+# Prompts whose representation is pooled, in the order of U, U', U*.
+BENIGN, COUNTERFACTUAL, INJECTION = "benign", "counterfactual", "injection"
+BRANCHES = (BENIGN, COUNTERFACTUAL, INJECTION)
+
+# A row joins a micro-batch only if it fills at least this part of the longest row's width:
+# computing padding costs more than one more forward.
+MIN_FILL = 0.75
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a forward must compute of each triplet; the rest of its tokens get no node."""
+
+    branches: tuple[str, ...]  # pooled prompts, a part of `BRANCHES` in its order
+    groups: tuple[str, ...]  # label groups
+
+
+@dataclass(frozen=True)
+class TripletTokens:
+    """The token spans of one triplet (see `PromptEncoder` for what each includes)."""
+
+    id: str
+    system: list[int]
+    benign: list[int]
+    counterfactual: list[int]
+    injection: list[int]
+    benign_answer: list[int]
+    injection_answer: list[int]
+    witness: list[int]  # empty when the triplet has no witness
+
+    def size_bound(self) -> int:
+        """Nodes of the triplet's tree if only S is shared: an upper bound, cheap to compute."""
+        return (
+            len(self.system)
+            + len(self.benign)
+            + len(self.counterfactual)
+            + len(self.injection)
+            + 2 * len(self.benign_answer)
+            + len(self.injection_answer)
+        )
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Relative cost of a row of N nodes: `linear * N + quadratic * N^2`.
+
+    A long row computes shared prefixes once but makes every node attend (masked) to the whole
+    row; the two coefficients decide when triplets with the same S are better off in one row.
+    """
+
+    linear: float = 1.0
+    quadratic: float = 1.0 / 4096
+
+    def __call__(self, nodes: int) -> float:
+        return self.linear * nodes + self.quadratic * nodes * nodes
+
+
+def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) -> None:
+    """Adds the prompts and continuations of a triplet that `needs` asks for."""
+    benign = [*triplet.system, *triplet.benign]
+    attacked = [*triplet.system, *triplet.injection]
+    prompts = {
+        BENIGN: benign,
+        COUNTERFACTUAL: [*triplet.system, *triplet.counterfactual],
+        INJECTION: attacked,
+    }
+    row.owners.append(owner)
+    for branch in needs.branches:
+        row.add_prompt(prompts[branch])
+    continuations = {
+        TASK: (BENIGN, triplet.benign_answer),
+        ATTACKED_TASK: (INJECTION, triplet.benign_answer),
+        ROBUST: (INJECTION, triplet.injection_answer),
+        WITNESS_CLEAN: (BENIGN, triplet.witness),
+        WITNESS_ATTACKED: (INJECTION, triplet.witness),
+    }
+    sequences: set[tuple[str, tuple[int, ...]]] = {(branch, ()) for branch in needs.branches}
+    for group in needs.groups:
+        branch, answer = continuations[group]
+        row.add_continuation(prompts[branch], answer, group, owner)
+        sequences.add((branch, tuple(answer[:-1])))
+    row.path_tokens += sum(
+        len(prompts[branch]) + len(answer)
+        for branch, answer in sequences
+        # A prompt alone costs nothing where one of its continuations is computed anyway.
+        if answer or not any(other == branch and more for other, more in sequences)
+    )
+
+
+def build_rows(
+    triplets: Sequence[TripletTokens], needs: Needs, budget: int, cost: RowCost
+) -> list[TreeRow]:
+    """Cuts triplets into rows: one tree a triplet, merged where sharing S pays by `cost`.
+
+    Owners are the triplets' positions in `triplets`.
+
+    Raises:
+        UserError: the tree of a single triplet is larger than `budget` nodes.
+    """
+    by_system: dict[tuple[int, ...], list[int]] = {}
+    for index, triplet in enumerate(triplets):
+        by_system.setdefault(tuple(triplet.system), []).append(index)
+    rows: list[TreeRow] = []
+    for system, members in by_system.items():
+        current: list[int] = []
+        current_nodes = 0
+        for index in members:
+            alone = _row([index], triplets, needs)
+            nodes = len(alone.tree)
+            if nodes > budget:
+                raise UserError(
+                    f"triplet {triplets[index].id!r} needs {nodes} tree nodes, more than "
+                    f"train.micro_batch_tokens={budget}: raise it to at least {nodes}, or lower "
+                    "data.max_length"
+                )
+            merged = current_nodes + nodes - len(system)
+            pays = cost(merged) < cost(current_nodes) + cost(nodes)
+            if current and merged <= budget and pays:
+                current.append(index)
+                current_nodes = merged
+            else:
+                if current:
+                    rows.append(_row(current, triplets, needs))
+                current, current_nodes = [index], nodes
+        rows.append(_row(current, triplets, needs))
+    return rows
+
+
+def _row(members: Iterable[int], triplets: Sequence[TripletTokens], needs: Needs) -> TreeRow:
+    row = TreeRow()
+    for index in members:
+        add_triplet(row, triplets[index], needs, owner=index)
+    return row
+
+
+@dataclass
+class MicroBatch:
+    """A collated micro-batch and the positions of its triplets in the list it was cut from."""
+
+    batch: TreeBatch
+    owners: list[int]
+
+
+def cut_micro_batches(
+    triplets: Sequence[TripletTokens],
+    needs: Needs,
+    budget: int,
+    cost: RowCost | None = None,
+) -> list[MicroBatch]:
+    """Cuts triplets into micro-batches of at most `budget` padded nodes (rows x longest row).
+
+    Pooled branches and owners of a micro-batch follow the order of its rows; `owners` maps them
+    back. Rows are sorted by length, so that padding is small.
+    """
+    rows = build_rows(triplets, needs, budget, cost or RowCost())
+    rows.sort(key=lambda row: -len(row.tree))
+    micro_batches: list[MicroBatch] = []
+    start = 0
+    while start < len(rows):
+        width = len(rows[start].tree)
+        chosen = [
+            row
+            for row in rows[start : start + max(1, budget // width)]
+            if len(row.tree) >= MIN_FILL * width
+        ]
+        owners = [owner for row in chosen for owner in row.owners]
+        micro_batches.append(MicroBatch(collate(chosen, needs.groups, len(needs.branches)), owners))
+        start += len(chosen)
+    return micro_batches

@@ -1,0 +1,71 @@
+"""How this program reaches Ray: an existing cluster, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from causal_core.config import Config
+from causal_core.device import available_cores
+
+# Settings that Ray reads when it is imported or started. Each is a default: a value that the
+# user has set in the environment wins.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # The controller polls its workers this often; 2 s by default, which every report waits for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # Otherwise every line that a worker prints arrives twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+_OBJECT_STORE_BYTES = 200 * 2**20  # nothing large travels through it
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Connects to Ray for a `with` block.
+
+    A cluster is used where the config or RAY_ADDRESS names one (a submitted job is given one by
+    Ray); otherwise Ray starts on this machine, reachable from this machine only, and stops at the
+    end. Nested use keeps the outer connection.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(available_cores(), _cpus_needed(config)),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=True,
+            logging_level="WARNING",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_threads(config: Config) -> int:
+    """CPU threads of each worker: the config's, or an even part of this machine's cores."""
+    if config.resources.threads is not None:
+        return config.resources.threads
+    return max(1, available_cores() // max(1, config.resources.workers))
+
+
+def _cpus_needed(config: Config) -> int:
+    return int(config.resources.workers * config.resources.cpus_per_worker) + 1

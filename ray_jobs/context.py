@@ -1,0 +1,37 @@
+"""The run context of a Ray Train worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+
+class RayContext:
+    """Implements `causal_core.run_context.RunContext` with Ray Train V2."""
+
+    def __init__(self, directory: Path) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.directory = directory
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
+        if checkpoint is None:  # this rank adds no file; Ray merges the ranks' directories
+            ray.train.report(dict(metrics), checkpoint_dir_name=name)
+            return
+        ray.train.report(
+            dict(metrics),
+            checkpoint=Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def should_stop(self) -> bool:
+        return False

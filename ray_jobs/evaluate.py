@@ -1,0 +1,127 @@
+"""The evaluation of a run's models on Ray tasks, or in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import Config
+from causal_core.dataset import TripletDataset
+from causal_core.errors import UserError
+from causal_core.evaluation import RowResult, aggregate, examples
+from causal_core.model import load_tokenizer
+from causal_core.prompts import build_prompt_encoder
+from causal_core.run_log import METRICS, read_records
+from causal_core.session import load_split, run_directory
+from ray_jobs.cluster import ray_session, worker_threads
+from ray_jobs.worker import evaluate_shard
+
+PROGRESS = ".evaluation.progress"
+_EXAMPLES = 10
+
+DESCRIPTIONS = {
+    "base": "the model as it comes",
+    "control": "trained on the same benign data, without a defence",
+    "trained": "this run",
+}
+
+
+def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str, Any]:
+    """Evaluates models on all test sets of the config.
+
+    Args:
+        checkpoints: Model name -> checkpoint directory; None is the base as it comes.
+
+    Returns:
+        Metrics by model and test set, and examples (see `causal_core.evaluation`).
+
+    Raises:
+        UserError: no test set, or a checkpoint that is missing or does not fit.
+    """
+    if not config.data.test:
+        raise UserError("data.test is empty: name test sets, e.g. data.test={seen: seen.jsonl}")
+    for name, checkpoint in checkpoints.items():
+        if checkpoint is not None and not checkpoint.is_dir():
+            raise UserError(f"{name}: no checkpoint at {checkpoint}; has the run finished?")
+    datasets = _test_sets(config)
+    directory = run_directory(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    progress = directory / PROGRESS
+    progress.unlink(missing_ok=True)
+    shards = max(1, config.resources.workers)
+    jobs = [
+        {
+            "config": config.model_dump(mode="json"),
+            "threads": worker_threads(config),
+            "use_gpu": config.resources.gpus_per_worker > 0,
+            "checkpoints": {n: str(c) if c else None for n, c in checkpoints.items()},
+            "shard": shard,
+            "shards": shards,
+            "progress": str(progress),
+        }
+        for shard in range(shards)
+    ]
+    parts = [evaluate_shard(jobs[0])] if config.resources.workers == 0 else _on_ray(config, jobs)
+    progress.unlink(missing_ok=True)
+    rows = {
+        model: {
+            name: sorted(
+                (RowResult(**record) for part in parts for record in part[model][name]),
+                key=lambda row: row.index,
+            )
+            for name in datasets
+        }
+        for model in checkpoints
+    }
+    return {
+        "models": {
+            model: {"sets": {name: aggregate(found) for name, found in sets.items()}}
+            for model, sets in rows.items()
+        },
+        "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
+        "examples": examples(datasets, rows, _EXAMPLES),
+    }
+
+
+def expected_progress(config: Config, models: int) -> int:
+    """The sum of the numbers that an evaluation writes to its progress file."""
+    return 2 * models * sum(len(dataset) for dataset in _test_sets(config).values())
+
+
+def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any]) -> None:
+    """Puts one line per model and test set into metrics.jsonl, in place of earlier ones."""
+    path = directory / METRICS
+    lines = [record for record in read_records(path) if record["kind"] != "evaluation"]
+    for model, result in evaluation["models"].items():
+        for name, metrics in result["sets"].items():
+            flat = {
+                key: value["value"]
+                for key, value in metrics.items()
+                if isinstance(value, dict) and "value" in value
+            }
+            lines.append({"kind": "evaluation", "step": step, "model": model, "set": name, **flat})
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _test_sets(config: Config) -> dict[str, TripletDataset]:
+    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    return {
+        name: load_split(config, encoder, paths).head(config.evaluation.limit)
+        for name, paths in config.data.test.items()
+    }
+
+
+def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    with ray_session(config):
+        import ray
+
+        task = ray.remote(evaluate_shard).options(
+            num_cpus=config.resources.cpus_per_worker,
+            num_gpus=config.resources.gpus_per_worker,
+            max_retries=max(0, config.ray.max_failures),
+        )
+        return list(ray.get([task.remote(job) for job in jobs]))

@@ -1,0 +1,26 @@
+"""Exit codes of every command: 0 ok, 1 the user's input, 2 usage, 3 the run failed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from causal_core.errors import RunFailedError, UserError
+
+OK, USER_INPUT, USAGE, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def exit_with_code(command: Callable[[], object]) -> None:
+    """Runs a command and leaves the process with the code of its outcome."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_INPUT)
+    except RunFailedError as error:
+        print(f"run failed: {error}", file=sys.stderr)
+        sys.exit(RUN_FAILED)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(OK)

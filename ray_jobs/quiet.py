@@ -1,0 +1,32 @@
+"""What libraries print that no user can act on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+_CHATTY = ("bitsandbytes", "deepspeed", "DeepSpeed", "torch.distributed", "httpx", "filelock")
+
+
+def quiet_libraries() -> None:
+    """Silences progress bars and notices of libraries; warnings of this project stay."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("causal_core", "ray_jobs"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

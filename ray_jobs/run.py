@@ -1,0 +1,122 @@
+"""A whole run: plan, training, evaluation, summary, report. What `causal train` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from causal_core.config import Config, load_config
+from causal_core.errors import UserError
+from causal_core.report import write_report
+from causal_core.session import RunData, load_run_data, run_directory, step_plan
+from ray_jobs.evaluate import (
+    PROGRESS,
+    evaluate,
+    expected_progress,
+    record_evaluation,
+)
+from ray_jobs.plan import plan_of, show_plan
+from ray_jobs.progress import evaluation_progress, training_progress
+from ray_jobs.quiet import quiet_libraries
+from ray_jobs.trainer import fit, set_aside
+
+SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+BEST = "best"
+
+
+def run_training(
+    config: Config, console: Console, *, fresh: bool = False, test: bool = True
+) -> dict[str, Any]:
+    """Trains (or resumes), evaluates where the config has test sets, and writes the report.
+
+    Returns:
+        The content of summary.json.
+    """
+    quiet_libraries()
+    directory = run_directory(config)
+    if fresh and (moved := set_aside(directory)) is not None:
+        console.print(f"The earlier run is now in {moved}", markup=False)
+    data = _prepared_data(config, console)
+    show_plan(console, plan_of(config, data))
+    directory.mkdir(parents=True, exist_ok=True)
+    steps = step_plan(config, len(data.train)).total_steps
+    with training_progress(console, directory, steps):
+        summary = fit(config)
+    # Written after the workers accepted the config: a refused resume leaves the old one alone.
+    _write(directory / CONFIG, config.to_yaml())
+    result = {
+        "status": "finished" if summary["finished"] else "stopped",
+        "run": summary,
+        "config": config.model_dump(mode="json"),
+        "evaluation": None,
+    }
+    _write(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
+    if test and config.data.test:
+        return run_evaluation(directory, console, {})
+    write_report(directory)
+    return result
+
+
+def run_evaluation(
+    directory: Path, console: Console, against: Mapping[str, Path], limit: int | None = None
+) -> dict[str, Any]:
+    """Evaluates a finished run beside its base and other runs, and rewrites its report.
+
+    Args:
+        directory: A run directory.
+        against: Other runs' directories by the name to show them under.
+        limit: Rows per test set; None takes the config's.
+
+    Returns:
+        The content of summary.json.
+    """
+    quiet_libraries()
+    result = read_summary(directory)
+    config = load_config(directory / CONFIG, [f"run.dir={json.dumps(str(directory))}"])
+    if limit is not None:
+        config.evaluation.limit = limit
+    checkpoints: dict[str, Path | None] = {"base": None}
+    checkpoints.update({name: other / BEST for name, other in against.items()})
+    checkpoints["trained"] = directory / BEST
+    total = expected_progress(config, len(checkpoints))
+    with evaluation_progress(console, directory / PROGRESS, total):
+        evaluation = evaluate(config, checkpoints)
+    record_evaluation(directory, result["run"]["steps"], evaluation)
+    result["evaluation"] = evaluation
+    _write(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
+    write_report(directory)
+    return result
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """summary.json of a run (`UserError` where there is none)."""
+    path = directory / SUMMARY
+    if not path.is_file():
+        raise UserError(
+            f"{directory} holds no finished run (no {SUMMARY}); train first: causal train CONFIG "
+            f"run.dir={directory}"
+        )
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _prepared_data(config: Config, console: Console) -> RunData:
+    shown = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if total >= 20_000 and (done == total or not shown or done % 50_000 < 1024):
+            console.print(f"tokenising {done:,} of {total:,} rows", markup=False)
+            shown = True
+
+    return load_run_data(config, progress)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,105 @@
+"""One training run as a Ray Train `TorchTrainer` (Train V2), or in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import Config
+from causal_core.errors import RunFailedError, UserError
+from causal_core.session import run_directory
+from ray_jobs.cluster import ray_session, worker_threads
+
+CHECKPOINTS = "checkpoints"
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """Runs or resumes the training that `config` describes and returns its summary.
+
+    Raises:
+        UserError: something the user gave cannot work.
+        RunFailedError: workers failed more often than `ray.max_failures`.
+    """
+    if config.resources.workers == 0:
+        return _fit_in_process(config)
+    with ray_session(config):
+        return _fit_on_ray(config)
+
+
+def _fit_in_process(config: Config) -> dict[str, Any]:
+    import torch
+
+    from causal_core.device import prepare_device
+    from causal_core.loop import train
+    from causal_core.run_context import LocalContext
+
+    on_gpu = config.resources.gpus_per_worker > 0
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    prepare_device(device, config.resources.threads)
+    context = LocalContext(run_directory(config), device, config.checkpoint.keep_last)
+    return train(config, context)
+
+
+def _fit_on_ray(config: Config) -> dict[str, Any]:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from ray_jobs.worker import train_worker
+
+    directory = run_directory(config)
+    resources, use_gpu = config.resources, config.resources.gpus_per_worker > 0
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        per_worker["GPU"] = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "directory": str(directory),
+            "threads": worker_threads(config),
+        },
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(directory),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+        ),
+    )
+    from ray.exceptions import RayActorError
+
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
+    except RayActorError as error:  # the controller itself died
+        raise RunFailedError(
+            "the training controller died; the same command continues from the last checkpoint "
+            f"in {directory / CHECKPOINTS}"
+        ) from error
+    summary = result.return_value
+    if not isinstance(summary, dict):
+        raise RunFailedError("the training ended without a summary")
+    if "user_error" in summary:
+        raise UserError(summary["user_error"])
+    return summary
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Renames an existing run directory (`--fresh`); nothing is deleted."""
+    if not directory.exists():
+        return None
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(target)
+    return target

@@ -1,0 +1,89 @@
+"""What runs on each Ray worker: one training loop, or one shard of an evaluation.
+
+These functions live in the installed package and take plain values, so that Ray ships their names
+and not their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import parse_config
+from causal_core.errors import UserError
+from ray_jobs.quiet import quiet_libraries
+
+
+def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The `train_loop_per_worker` of the TorchTrainer.
+
+    Args:
+        job: `config` (the resolved tree), `directory` (of the run), `threads` (CPU threads).
+
+    Returns:
+        The run's summary, or `{"user_error": message}`: such an error would come again on every
+        retry, so it must not count as a failure of the worker.
+    """
+    quiet_libraries()
+    from causal_core.device import prepare_device
+    from causal_core.loop import train
+    from ray_jobs.context import RayContext
+
+    context = RayContext(Path(job["directory"]))
+    prepare_device(context.device, job["threads"])
+    try:
+        return train(parse_config(job["config"]), context)
+    except UserError as error:
+        return {"user_error": str(error)}
+
+
+def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Evaluates this shard's rows of every test set under every model.
+
+    Args:
+        job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
+            None for the base as it comes), `shard` and `shards`, `progress` (a file that gets one
+            line per piece of work done).
+
+    Returns:
+        Row records by model and test set.
+    """
+    quiet_libraries()
+    import torch
+
+    from causal_core.checkpoint import load_weights, verify_checkpoint
+    from causal_core.device import prepare_device
+    from causal_core.evaluation import evaluate_rows, to_records
+    from causal_core.model import build_model, load_base, load_tokenizer
+    from causal_core.prompts import build_prompt_encoder
+    from causal_core.session import load_split
+
+    config = parse_config(job["config"])
+    device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
+    prepare_device(device, job["threads"])
+    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
+    base = load_base(config.model, device, config.data.cache_dir)
+    model = build_model(base, config.lora, config.run.seed)
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    checkpoints = sorted(job["checkpoints"].items(), key=lambda item: item[1] is not None)
+    with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:
+        for name, checkpoint in checkpoints:
+            if checkpoint is not None:
+                verify_checkpoint(Path(checkpoint))
+                load_weights(Path(checkpoint), model)
+            results[name] = {}
+            for set_name, paths in config.data.test.items():
+                dataset = load_split(config, encoder, paths).head(config.evaluation.limit)
+                rows = evaluate_rows(
+                    model,
+                    encoder,
+                    dataset,
+                    range(job["shard"], len(dataset), job["shards"]),
+                    config.evaluation,
+                    device,
+                    progress=lambda count: print(count, file=progress),
+                )
+                results[name][set_name] = to_records(rows)
+    return results

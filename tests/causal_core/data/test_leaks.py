@@ -1,0 +1,87 @@
+"""The leak check finds each kind of planted leak and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from causal_core.data.generator import generate_dataset
+from causal_core.data.leaks import LeakKind, check_leaks, injected_text
+from causal_core.data.writer import to_table
+
+SIZES = {"train": 60, "validation": 20, "test_seen": 36, "test_novel": 36}
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return generate_dataset(SIZES, seed=3)
+
+
+def kinds(dataset):
+    return {(found.kind, found.split_a, found.split_b) for found in check_leaks(dataset).findings}
+
+
+def with_changed(dataset, split, **changes):
+    rows = list(dataset[split])
+    rows[5] = replace(rows[5], **changes)
+    return {**dataset, split: rows}
+
+
+def test_the_generator_is_clean(clean):
+    report = check_leaks(clean)
+    assert report.ok
+    assert set(report.checked) == set(LeakKind)
+    assert report.absent == ()
+
+
+def test_each_planted_leak_is_found(clean):
+    source = next(row for row in clean["train"] if row.attack_family == "goal_hijacking")
+    prompt = source.system_instruction
+    planted = with_changed(clean, "validation", system_instruction=prompt.upper())
+    assert (LeakKind.SYSTEM_PROMPT, "train", "validation") in kinds(planted)
+
+    planted = with_changed(
+        clean,
+        "validation",
+        system_instruction="Something else. Read 7 letters and count the words quickly.",
+    )
+    planted = with_changed(
+        planted, "test_seen", system_instruction="Read 8 letters and count the words quickly."
+    )
+    assert kinds(planted) == {(LeakKind.TASK_WORDING, "validation", "test_seen")}
+
+    planted = with_changed(clean, "test_novel", benign_cf_input=f" {source.benign_input}\n")
+    assert kinds(planted) == {(LeakKind.BENIGN_INPUT, "train", "test_novel")}
+
+    target = clean["test_seen"][5]
+    added = injected_text(source.benign_input, source.injection_input)
+    added = added.replace(source.witness, target.witness)
+    planted = with_changed(clean, "test_seen", injection_input=f"{added}\n{target.benign_input}")
+    assert kinds(planted) == {(LeakKind.INJECTION_WORDING, "train", "test_seen")}
+
+    planted = with_changed(clean, "test_seen", witness=source.witness.swapcase())
+    assert (LeakKind.WITNESS, "train", "test_seen") in kinds(planted)
+
+    planted = with_changed(clean, "test_novel", attack_family=source.attack_family)
+    assert (LeakKind.ATTACK_FAMILY, "train", "test_novel") in kinds(planted)
+
+
+def test_test_splits_may_share_prompts(clean):
+    prompt = clean["test_seen"][0].system_instruction
+    assert kinds(with_changed(clean, "test_novel", system_instruction=prompt)) == set()
+
+
+def test_tables_and_absent_columns(clean):
+    tables = {split: to_table(rows) for split, rows in clean.items()}
+    assert check_leaks(tables) == check_leaks(clean)
+    bare = {split: table.select(["benign_input"]) for split, table in tables.items()}
+    report = check_leaks(bare)
+    assert report.ok
+    assert report.checked == (LeakKind.BENIGN_INPUT,)
+    assert LeakKind.WITNESS in report.absent
+
+
+def test_examples_are_given(clean):
+    planted = with_changed(clean, "validation", witness=clean["train"][0].witness)
+    finding = next(f for f in check_leaks(planted).findings if f.kind is LeakKind.WITNESS)
+    assert finding.count == 1
+    assert finding.examples == (clean["train"][0].witness.casefold(),)

@@ -1,0 +1,103 @@
+"""The config tree: unknown keys are named, presets fill in, impossible pairs are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from causal_core.config import LOSS_PRESETS, Config, load_config, parse_config
+from causal_core.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.epochs=1", "trian: unknown key; did you mean `train`"),
+        ("train.epoch=1", "train.epoch: unknown key; did you mean `epochs`"),
+        ("train.epochs=zero", "train.epochs: .*found 'zero'"),
+        ("train.epochs.x=1", "train.epochs"),
+        ("loss.lambda_task=-1", "loss.lambda_task: .*greater than or equal to 0; found -1"),
+        ("loss.kind=info", "loss.kind"),
+        ("train.epochs", "expected key.sub=value"),
+        ("=1", "expected key.sub=value"),
+        ("a..b=1", "expected key.sub=value"),
+    ],
+)
+def test_a_bad_override_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["train.epochs=0", "lora.rnak=4"])
+    assert "train.epochs" in str(error.value) and "did you mean `rank`" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002"])
+def test_numbers_may_be_written_as_people_write_them(text):
+    assert load_config(None, [f"train.learning_rate={text}"]).train.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("preset", LOSS_PRESETS)
+def test_a_preset_fills_in_what_is_not_given(preset):
+    config = load_config(None, [f"loss.preset={preset}", "loss.lambda_task=3"])
+    expected = {**LOSS_PRESETS[preset], "lambda_task": 3.0}
+    assert {f"lambda_{k}": v for k, v in config.loss.weights().items()} == expected
+
+
+def test_the_reports_preset_is_what_the_reports_say():
+    weights = load_config(None, ["loss.preset=reports"]).loss.weights()
+    assert (weights["task"], weights["causal"], weights["spurious"]) == (1.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.kind=triplet", "loss.lambda_spurious=0.5"], "lambda_spurious"),
+        (["loss.preset=task_only", "loss.lambda_task=0"], "nothing would be trained"),
+        (["engine=plain", "resources.workers=2"], "set engine=ddp"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_the_resolved_tree_reads_back_as_itself():
+    config = load_config(None, ["loss.preset=reports", "data.test.seen=a.jsonl"])
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_fingerprint_moves_with_results_only():
+    base = Config().fingerprint()
+    assert load_config(None, ["resources.workers=2"]).fingerprint() == base
+    assert load_config(None, ["train.micro_batch_tokens=64"]).fingerprint() == base
+    assert load_config(None, ["run.dir=elsewhere"]).fingerprint() == base
+    assert load_config(None, ["run.seed=1"]).fingerprint() != base
+    assert load_config(None, ["lora.rank=8"]).fingerprint() != base
+
+
+def test_remote_code_is_off_unless_asked_for():
+    assert Config().model.trust_remote_code is False
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "model: 3\n"])
+def test_a_file_that_is_no_config_is_refused(tmp_path, content):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*(REPOSITORY / "configs").glob("*.yaml"), *(REPOSITORY / "ray_jobs/presets").glob("*.yaml")],
+    ids=lambda p: p.name,
+)
+def test_every_shipped_config_is_valid(path):
+    load_config(path)

@@ -1,0 +1,178 @@
+"""The loop with the directory-based context: whole runs, and invariants I3, I4 and I8.
+
+1. A run leaves what README promises, and computes the planned number of steps.
+2. Cut after any step and resumed, a run ends bit-identical to the uninterrupted one: adapter,
+   head, optimizer state and metrics.jsonl (dropout is on).
+3. After a resume the optimizer holds the very parameters of the model, and all of them train.
+4. A damaged newest checkpoint is skipped; another config, data or base is refused with a reason.
+5. Non-finite steps are skipped, counted, and stop the run when there are too many in a row.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from causal_core import loop
+from causal_core.checkpoint import newest_whole_checkpoint, verify_checkpoint
+from causal_core.errors import CheckpointError, RunFailedError
+from causal_core.run_context import LocalContext
+from tests.tiny_run import metric_lines, tiny_config
+
+CPU = torch.device("cpu")
+
+
+class Cut(Exception):
+    """Stands for a crash."""
+
+
+class CuttingContext(LocalContext):
+    """Crashes after a number of reported checkpoints."""
+
+    survive = 0
+
+    def report(self, metrics, checkpoint, name):
+        super().report(metrics, checkpoint, name)
+        self.survive -= 1
+        if self.survive == 0:
+            raise Cut
+
+
+@pytest.fixture
+def config(tiny_model_directory, tiny_data, tmp_path):
+    return tiny_config(tiny_model_directory, tiny_data, tmp_path / "run")
+
+
+def run(config, tmp_path, name="run"):
+    context = LocalContext(tmp_path / name, CPU, config.checkpoint.keep_last)
+    return loop.train(config, context)
+
+
+def final_files(directory):
+    manifest = verify_checkpoint(newest_whole_checkpoint(directory / "checkpoints"))
+    return {name: entry["sha256"] for name, entry in manifest["files"].items()}
+
+
+def test_a_run_leaves_what_it_promises(config, tmp_path):
+    summary = run(config, tmp_path)
+    assert summary["finished"] and summary["steps"] == summary["planned_steps"] == 5
+    assert summary["samples"] == 18  # the last partial window included
+    lines = metric_lines(tmp_path / "run")
+    assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in lines if r["kind"] == "validation"] == [2, 4, 5]
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004", "step-00000005"]
+    verify_checkpoint(tmp_path / "run" / "best")
+
+
+@pytest.mark.parametrize("survive", [1, 2])
+def test_a_cut_run_ends_bit_identical(config, tmp_path, survive):
+    run(config, tmp_path, "straight")
+    context = CuttingContext(tmp_path / "cut", CPU, config.checkpoint.keep_last)
+    context.survive = survive
+    with pytest.raises(Cut):
+        loop.train(config, context)
+    # What a crash between checkpoints leaves behind: lines beyond the last one, one cut off.
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"kind": "train", "step": 99}) + '\n{"kind": "tr')
+    run(config, tmp_path, "cut")
+    assert final_files(tmp_path / "cut") == final_files(tmp_path / "straight")
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "straight")]
+    assert metrics[0] == metrics[1]
+
+
+def test_two_cuts_in_a_row_across_an_epoch_boundary(tiny_model_directory, tiny_data, tmp_path):
+    config = tiny_config(
+        tiny_model_directory, tiny_data, tmp_path, train={"epochs": 2, "global_batch": 7}
+    )
+    run(config, tmp_path, "straight")
+    for _ in range(2):
+        context = CuttingContext(tmp_path / "cut", CPU, config.checkpoint.keep_last)
+        context.survive = 2
+        with pytest.raises(Cut):
+            loop.train(config, context)
+    run(config, tmp_path, "cut")
+    assert final_files(tmp_path / "cut") == final_files(tmp_path / "straight")
+
+
+def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_path, monkeypatch):
+    run(config, tmp_path)
+    seen = {}
+    original = loop.load_checkpoint
+
+    def spy(directory, model, optimizer, *rest):
+        before = dict(model.trainable_parameters())
+        state = original(directory, model, optimizer, *rest)
+        seen.update(before=before, after=model.trainable_parameters(), optimizer=optimizer)
+        return state
+
+    monkeypatch.setattr(loop, "load_checkpoint", spy)
+    run(config, tmp_path)
+    assert seen["before"].keys() == seen["after"].keys()
+    assert all(seen["before"][name] is p for name, p in seen["after"].items())
+    assert all(p.requires_grad for p in seen["after"].values())
+    held = {id(p) for group in seen["optimizer"].param_groups for p in group["params"]}
+    assert held == {id(p) for p in seen["after"].values()}
+    assert all(len(seen["optimizer"].state[p]) > 0 for p in seen["after"].values())
+    projection = [name for name in seen["after"] if name.startswith("projection.")]
+    assert len(projection) == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["truncated", "altered", "missing", "no manifest"],
+)
+def test_a_damaged_newest_checkpoint_is_skipped_aloud(config, tmp_path, caplog, damage):
+    run(config, tmp_path)
+    newest = tmp_path / "run" / "checkpoints" / "step-00000005"
+    victim = newest / "causal_projection.safetensors"
+    data = victim.read_bytes()
+    if damage == "truncated":
+        victim.write_bytes(data[:-10])
+    elif damage == "altered":
+        victim.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").unlink()
+    whole = newest_whole_checkpoint(tmp_path / "run" / "checkpoints")
+    assert whole is not None and whole.name == "step-00000004"
+    reason = "manifest.json" if damage == "no manifest" else victim.name
+    assert reason in caplog.text
+
+
+def test_another_config_is_refused_with_the_difference(config, tmp_path):
+    run(config, tmp_path)
+    config.train.learning_rate = 0.5
+    with pytest.raises(CheckpointError, match=r"train\.learning_rate: 0\.0002 -> 0\.5"):
+        run(config, tmp_path)
+
+
+def test_a_config_that_changes_no_result_is_accepted(config, tmp_path):
+    run(config, tmp_path)
+    config.train.micro_batch_tokens = 500
+    assert run(config, tmp_path)["finished"]
+
+
+def test_other_data_is_refused(config, tiny_model_directory, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
+    own = tiny_config(tiny_model_directory, data, tmp_path / "run")
+    run(own, tmp_path)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(CheckpointError, match="other training data"):
+        run(own, tmp_path)
+
+
+def test_non_finite_steps_are_skipped_and_then_stop_the_run(config, tmp_path, monkeypatch):
+    from causal_core import step
+
+    config.train.max_skipped = 1
+    monkeypatch.setattr(step, "clip_gradients", lambda parameters, norm: float("nan"))
+    with pytest.raises(RunFailedError, match="2 optimizer steps in a row were not finite"):
+        run(config, tmp_path)
+    assert all(line["skipped"] for line in metric_lines(tmp_path / "run"))

@@ -1,0 +1,37 @@
+"""Shared fixtures. Tests that start Ray share one cluster; everything else runs without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# Tiny tensors: more threads cost more than they give.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data that is no part of the project; tests that use it skip without it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder of real data is not beside this checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tmp_path_factory) -> Path:
+    from tests.tiny_run import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    from tests.tiny_run import write_tiny_data
+
+    sizes = {"train": 18, "validation": 6, "test_seen": 6, "test_novel": 6}
+    return write_tiny_data(tmp_path_factory.mktemp("tiny-data"), sizes)

@@ -1,0 +1,123 @@
+"""The command line from outside: exit codes, messages, and a whole tiny run with its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.tiny_run import tiny_config
+
+
+def causal(*arguments, module="ray_jobs.cli"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_model_directory, tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    config = tiny_config(tiny_model_directory, tiny_data, folder / "run")
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config_file):
+    outcome = causal("train", config_file, "--json")
+    assert outcome.returncode == 0, outcome.stderr
+    return config_file.parent / "run", json.loads(outcome.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "nowhere.yaml"], 1, "nowhere.yaml: no such config file"),
+        (["train"], 2, "Missing argument"),
+        (["train", "x.yaml", "--frehs"], 2, "No such option"),
+        (["nonsense"], 2, "No such command"),
+        (["evaluate", "nowhere"], 1, "no finished run"),
+        (["report", "nowhere"], 1, "summary.json"),
+        (["data", "check", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+    ],
+)
+def test_exit_codes_and_messages(arguments, code, message):
+    outcome = causal(*arguments)
+    assert outcome.returncode == code
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_config_error_ends_before_anything_is_written(config_file, tmp_path):
+    outcome = causal("train", config_file, f"run.dir={tmp_path / 'new'}", "train.epoch=3")
+    assert outcome.returncode == 1 and "did you mean `epochs`" in outcome.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_raw_entry_point_is_the_same_code_path(config_file, tmp_path):
+    outcome = causal(
+        "--config", config_file, "--no-evaluate", "--json", f"run.dir={tmp_path}",
+        "train.max_steps=1", module="ray_jobs.train",
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["run"]["steps"] == 1
+    refused = causal("--config", config_file, "train.epoch=1", module="ray_jobs.train")
+    assert refused.returncode == 1 and "did you mean" in refused.stderr
+
+
+def test_a_run_leaves_config_summary_metrics_and_report(finished):
+    run, result = finished
+    assert result == json.loads((run / "summary.json").read_text())
+    assert result["status"] == "finished"
+    assert yaml.safe_load((run / "config.yaml").read_text()) == result["config"]
+    assert set(result["evaluation"]["models"]) == {"base", "trained"}
+    assert set(result["evaluation"]["models"]["trained"]["sets"]) == {"seen", "novel"}
+    kinds = [json.loads(x)["kind"] for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "validation", "evaluation"} == set(kinds)
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_evaluate_again_replaces_and_adds_models(finished):
+    run, _ = finished
+    outcome = causal("evaluate", run, "--against", f"twin={run}", "--limit", "3", "--json")
+    assert outcome.returncode == 0, outcome.stderr
+    evaluation = json.loads(outcome.stdout)
+    assert list(evaluation["models"]) == ["base", "twin", "trained"]
+    sets = evaluation["models"]["trained"]["sets"]
+    assert sets["seen"]["n"] == 3
+    assert sets == evaluation["models"]["twin"]["sets"]
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len([x for x in lines if x["kind"] == "evaluation"]) == 6
+    bad = causal("evaluate", run, "--against", "trained=x")
+    assert bad.returncode == 1 and "NAME=RUN_DIR" in bad.stderr
+
+
+def test_fresh_starts_over_and_keeps_the_old_run(config_file, tmp_path):
+    arguments = [config_file, f"run.dir={tmp_path / 'r'}", "--no-evaluate", "train.max_steps=2"]
+    assert causal("train", *arguments).returncode == 0
+    again = causal("train", *arguments, "--fresh")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "r.1" / "summary.json").is_file()
+    assert (tmp_path / "r" / "summary.json").is_file()
+
+
+def test_plan_counts_without_weights(config_file):
+    outcome = causal("plan", config_file, "train.epochs=2", "--json")
+    assert outcome.returncode == 0, outcome.stderr
+    plan = json.loads(outcome.stdout)
+    assert plan["optimizer_steps"] == 10 and plan["samples"] == 36
+
+
+def test_help_is_quick_to_import():
+    code = "import sys, ray_jobs.cli; print([m for m in ('torch','ray','transformers','pyarrow') "
+    outcome = subprocess.run(
+        [sys.executable, "-c", code + "if m in sys.modules])"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert outcome.stdout.strip() == "[]"

@@ -1,0 +1,162 @@
+"""`causal data` as a user runs it: files, messages and exit codes."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ray_jobs.data_command import data_app
+
+SMALL = ["--train", "40", "--validation", "20", "--test", "20"]
+
+
+def causal_data(*args):
+    return CliRunner().invoke(data_app, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    result = causal_data("generate", folder, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "No leaks" in result.output
+    return folder
+
+
+@pytest.fixture
+def broken(tmp_path, demo):
+    """Two good rows and five kinds of bad ones."""
+    good = (demo / "train.jsonl").read_bytes().splitlines()[:5]
+    rows = [json.loads(line) for line in good]
+    lines = [
+        good[0],
+        b'{"id": ',
+        json.dumps({**rows[1], "benign_output": "  "}).encode(),
+        b"\xff\xfe",
+        json.dumps({**rows[2], "split": "\x1b[31mred"}).encode(),
+        good[0],
+        good[3],
+    ]
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_generate_is_reproducible_and_describes_itself(demo, tmp_path):
+    about = json.loads((demo / "dataset.json").read_text())
+    assert about["rows"] == {"train": 40, "validation": 20, "test_seen": 20, "test_novel": 20}
+    assert about["leaks"]["ok"]
+    assert not set(about["attack_families"]["test_novel"]) & set(about["attack_families"]["train"])
+    again = causal_data("generate", tmp_path / "again", *SMALL, "--json")
+    assert json.loads(again.stdout) == about
+    for name in about["files"].values():
+        assert (tmp_path / "again" / name).read_bytes() == (demo / name).read_bytes()
+
+
+def test_generate_keeps_files_that_exist(demo):
+    result = causal_data("generate", demo, *SMALL)
+    assert result.exit_code == 1
+    assert "--force" in result.output
+    assert causal_data("generate", demo, *SMALL, "--force").exit_code == 0
+
+
+def test_check_of_good_data(demo):
+    files = [demo / f"{split}.jsonl" for split in ("train", "validation", "test_novel")]
+    result = causal_data("check", *files)
+    assert result.exit_code == 0, result.output
+    assert "no leaks" in result.output
+    found = json.loads(causal_data("check", *files, "--json").stdout)
+    assert found["ok"] and found["rows"] == 80 and found["leaks"]["ok"]
+    assert found["with_witness"] == 80
+
+
+def test_check_names_five_kinds_of_broken_rows(broken):
+    result = causal_data("check", broken)
+    assert result.exit_code == 1
+    for line in (2, 3, 4, 5, 6):
+        assert f"broken.jsonl:{line}: " in result.output
+    assert "\x1b" not in result.output
+    found = json.loads(causal_data("check", broken, "--json").stdout)
+    assert not found["ok"]
+    assert [problem["line"] for problem in found["errors"]] == [2, 3, 4, 5, 6]
+
+
+def test_quarantine_sets_bad_rows_aside(broken, tmp_path):
+    aside = tmp_path / "aside.jsonl"
+    result = causal_data("check", broken, "--quarantine", aside)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in aside.read_text().splitlines()]
+    assert [row["line"] for row in rows] == [2, 3, 4, 5, 6]
+    assert rows[0]["raw"] == '{"id": '
+    assert rows[1]["problems"] == [{"field": "benign_output", "reason": "only white space"}]
+    assert causal_data("check", broken, "--quarantine", aside).exit_code == 1  # it exists
+
+    only_bad = tmp_path / "only_bad.jsonl"
+    only_bad.write_text("{}\n")
+    rest = tmp_path / "rest.jsonl"
+    assert causal_data("check", only_bad, "--quarantine", rest).exit_code == 1
+
+
+def test_leaks_are_findings_unless_strict(demo, tmp_path):
+    leaky = tmp_path / "leaky.jsonl"
+    row = json.loads((demo / "train.jsonl").read_text().splitlines()[0])
+    other = {**row, "id": "other", "split": "validation"}
+    leaky.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    result = causal_data("check", leaky)
+    assert result.exit_code == 0
+    assert "leak: train and validation share" in result.output
+    assert causal_data("check", leaky, "--strict-leaks").exit_code == 1
+    assert "leak:" not in causal_data("check", leaky, "--no-leaks").output
+
+
+def test_convert_round_trip_and_overwriting(demo, tmp_path):
+    source, there, back = demo / "train.jsonl", tmp_path / "t.parquet", tmp_path / "t.jsonl"
+    assert causal_data("convert", source, there).exit_code == 0
+    assert causal_data("convert", there, back).exit_code == 0
+    assert back.read_bytes() == source.read_bytes()
+    assert causal_data("convert", there, back).exit_code == 1
+    assert causal_data("convert", there, back, "--force").exit_code == 0
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_convert_to_one_file_per_split(demo, tmp_path):
+    files = [demo / f"{split}.jsonl" for split in ("train", "test_seen")]
+    result = causal_data("convert", *files, tmp_path / "all.parquet", "--split-dir")
+    assert result.exit_code == 0, result.output
+    written = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert written == ["test_seen.parquet", "train.parquet"]
+
+
+def test_convert_stops_at_bad_rows_and_leaves_nothing(broken, tmp_path):
+    out, aside = tmp_path / "out.jsonl", tmp_path / "aside.jsonl"
+    assert causal_data("convert", broken, out).exit_code == 1
+    assert not out.exists()
+    assert causal_data("convert", broken, out, "--quarantine", aside).exit_code == 0
+    assert len(out.read_text().splitlines()) == 2
+    assert causal_data("convert", broken, tmp_path / "out.csv").exit_code == 1
+
+
+def test_an_input_is_never_replaced(broken):
+    before = broken.read_bytes()
+    for args in (["check", broken, "--quarantine", broken], ["convert", broken, broken]):
+        result = causal_data(*args, "--force")
+        assert result.exit_code == 1
+        assert "is an input" in result.output
+    assert broken.read_bytes() == before
+
+
+def test_exit_codes_of_wrong_use(tmp_path):
+    assert causal_data("check", tmp_path / "missing.jsonl").exit_code == 1
+    assert "no such file" in causal_data("check", tmp_path / "missing.jsonl").output
+    assert (
+        json.loads(causal_data("check", tmp_path / "missing.jsonl", "--json").stdout)["ok"] is False
+    )
+    assert causal_data("check").exit_code == 2
+    assert causal_data("generate", tmp_path / "x", "--train", "0").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "check", "convert"])
+def test_help_teaches_by_example(command):
+    result = causal_data(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: causal data {command}" in " ".join(result.output.split())

@@ -1,0 +1,92 @@
+"""Real Ray Train runs over the tiny model: one worker, two workers (gloo), a resume, a refusal.
+
+1. Ray changes nothing: one Ray worker ends bit-identical to the loop in this process.
+2. Two workers end where one does (I2), up to float rounding.
+3. The same command after a stop continues; with another config it is refused as the user's error.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from causal_core.checkpoint import newest_whole_checkpoint, verify_checkpoint
+from causal_core.errors import UserError
+from ray_jobs.trainer import fit
+from tests.tiny_run import metric_lines, tiny_config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def config_of(tiny_model_directory, tiny_data, tmp_path):
+    def make(name, workers, **sections):
+        return tiny_config(
+            tiny_model_directory, tiny_data, tmp_path / name,
+            resources={"workers": workers, "threads": 1}, **sections,
+        )  # fmt: skip
+
+    return make
+
+
+def final_checkpoint(config):
+    from causal_core.session import run_directory
+
+    return newest_whole_checkpoint(run_directory(config) / "checkpoints")
+
+
+def sha256_of_files(config):
+    # The stored config names the number of workers, which differs on purpose.
+    files = verify_checkpoint(final_checkpoint(config))["files"]
+    return {name: f["sha256"] for name, f in files.items() if name != "config.yaml"}
+
+
+def test_one_ray_worker_equals_this_process(local_ray, config_of):
+    here, on_ray = config_of("here", 0), config_of("ray", 1)
+    assert fit(here)["steps"] == fit(on_ray)["steps"] == 5
+    assert sha256_of_files(here) == sha256_of_files(on_ray)
+    assert metric_lines_of(here) == metric_lines_of(on_ray)
+
+
+def metric_lines_of(config):
+    from causal_core.session import run_directory
+
+    return metric_lines(run_directory(config))
+
+
+def test_two_workers_end_where_one_does(local_ray, config_of):
+    exact = {"lora": {"dropout": 0.0}}
+    loss = {"loss": {"lambda_causal": 0.5, "lambda_spurious": 0.5}}
+    one, two = config_of("one", 0, **exact, **loss), config_of("two", 2, **exact, **loss)
+    fit(one)
+    summary = fit(two)
+    assert summary["workers"] == 2
+    for record, other in zip(metric_lines_of(one), metric_lines_of(two), strict=True):
+        assert record.keys() == other.keys()
+        for key, value in record.items():
+            if isinstance(value, float):
+                assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    first = next(r for r in metric_lines_of(one) if r["kind"] == "train")
+    second = next(r for r in metric_lines_of(two) if r["kind"] == "train")
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+    for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
+        a, b = (load_file(final_checkpoint(c) / name) for c in (one, two))
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
+
+
+def test_the_same_command_continues_and_another_config_is_refused(local_ray, config_of):
+    config = config_of("run", 1)
+    config.train.max_steps = 5
+    fit(config)
+    before = metric_lines_of(config)
+    assert fit(config)["steps"] == 5
+    assert metric_lines_of(config) == before
+    config.lora.rank = 3
+    with pytest.raises(UserError, match=r"lora\.rank: 2 -> 3"):
+        fit(config)
+    assert json.dumps(metric_lines_of(config)) == json.dumps(before)

@@ -1,0 +1,139 @@
+"""A tiny Llama, random triplets, and the plain path that the fast one must equal."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from causal_core.config import LoraSection, LossConfig
+from causal_core.losses import contrastive_sums, cross_entropy_sum, kl_sum
+from causal_core.model import CausalModel, build_model
+from causal_core.step import Denominators, weighted_loss
+from causal_core.triplet_trees import TripletTokens
+
+VOCABULARY = 97
+
+
+def tiny_base(layers: int = 2, seed: int = 0, vocabulary: int = VOCABULARY, hidden: int = 32):
+    """A Llama of two layers with grouped-query attention, float32, deterministic."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden // 2,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            attn_implementation="sdpa",
+        )
+    )
+    return base.requires_grad_(False)
+
+
+def tiny_model(seed: int = 0, dropout: float = 0.0, **options) -> CausalModel:
+    """A CausalModel whose adapter is not at its zero initialisation, so that B matters."""
+    model = build_model(
+        tiny_base(seed=seed), LoraSection(rank=4, alpha=8, dropout=dropout), seed, **options
+    )
+    generator = torch.Generator().manual_seed(seed + 1)
+    for parameter in model.trainable_parameters().values():
+        with torch.no_grad():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def random_triplets(
+    count: int, seed: int, systems: int = 2, vocabulary: int = VOCABULARY
+) -> list[TripletTokens]:
+    """Triplets that share system prompts, and U inside U* in part of them."""
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, vocabulary) for _ in range(rng.randint(low, high))]
+
+    prompts = [ids(1, 9) for _ in range(systems)]
+    triplets = []
+    for number in range(count):
+        benign = ids(1, 12)
+        position = rng.choice(["end", "start", "none"])
+        attack = ids(1, 8)
+        injection = {"end": benign + attack, "start": attack + benign, "none": attack}[position]
+        answer = ids(1, 5)
+        safe = answer if rng.random() < 0.5 else ids(1, 5)
+        triplets.append(
+            TripletTokens(
+                id=f"t{number}",
+                system=rng.choice(prompts),
+                benign=benign,
+                counterfactual=ids(1, 12),
+                injection=injection,
+                benign_answer=answer,
+                injection_answer=safe,
+                witness=ids(1, 3),
+            )
+        )
+    return triplets
+
+
+def plain_forward(model: CausalModel, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Last hidden states [L, H] and logits [L, V] of one unpadded sequence, the ordinary way."""
+    base = model.peft_model.get_base_model()
+    output = base(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+    return output.hidden_states[-1][0], output.logits[0]
+
+
+def plain_loss(
+    model: CausalModel, triplets: list[TripletTokens], loss: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective by separate, unpadded forwards of every branch: the definition."""
+    totals: dict[str, Tensor] = {}
+
+    def answer_logits(prompt: list[int], answer: list[int]) -> Tensor:
+        logits = plain_forward(model, prompt + answer)[1]
+        return logits[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
+
+    def add(name: str, value: Tensor) -> None:
+        totals[name] = totals[name] + value if name in totals else value
+
+    for t in triplets:
+        benign, attacked = t.system + t.benign, t.system + t.injection
+        clean = answer_logits(benign, t.benign_answer)
+        add("task", cross_entropy_sum(clean, torch.tensor(t.benign_answer)))
+        if loss.lambda_robust:
+            robust = answer_logits(attacked, t.injection_answer)
+            add("robust", cross_entropy_sum(robust, torch.tensor(t.injection_answer)))
+        if loss.lambda_invariance:
+            add("invariance", kl_sum(clean, answer_logits(attacked, t.benign_answer)))
+        prompts = [benign, t.system + t.counterfactual, attacked]
+        pooled = torch.stack([plain_forward(model, p)[0].mean(0) for p in prompts])
+        z = model.projection(pooled)[None]
+        for name, value in contrastive_sums(loss.kind, z, loss.temperature, loss.margin).items():
+            add(name, value)
+    return weighted_loss(totals, loss, Denominators.of(triplets)), totals
+
+
+def gradients(model: CausalModel) -> dict[str, Tensor]:
+    """A copy of every trainable parameter's gradient (zeros where there is none)."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.trainable_parameters().items()
+    }
+
+
+def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest over tensors of ||found - expected|| / ||expected|| (norms in float64)."""
+    worst = 0.0
+    for name, reference in expected.items():
+        scale = float(reference.double().norm())
+        difference = float((found[name].double() - reference.double()).norm())
+        if scale < 1e-7:  # a gradient that is zero by construction must stay so
+            worst = max(worst, 0.0 if difference < 1e-7 else difference)
+        else:
+            worst = max(worst, difference / scale)
+    return worst

@@ -1,0 +1,92 @@
+"""A tiny model on disk and a tiny run around it, so that whole runs take seconds on one core."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import Config, parse_config
+from causal_core.data.generator import generate_dataset
+from causal_core.data.writer import to_table, write_triplets
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}"
+    "{% endif %}"
+)
+
+
+def tiny_tokenizer(chat_template: str = CHAT_TEMPLATE, extra: tuple[str, ...] = ()) -> Any:
+    """A byte-level tokenizer without merges: every byte one token, plus the control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<|pad|>", "<|start|>", "<|end|>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+    )
+    if extra:
+        wrapped.add_tokens(list(extra), special_tokens=False)
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+def write_tiny_model(directory: Path, hidden: int = 32) -> Path:
+    """A Llama of two layers with the tiny tokenizer, in Hugging Face layout."""
+    from tests.tiny import tiny_base
+
+    tokenizer = tiny_tokenizer()
+    base = tiny_base(vocabulary=len(tokenizer), hidden=hidden)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.generation_config.pad_token_id = tokenizer.pad_token_id
+    base.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_tiny_data(directory: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    """Generated triplets, one JSONL file a split."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, triplets in generate_dataset(sizes, seed).items():
+        write_triplets(to_table(triplets), directory / f"{split}.jsonl")
+    return directory
+
+
+def tiny_config(model: Path, data: Path, run: Path, **sections: dict[str, Any]) -> Config:
+    """A run in this process over the tiny model; keyword arguments override by section."""
+    tree: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(run)},
+        "model": {"name_or_path": str(model)},
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+        "data": {
+            "train": [str(data / "train.jsonl")],
+            "validation": [str(data / "validation.jsonl")],
+            "test": {
+                "seen": [str(data / "test_seen.jsonl")],
+                "novel": [str(data / "test_novel.jsonl")],
+            },
+            "cache_dir": str(data / "cache"),
+        },
+        "train": {"global_batch": 4, "micro_batch_tokens": 2000, "epochs": 1},
+        "checkpoint": {"every_steps": 2},
+        "evaluation": {"max_new_tokens": 4},
+        "resources": {"workers": 0},
+        "logging": {"tensorboard": False},
+    }
+    for name, values in sections.items():
+        tree.setdefault(name, {}).update(values)
+    return parse_config(tree)
+
+
+def metric_lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
