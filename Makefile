@@ -1,4 +1,4 @@
-# make demo | make test | make test-all | make lint | make clean
+# make demo | make test | make test-all | make clean; `make demo ARGS=--fresh` passes options on
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -29,7 +29,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	@$(BIN)/causal demo
+	@$(BIN)/causal demo $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

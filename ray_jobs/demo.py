@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from causal_core.config import Config, load_config
+from causal_core.config import Config, load_config, parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from ray_jobs.closing import show_result
 from ray_jobs.cluster import ray_session
-from ray_jobs.run import run_evaluation, run_training
+from ray_jobs.run import SUMMARY, read_summary, run_evaluation, run_training
 from ray_jobs.trainer import set_aside
 
 CONFIG = Path(__file__).parent / "presets" / "demo.yaml"
@@ -35,6 +36,10 @@ def run_demo(directory: Path, *, seed: int = 0, fresh: bool = False) -> None:
     _generate(data, seed)
     control = _config(directory / "control", data, seed, "task_only")
     defended = _config(directory / "defended", data, seed, "default")
+    if (earlier := _finished(defended)) is not None:
+        console.print("This demo is finished already; --fresh starts over.")
+        show_result(console, directory / "defended", earlier)
+        return
     with ray_session(defended):
         _say(console, 2, "control: the same benign training without a defence")
         run_training(control, console, test=False)
@@ -55,6 +60,16 @@ def _generate(data: Path, seed: int) -> None:
         return
     for split, triplets in generate_dataset(_SIZES, seed).items():
         write_triplets(to_table(triplets), data / f"{split}.jsonl", overwrite=True)
+
+
+def _finished(config: Config) -> dict[str, Any] | None:
+    """The result of an earlier demo with this very config and an evaluation beside the control."""
+    if not (Path(config.run.dir) / SUMMARY).is_file():
+        return None
+    result = read_summary(Path(config.run.dir))
+    evaluated = "control" in (result["evaluation"] or {"models": {}})["models"]
+    same = parse_config(result["config"]).fingerprint() == config.fingerprint()
+    return result if evaluated and same and result["status"] == "finished" else None
 
 
 def _config(directory: Path, data: Path, seed: int, preset: str) -> Config:
