@@ -5,6 +5,7 @@
     optimizer.safetensors                            moments, keyed by parameter name
     trainer_state.json                               step, data position, schedule, seeds, best
     config.yaml                                      the resolved config of the run
+    tokenizer.json, ...                              the tokenizer with its chat template
     manifest.json                                    sha256 and size of every file; written last
 
 A directory without a manifest, or with one that does not match its files, is no checkpoint.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,11 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from causal_core.config import Config
-from causal_core.errors import CheckpointError
+from causal_core.errors import (
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    NewerFormatError,
+)
 from causal_core.model import CausalModel
 from causal_core.optimizer import load_optimizer_state, optimizer_state
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -56,6 +58,7 @@ class TrainerState:
     learning_rate: float  # of the last step; the schedule itself is a function of the step
     total_steps: int
     skipped: int  # non-finite steps so far
+    skipped_in_a_row: int
     best: dict[str, Any]  # see `selection.Best`
     data_fingerprint: str
     base_fingerprint: str
@@ -72,6 +75,7 @@ def save_checkpoint(
     model: CausalModel,
     optimizer: torch.optim.Optimizer,
     config: Config,
+    tokenizer: Any,
     state: TrainerState,
     metrics: Mapping[str, float],
 ) -> None:
@@ -88,6 +92,7 @@ def save_checkpoint(
         {**asdict(state), "optimizer_values": values, "metrics": dict(metrics)},
     )
     (directory / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+    tokenizer.save_pretrained(str(directory))
     files = sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -108,52 +113,40 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     """The manifest of a whole checkpoint.
 
     Raises:
-        CheckpointError: names the missing, truncated or altered file, or the newer format.
+        DamagedCheckpointError: names the missing, truncated or altered file.
+        NewerFormatError: written by a newer version.
     """
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory")
+        raise DamagedCheckpointError(f"{directory}: no such checkpoint directory")
     if not path.is_file():
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{directory}: no {MANIFEST}: the save was interrupted, or this is no checkpoint"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version, files = int(manifest["format_version"]), dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable manifest ({error!r})") from error
+        raise DamagedCheckpointError(f"{path}: not a readable manifest ({error!r})") from error
     if version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"{directory}: format version {version}, this program reads up to {FORMAT_VERSION}: "
             "update causal-ray"
         )
     for name, expected in files.items():
         if Path(name).name != name:
-            raise CheckpointError(f"{path}: {name!r} is not a plain file name")
+            raise DamagedCheckpointError(f"{path}: {name!r} is not a plain file name")
         file = directory / name
         if not file.is_file():
-            raise CheckpointError(f"{directory}: {name} is missing")
+            raise DamagedCheckpointError(f"{directory}: {name} is missing")
         if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{directory}: {name} has {file.stat().st_size} bytes, the manifest says "
                 f"{expected['bytes']}: truncated or altered"
             )
         if _sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{directory}: {name} does not match its sha256: altered")
+            raise DamagedCheckpointError(f"{directory}: {name} does not match its sha256: altered")
     return dict(manifest)
-
-
-def newest_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint below `folder` that verifies; damaged ones are skipped aloud."""
-    candidates = sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
-    for candidate in candidates:
-        try:
-            verify_checkpoint(candidate)
-        except CheckpointError as error:
-            log.warning("skipping a damaged checkpoint: %s", error)
-        else:
-            return candidate
-    return None
 
 
 def load_checkpoint(
@@ -180,7 +173,7 @@ def load_checkpoint(
     raw.pop("metrics")
     for name, expected in manifest["tensors"].items():
         if tensor_sha256(parameters[name]) != expected:
-            raise CheckpointError(f"{directory}: tensor {name} differs from the manifest")
+            raise DamagedCheckpointError(f"{directory}: tensor {name} differs from the manifest")
     assert set(tensors) == set(parameters)
     return TrainerState(**raw)
 
@@ -189,7 +182,7 @@ def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
     """Copies adapter and head of a checkpoint into the model's own parameters.
 
     Raises:
-        CheckpointError: names every missing, unexpected or wrongly shaped tensor.
+        ForeignCheckpointError: names every missing, unexpected or wrongly shaped tensor.
     """
     try:
         stored = {
@@ -197,7 +190,7 @@ def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
         }
         stored.update(load_file(directory / PROJECTION))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: cannot be read: {error}") from error
+        raise DamagedCheckpointError(f"{directory}: cannot be read: {error}") from error
     parameters = model.trainable_parameters()
     problems = [f"{name} is missing" for name in parameters if name not in stored]
     problems += [f"{name} is unexpected" for name in stored if name not in parameters]
@@ -207,7 +200,7 @@ def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
         if name in stored and stored[name].shape != p.shape
     ]
     if problems:
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"{directory} does not fit this model: {'; '.join(problems[:5])}"
             + (f"; ... {len(problems)} problems" if len(problems) > 5 else "")
             + ". Use the lora section and the base model that it was trained with (config.yaml)."
@@ -249,7 +242,7 @@ def _refuse_foreign(
     directory: Path, manifest: Mapping[str, Any], config: Config, data: str, base: str
 ) -> None:
     if manifest["config_fingerprint"] != config.fingerprint():
-        raise CheckpointError(
+        raise ForeignCheckpointError(
             f"{directory} was made with another config:\n"
             + _config_difference(directory, config)
             + "\nRestore these values, or choose another run.dir (or --fresh)"
@@ -259,7 +252,7 @@ def _refuse_foreign(
         ("base model", manifest["base_fingerprint"], base),
     ):
         if found != expected:
-            raise CheckpointError(
+            raise ForeignCheckpointError(
                 f"{directory} was made with other {what} ({found[:12]}..., this run has "
                 f"{expected[:12]}...). Restore it, or choose another run.dir (or --fresh)"
             )

@@ -72,6 +72,7 @@ FREE_ON_RESUME = (
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
     "checkpoint.keep_last",
+    "checkpoint.storage",
 )
 
 
@@ -230,6 +231,17 @@ class CheckpointConfig(Section):
         "`benign_tolerance` of the best seen.",
     )
     benign_tolerance: float = Field(0.02, ge=0)
+    patience: int | None = Field(
+        None, ge=1, description="Stop early after this many checkpoints without a better one."
+    )
+    min_improvement: float = Field(
+        0.0, ge=0, description="What counts as better, in units of `metric`."
+    )
+    storage: str | None = Field(
+        None,
+        description="Where checkpoints go instead of the run directory: s3://, gs://, file:// or "
+        "any other pyarrow filesystem.",
+    )
 
 
 class EvaluationConfig(Section):
@@ -243,12 +255,28 @@ class EvaluationConfig(Section):
 class ResourcesConfig(Section):
     """What a run asks of the machine or the cluster."""
 
-    workers: int = Field(1, ge=0, description="Ray workers; 0 runs in this process without Ray.")
+    workers: int | tuple[int, int] = Field(
+        1,
+        description="Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
+    )
     gpus_per_worker: float = Field(0.0, ge=0)
     cpus_per_worker: float = Field(1.0, gt=0)
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; default: cores / local workers."
     )
+
+    @field_validator("workers")
+    @classmethod
+    def _workers_make_sense(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = (value, value) if isinstance(value, int) else value
+        if least < 0 or most < least or (least == 0 and most > 0):
+            raise ValueError("give a number of workers (0 or more) or [least, most], least >= 1")
+        return value
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that run at a time."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class RayConfig(Section):
@@ -285,7 +313,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _engine_fits_workers(self) -> Config:
-        if self.engine == "plain" and self.resources.workers > 1:
+        if self.engine == "plain" and self.resources.max_workers > 1:
             raise ValueError(
                 f"engine=plain runs one worker, resources.workers={self.resources.workers}: "
                 "set engine=ddp (or auto)"

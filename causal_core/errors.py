@@ -14,8 +14,24 @@ class ModelError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is damaged, foreign or of another run; it is refused as a whole."""
+    """A checkpoint cannot be used; it is refused as a whole."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file of the checkpoint is missing, truncated or altered, or the save never finished."""
+
+
+class ForeignCheckpointError(CheckpointError):
+    """The checkpoint is whole, but of another base model, adapter shape, config or data."""
+
+
+class NewerFormatError(CheckpointError):
+    """The checkpoint was written by a newer version of this program."""
 
 
 class RunFailedError(Exception):
     """The run itself failed after a valid start (exit 3)."""
+
+
+class StorageError(RunFailedError):
+    """A checkpoint could not be written (storage full, read-only or gone)."""

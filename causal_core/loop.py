@@ -7,6 +7,7 @@ neither Ray nor the engine.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -21,12 +22,11 @@ from causal_core.checkpoint import (
     checkpoint_name,
     copy_checkpoint,
     load_checkpoint,
-    newest_whole_checkpoint,
     save_checkpoint,
 )
 from causal_core.config import Config
 from causal_core.device import peak_memory_bytes
-from causal_core.errors import RunFailedError
+from causal_core.errors import RunFailedError, StorageError
 from causal_core.run_context import RunContext
 from causal_core.run_log import RunLog
 from causal_core.schedule import learning_rate
@@ -63,7 +63,7 @@ class _Loop:
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> dict[str, Any]:
-        plan, config = self.session.plan, self.config
+        config = self.config
         step = TrainStep(
             self.session.engine,
             self.session.optimizer,
@@ -77,18 +77,28 @@ class _Loop:
             run_log = RunLog(self.context.directory, self.step, config.logging.tensorboard)
         last_validation: dict[str, float] = {}
         stopped = False
-        while self.step < plan.total_steps and not stopped:
+        while not stopped and not self._is_over():
             report = self._one_step(step, run_log)
             self._watch_skipped(report)
+            stopped = self._stop_requested()
             save, validate = self._due()
             if validate:
                 last_validation = self._validate(run_log)
-            stopped = self.context.should_stop()
             if save or stopped:
-                self._save(report, last_validation if validate else {})
+                self._save(report, last_validation if validate else {}, run_log)
         if run_log is not None:
             run_log.close()
         return self._summary(last_validation)
+
+    def _is_over(self) -> bool:
+        return self.step >= self.session.plan.total_steps or self.best.exhausted(
+            self.config.checkpoint
+        )
+
+    def _stop_requested(self) -> bool:
+        """Whether any worker was asked to stop; the same answer on all of them."""
+        asked = torch.tensor([float(self.context.stop_requested(self.step))], dtype=torch.float64)
+        return bool(self.session.engine.sum_over_workers(asked)[0] > 0)
 
     def _one_step(self, step: TrainStep, run_log: RunLog | None) -> StepReport:
         plan, train, seed = self.session.plan, self.config.train, self.config.run.seed
@@ -184,56 +194,88 @@ class _Loop:
             merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
         return Scores(**merged)
 
-    def _save(self, report: StepReport, validation: dict[str, float]) -> None:
-        plan, config, session = self.session.plan, self.config, self.session
-        is_best = self.best.update(self.step, validation, config.checkpoint)
+    def _save(
+        self, report: StepReport, validation: dict[str, float], run_log: RunLog | None
+    ) -> None:
+        begin = time.perf_counter()
+        is_best = self.best.update(self.step, validation, self.config.checkpoint)
+        is_best = is_best or self.session.data.validation is None
         metrics = {**report.metrics(), **{f"validation_{k}": v for k, v in validation.items()}}
         name = checkpoint_name(self.step)
-        directory: Path | None = None
-        if self.context.rank == 0:
-            directory = Path(tempfile.mkdtemp(prefix="causal-checkpoint-"))
-            state = TrainerState(
-                step=self.step,
-                samples=plan.samples_after(self.step),
-                seed=config.run.seed,
-                learning_rate=session.optimizer.param_groups[0]["lr"],
-                total_steps=plan.total_steps,
-                skipped=self.skipped,
-                best=self.best.to_dict(),
-                data_fingerprint=session.data.train.fingerprint,
-                base_fingerprint=session.base_fingerprint,
-                config_fingerprint=config.fingerprint(),
+        directory = None
+        try:
+            if self.context.rank == 0:
+                directory = self._write_checkpoint(metrics)
+                if is_best:
+                    copy_checkpoint(directory, self.context.directory / "best")
+            self.context.report({"step": self.step, **metrics}, directory, name)
+        except OSError as error:
+            raise StorageError(
+                f"the checkpoint of step {self.step} could not be written: {error}. Earlier "
+                f"checkpoints in {self.context.store.location} are untouched; free or repair the "
+                "storage and run the same command again"
+            ) from error
+        if run_log is not None:
+            run_log.performance(self.step, {"save_seconds": time.perf_counter() - begin})
+
+    def _write_checkpoint(self, metrics: dict[str, float]) -> Path:
+        """A whole checkpoint in a local temporary directory."""
+        config, session = self.config, self.session
+        state = TrainerState(
+            step=self.step,
+            samples=session.plan.samples_after(self.step),
+            seed=config.run.seed,
+            learning_rate=session.optimizer.param_groups[0]["lr"],
+            total_steps=session.plan.total_steps,
+            skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+            best=self.best.to_dict(),
+            data_fingerprint=session.data.train.fingerprint,
+            base_fingerprint=session.base_fingerprint,
+            config_fingerprint=config.fingerprint(),
+        )
+        directory = Path(tempfile.mkdtemp(prefix="causal-checkpoint-"))
+        try:
+            save_checkpoint(
+                directory,
+                session.engine.model,
+                session.optimizer,
+                config,
+                session.data.encoder.tokenizer,
+                state,
+                metrics,
             )
-            model = session.engine.model
-            save_checkpoint(directory, model, session.optimizer, config, state, metrics)
-            if is_best or self.session.data.validation is None:
-                copy_checkpoint(directory, self.context.directory / "best")
-        self.context.report({"step": self.step, **metrics}, directory, name)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return directory
 
     def _restore(self) -> None:
-        newest = newest_whole_checkpoint(self.context.directory / "checkpoints")
-        if newest is None:
-            return
         session = self.session
-        state = load_checkpoint(
-            newest,
-            session.engine.model,
-            session.optimizer,
-            self.config,
-            session.data.train.fingerprint,
-            session.base_fingerprint,
-        )
+        with self.context.store.newest_whole() as newest:
+            if newest is None:
+                return
+            state = load_checkpoint(
+                newest,
+                session.engine.model,
+                session.optimizer,
+                self.config,
+                session.data.train.fingerprint,
+                session.base_fingerprint,
+            )
+            log.info("resumed from %s", newest.name)
         self.step = session.plan.step_of(state.samples)
         self.skipped = state.skipped
+        self.skipped_in_a_row = state.skipped_in_a_row
         self.best = Best.from_dict(state.best)
-        log.info("resumed from %s at step %d", newest.name, self.step)
 
     def _summary(self, validation: dict[str, float]) -> dict[str, Any]:
         plan = self.session.plan
         return {
             "steps": self.step,
             "planned_steps": plan.total_steps,
-            "finished": self.step >= plan.total_steps,
+            "finished": self._is_over(),
+            "stopped_early": self._is_over() and self.step < plan.total_steps,
             "samples": plan.samples_after(self.step),
             "epochs": self.config.train.epochs,
             "skipped_steps": self.skipped,

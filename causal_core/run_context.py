@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from causal_core.checkpoint import copy_checkpoint
+from causal_core.storage import CheckpointStore, checkpoint_location
 
 
 class RunContext(Protocol):
@@ -22,6 +23,7 @@ class RunContext(Protocol):
     world_size: int
     device: torch.device
     directory: Path  # the run directory
+    store: CheckpointStore
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         """Hands over metrics and a finished local checkpoint directory (rank 0; others None).
@@ -29,8 +31,9 @@ class RunContext(Protocol):
         All ranks call it at the same steps. The directory belongs to the context afterwards.
         """
 
-    def should_stop(self) -> bool:
-        """Whether the run was asked to stop at the next step boundary (same on all ranks)."""
+    def stop_requested(self, step: int) -> bool:
+        """Whether this worker knows of a request to stop after `step` optimizer steps; the loop
+        asks all workers and stops where any of them knows."""
 
 
 @dataclass
@@ -39,26 +42,23 @@ class LocalContext:
 
     directory: Path
     device: torch.device
+    store: CheckpointStore = field(init=False)
     keep_last: int = 3
+    storage: str | None = None
+    stop_at: int | None = None
+    stop: bool = False  # set by a signal handler
     rank: int = 0
     world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(checkpoint_location(self.directory, self.storage))
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         if checkpoint is None:
             return
-        folder = self.directory / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        copy_checkpoint(checkpoint, folder / name)
-        for old in sorted(folder.glob("step-*"))[: -self.keep_last]:
-            _remove(old)
+        self.store.put(checkpoint, name)
+        shutil.rmtree(checkpoint)
+        self.store.keep_last(self.keep_last)
 
-    def should_stop(self) -> bool:
-        return False
-
-
-def _remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint, its manifest first: what is left of an interrupted delete is none."""
-    import shutil
-
-    (checkpoint / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    def stop_requested(self, step: int) -> bool:
+        return self.stop or (self.stop_at is not None and step >= self.stop_at)

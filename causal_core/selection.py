@@ -19,6 +19,7 @@ class Best:
     value: float | None = None
     lowest_benign_nll: float | None = None
     benign_nll: float | None = None
+    stale: int = 0  # checkpoints since the best one
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Best:
@@ -37,6 +38,7 @@ class Best:
         if config.metric not in metrics:
             return False
         value, nll = metrics[config.metric], metrics["benign_nll"]
+        self.stale += 1
         if self.lowest_benign_nll is None or nll < self.lowest_benign_nll:
             self.lowest_benign_nll = nll
         bound = self.lowest_benign_nll * (1 + config.benign_tolerance)
@@ -46,7 +48,12 @@ class Best:
             return False
         sign = -1.0 if config.metric in _HIGHER_IS_BETTER else 1.0
         unseated = self.benign_nll is not None and self.benign_nll > bound
-        if self.value is None or unseated or sign * value < sign * self.value:
-            self.step, self.value, self.benign_nll = step, value, nll
+        better = self.value is None or sign * (self.value - value) > config.min_improvement
+        if better or unseated:
+            self.step, self.value, self.benign_nll, self.stale = step, value, nll, 0
             return True
         return False
+
+    def exhausted(self, config: CheckpointConfig) -> bool:
+        """Whether early stopping (`checkpoint.patience`) ends the run here."""
+        return config.patience is not None and self.stale >= config.patience

@@ -64,8 +64,8 @@ def worker_threads(config: Config) -> int:
     """CPU threads of each worker: the config's, or an even part of this machine's cores."""
     if config.resources.threads is not None:
         return config.resources.threads
-    return max(1, available_cores() // max(1, config.resources.workers))
+    return max(1, available_cores() // max(1, config.resources.max_workers))
 
 
 def _cpus_needed(config: Config) -> int:
-    return int(config.resources.workers * config.resources.cpus_per_worker) + 1
+    return int(config.resources.max_workers * config.resources.cpus_per_worker) + 1

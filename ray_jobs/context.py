@@ -10,16 +10,23 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from causal_core.storage import CheckpointStore
+
+# A driver that is asked to stop puts this file into the run directory; see `trainer.fit`.
+STOP_FILE = ".stop"
+
 
 class RayContext:
     """Implements `causal_core.run_context.RunContext` with Ray Train V2."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, location: str, stop_at: int | None) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.directory = directory
+        self.store = CheckpointStore(location)
+        self._stop_at = stop_at
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         if checkpoint is None:  # this rank adds no file; Ray merges the ranks' directories
@@ -33,5 +40,6 @@ class RayContext:
             delete_local_checkpoint_after_upload=True,
         )
 
-    def should_stop(self) -> bool:
-        return False
+    def stop_requested(self, step: int) -> bool:
+        asked = self._stop_at is not None and step >= self._stop_at
+        return asked or (self.directory / STOP_FILE).exists()

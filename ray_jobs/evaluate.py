@@ -50,7 +50,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / PROGRESS
     progress.unlink(missing_ok=True)
-    shards = max(1, config.resources.workers)
+    shards = max(1, config.resources.max_workers)
     jobs = [
         {
             "config": config.model_dump(mode="json"),
@@ -63,7 +63,9 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
         }
         for shard in range(shards)
     ]
-    parts = [evaluate_shard(jobs[0])] if config.resources.workers == 0 else _on_ray(config, jobs)
+    parts = (
+        [evaluate_shard(jobs[0])] if config.resources.max_workers == 0 else _on_ray(config, jobs)
+    )
     progress.unlink(missing_ok=True)
     rows = {
         model: {

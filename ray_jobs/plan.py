@@ -31,7 +31,7 @@ def plan_of(config: Config, data: RunData) -> dict[str, Any]:
         "optimizer_steps": plan.total_steps,
         "warmup_steps": warmup_steps(plan.total_steps, config.train.warmup_ratio),
         "samples": plan.samples_after(plan.total_steps),
-        "workers": config.resources.workers,
+        "workers": config.resources.max_workers,
         "gpus_per_worker": config.resources.gpus_per_worker,
         "threads_per_worker": worker_threads(config),
         "loss": {k: v for k, v in config.loss.weights().items() if v > 0},
@@ -65,12 +65,11 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
     """The plan as a table for people."""
     counts = plan["parameters"]
     trained = counts["adapter"] + counts["projection"]
-    placed = (
-        f"{plan['workers']} worker(s), {plan['gpus_per_worker']:g} GPU each"
-        if plan["gpus_per_worker"]
-        else f"{plan['workers'] or 1} on CPU, {plan['threads_per_worker']} of "
-        f"{available_cores()} cores each"
-    )
+    where = f"{plan['workers']} Ray worker(s)" if plan["workers"] else "this process, no Ray"
+    if plan["gpus_per_worker"]:
+        placed = f"{where}, {plan['gpus_per_worker']:g} GPU each"
+    else:
+        placed = f"{where}, {plan['threads_per_worker']} of {available_cores()} CPU cores each"
     weights = ", ".join(f"{name} {weight:g}" for name, weight in plan["loss"].items())
     rows = [
         ("model", f"{plan['model']} ({counts['base']:,} frozen, {plan['quantization']})"),

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from causal_core.config import Config, load_config
-from causal_core.errors import UserError
+from causal_core.errors import RunFailedError, UserError
 from causal_core.report import write_report
 from causal_core.session import RunData, load_run_data, run_directory, step_plan
 from ray_jobs.evaluate import (
@@ -56,6 +56,11 @@ def run_training(
         "evaluation": None,
     }
     _write(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
+    if not summary["finished"]:
+        raise RunFailedError(
+            f"stopped at step {summary['steps']} of {summary['planned_steps']} as asked; the same "
+            "command continues from there"
+        )
     if test and config.data.test:
         return run_evaluation(directory, console, {})
     write_report(directory)

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from causal_core.config import Config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.session import run_directory
+from causal_core.storage import checkpoint_location
 from ray_jobs.cluster import ray_session, worker_threads
 
 CHECKPOINTS = "checkpoints"
 
 
-def fit(config: Config) -> dict[str, Any]:
+def fit(config: Config, stop_at: int | None = None) -> dict[str, Any]:
     """Runs or resumes the training that `config` describes and returns its summary.
+
+    SIGTERM ends the run at the next step boundary, with a checkpoint; so does `stop_at`, a number
+    of optimizer steps. The summary then says `finished: False`.
 
     Raises:
         UserError: something the user gave cannot work.
         RunFailedError: workers failed more often than `ray.max_failures`.
     """
-    if config.resources.workers == 0:
-        return _fit_in_process(config)
+    if config.resources.max_workers == 0:
+        return _fit_in_process(config, stop_at)
     with ray_session(config):
-        return _fit_on_ray(config)
+        return _fit_on_ray(config, stop_at)
 
 
-def _fit_in_process(config: Config) -> dict[str, Any]:
+def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
     import torch
 
     from causal_core.device import prepare_device
@@ -36,18 +44,33 @@ def _fit_in_process(config: Config) -> dict[str, Any]:
     on_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     prepare_device(device, config.resources.threads)
-    context = LocalContext(run_directory(config), device, config.checkpoint.keep_last)
-    return train(config, context)
+    context = LocalContext(
+        run_directory(config),
+        device,
+        keep_last=config.checkpoint.keep_last,
+        storage=config.checkpoint.storage,
+        stop_at=stop_at,
+    )
+
+    def ask_to_stop() -> None:
+        context.stop = True
+
+    with _on_sigterm(ask_to_stop):
+        return train(config, context)
 
 
-def _fit_on_ray(config: Config) -> dict[str, Any]:
+def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
+    from ray.exceptions import RayActorError
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from ray_jobs.context import STOP_FILE
     from ray_jobs.worker import train_worker
 
     directory = run_directory(config)
+    storage = config.checkpoint.storage or str(directory)
+    location = checkpoint_location(directory, config.checkpoint.storage)
     resources, use_gpu = config.resources, config.resources.gpus_per_worker > 0
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if use_gpu:
@@ -57,7 +80,9 @@ def _fit_on_ray(config: Config) -> dict[str, Any]:
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "directory": str(directory),
+            "location": location,
             "threads": worker_threads(config),
+            "stop_at": stop_at,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -65,28 +90,45 @@ def _fit_on_ray(config: Config) -> dict[str, Any]:
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=str(directory),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
         ),
     )
-    from ray.exceptions import RayActorError
-
+    stop_file = directory / STOP_FILE
+    directory.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
     try:
-        result = trainer.fit()
+        with _on_sigterm(stop_file.touch):
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
     except RayActorError as error:  # the controller itself died
         raise RunFailedError(
             "the training controller died; the same command continues from the last checkpoint "
-            f"in {directory / CHECKPOINTS}"
+            f"in {location}"
         ) from error
+    finally:
+        stop_file.unlink(missing_ok=True)
     summary = result.return_value
     if not isinstance(summary, dict):
         raise RunFailedError("the training ended without a summary")
     if "user_error" in summary:
         raise UserError(summary["user_error"])
     return summary
+
+
+@contextlib.contextmanager
+def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """Runs `action` on SIGTERM during the block (a preempted node, `kubectl delete`)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -19,7 +19,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     """The `train_loop_per_worker` of the TorchTrainer.
 
     Args:
-        job: `config` (the resolved tree), `directory` (of the run), `threads` (CPU threads).
+        job: `config` (the resolved tree), `directory` (of the run), `location` (of its
+            checkpoints), `threads` (CPU threads), `stop_at` (a step to stop after, or None).
 
     Returns:
         The run's summary, or `{"user_error": message}`: such an error would come again on every
@@ -30,7 +31,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     from causal_core.loop import train
     from ray_jobs.context import RayContext
 
-    context = RayContext(Path(job["directory"]))
+    context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
     prepare_device(context.device, job["threads"])
     try:
         return train(parse_config(job["config"]), context)

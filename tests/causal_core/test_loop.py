@@ -17,9 +17,16 @@ import pytest
 import torch
 
 from causal_core import loop
-from causal_core.checkpoint import newest_whole_checkpoint, verify_checkpoint
-from causal_core.errors import CheckpointError, RunFailedError
+from causal_core.checkpoint import verify_checkpoint
+from causal_core.errors import (
+    CheckpointError,
+    ForeignCheckpointError,
+    NewerFormatError,
+    RunFailedError,
+    StorageError,
+)
 from causal_core.run_context import LocalContext
+from causal_core.storage import CheckpointStore
 from tests.tiny_run import metric_lines, tiny_config
 
 CPU = torch.device("cpu")
@@ -47,13 +54,13 @@ def config(tiny_model_directory, tiny_data, tmp_path):
 
 
 def run(config, tmp_path, name="run"):
-    context = LocalContext(tmp_path / name, CPU, config.checkpoint.keep_last)
+    context = LocalContext(tmp_path / name, CPU, storage=config.checkpoint.storage)
     return loop.train(config, context)
 
 
 def final_files(directory):
-    manifest = verify_checkpoint(newest_whole_checkpoint(directory / "checkpoints"))
-    return {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    with CheckpointStore(str(directory / "checkpoints")).newest_whole() as newest:
+        return {name: f["sha256"] for name, f in verify_checkpoint(newest)["files"].items()}
 
 
 def test_a_run_leaves_what_it_promises(config, tmp_path):
@@ -71,7 +78,7 @@ def test_a_run_leaves_what_it_promises(config, tmp_path):
 @pytest.mark.parametrize("survive", [1, 2])
 def test_a_cut_run_ends_bit_identical(config, tmp_path, survive):
     run(config, tmp_path, "straight")
-    context = CuttingContext(tmp_path / "cut", CPU, config.checkpoint.keep_last)
+    context = CuttingContext(tmp_path / "cut", CPU)
     context.survive = survive
     with pytest.raises(Cut):
         loop.train(config, context)
@@ -90,7 +97,7 @@ def test_two_cuts_in_a_row_across_an_epoch_boundary(tiny_model_directory, tiny_d
     )
     run(config, tmp_path, "straight")
     for _ in range(2):
-        context = CuttingContext(tmp_path / "cut", CPU, config.checkpoint.keep_last)
+        context = CuttingContext(tmp_path / "cut", CPU)
         context.survive = 2
         with pytest.raises(Cut):
             loop.train(config, context)
@@ -138,8 +145,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud(config, tmp_path, caplog, 
         victim.unlink()
     else:
         (newest / "manifest.json").unlink()
-    whole = newest_whole_checkpoint(tmp_path / "run" / "checkpoints")
-    assert whole is not None and whole.name == "step-00000004"
+    with CheckpointStore(str(tmp_path / "run" / "checkpoints")).newest_whole() as whole:
+        assert whole is not None and whole.name == "step-00000004"
     reason = "manifest.json" if damage == "no manifest" else victim.name
     assert reason in caplog.text
 
@@ -176,3 +183,87 @@ def test_non_finite_steps_are_skipped_and_then_stop_the_run(config, tmp_path, mo
     with pytest.raises(RunFailedError, match="2 optimizer steps in a row were not finite"):
         run(config, tmp_path)
     assert all(line["skipped"] for line in metric_lines(tmp_path / "run"))
+
+
+def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(config, tmp_path):
+    run(config, tmp_path, "local")
+    config.checkpoint.storage = f"file://{tmp_path}/bucket/prefix"
+    context = CuttingContext(tmp_path / "remote", CPU, storage=config.checkpoint.storage)
+    context.survive = 2
+    with pytest.raises(Cut):
+        loop.train(config, context)
+    assert not (tmp_path / "remote" / "checkpoints").exists()
+    stored = tmp_path / "bucket" / "prefix" / "checkpoints"
+    (stored / "step-00000004" / "optimizer.safetensors").write_bytes(b"damaged")
+    run(config, tmp_path, "remote")  # from step 2: step 4 is damaged
+    names = ["adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors"]
+    final = verify_checkpoint(stored / "step-00000005")["files"]
+    expected = final_files(tmp_path / "local")
+    assert {n: final[n]["sha256"] for n in names} == {n: expected[n] for n in names}
+
+
+def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, tmp_path):
+    run(config, tmp_path, "straight")
+    context = LocalContext(tmp_path / "stopped", CPU, stop_at=3)  # no multiple of every_steps
+    summary = loop.train(config, context)
+    assert summary["steps"] == 3 and not summary["finished"]
+    assert run(config, tmp_path, "stopped")["finished"]
+    first, second = final_files(tmp_path / "straight"), final_files(tmp_path / "stopped")
+    state = "trainer_state.json"  # the extra checkpoint took part in the selection of the best
+    assert {k: v for k, v in first.items() if k != state} == {
+        k: v for k, v in second.items() if k != state
+    }
+
+
+def test_early_stopping_ends_the_run_and_stays_ended(config, tmp_path):
+    config.checkpoint.patience = 1
+    config.checkpoint.min_improvement = 1e9
+    config.train.epochs = 4
+    summary = run(config, tmp_path)
+    assert summary["finished"] and summary["stopped_early"] and summary["steps"] == 4
+    assert run(config, tmp_path)["steps"] == 4
+
+
+def test_no_temporary_checkpoint_is_left_behind(config, tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    run(config, tmp_path)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_full_storage_ends_the_run_and_leaves_the_last_good_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    import errno
+
+    original = CheckpointStore.put
+
+    def put(self, directory, name):
+        if name == "step-00000004":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, directory, name)
+
+    monkeypatch.setattr(CheckpointStore, "put", put)
+    with pytest.raises(StorageError, match=r"step 4 could not be written.*No space left"):
+        run(config, tmp_path)
+    monkeypatch.undo()
+    with CheckpointStore(str(tmp_path / "run" / "checkpoints")).newest_whole() as newest:
+        assert newest.name == "step-00000002"
+    assert run(config, tmp_path)["finished"]
+
+
+@pytest.mark.parametrize("key", ["base_fingerprint", "format_version"])
+def test_a_foreign_base_and_a_newer_format_are_refused(config, tmp_path, key):
+    run(config, tmp_path)
+    for directory in (tmp_path / "run" / "checkpoints").iterdir():
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest[key] = 99 if key == "format_version" else "another"
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    if key == "format_version":
+        with pytest.raises(NewerFormatError, match="format version 99"):
+            run(config, tmp_path)
+    else:
+        with pytest.raises(ForeignCheckpointError, match="other base model"):
+            run(config, tmp_path)

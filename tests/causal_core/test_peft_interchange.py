@@ -51,7 +51,8 @@ def test_plain_peft_gives_the_same_logits(trained, tiny_model_directory):
 def test_a_checkpoint_holds_no_pickle_and_no_base_weights(trained):
     names = {p.name for p in trained.iterdir()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "causal_projection.safetensors",
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json", "causal_projection.safetensors",
         "optimizer.safetensors", "trainer_state.json", "config.yaml", "manifest.json",
     }  # fmt: skip
     manifest = json.loads((trained / MANIFEST).read_text())

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causal_core.checkpoint import newest_whole_checkpoint, verify_checkpoint
+from causal_core.checkpoint import verify_checkpoint
 from causal_core.errors import UserError
+from causal_core.storage import CheckpointStore
 from ray_jobs.trainer import fit
 from tests.tiny_run import metric_lines, tiny_config
 
@@ -35,7 +36,9 @@ def config_of(tiny_model_directory, tiny_data, tmp_path):
 def final_checkpoint(config):
     from causal_core.session import run_directory
 
-    return newest_whole_checkpoint(run_directory(config) / "checkpoints")
+    store = CheckpointStore(str(run_directory(config) / "checkpoints"))
+    with store.newest_whole() as newest:  # a local one stays where it is
+        return newest
 
 
 def sha256_of_files(config):
