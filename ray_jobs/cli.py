@@ -135,6 +135,40 @@ def evaluate(
 
 
 @app.command()
+def verify_resume(
+    config: _Config,
+    overrides: _Overrides = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each of the two runs.")] = 6,
+    as_json: _Json = False,
+) -> None:
+    """Check that an interrupted run loses nothing: N steps against N/2 + restart + N/2.
+
+    Exits with 3 when the final states are not bit-identical.
+
+    Example: causal verify-resume configs/cpu.yaml --steps 6
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from causal_core.config import load_config
+    from causal_core.errors import RunFailedError
+    from ray_jobs.quiet import quiet_libraries
+    from ray_jobs.verify_resume import show_comparisons
+    from ray_jobs.verify_resume import verify_resume as compare
+
+    quiet_libraries()
+    comparisons = compare(load_config(config, overrides or ()), steps)
+    if as_json:
+        print(json.dumps([{**asdict(c), "same": c.same} for c in comparisons]))
+    else:
+        show_comparisons(Console(), comparisons, steps)
+    if not all(c.same for c in comparisons):
+        raise RunFailedError("the interrupted run ended in another state")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
 ) -> None:

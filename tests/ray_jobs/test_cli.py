@@ -121,3 +121,26 @@ def test_help_is_quick_to_import():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert outcome.stdout.strip() == "[]"
+
+
+def test_verify_resume_compares_every_tensor(config_file):
+    outcome = causal("verify-resume", config_file, "--steps", "4", "--json")
+    assert outcome.returncode == 0, outcome.stderr
+    parts = {c["part"]: c for c in json.loads(outcome.stdout)}
+    assert parts["adapter"]["tensors"] == 28 and parts["projection head"]["tensors"] == 6
+    assert parts["optimizer state"]["tensors"] == 3 * 34
+    assert all(c["same"] for c in parts.values())
+    assert causal("verify-resume", config_file, "--steps", "1").returncode == 1
+
+
+def test_verify_resume_notices_a_difference():
+    import torch
+
+    from ray_jobs.verify_resume import _compare_tensors
+
+    one = {"a": torch.ones(3), "b": torch.zeros(2)}
+    changed = {"a": torch.ones(3), "b": torch.tensor([0.0, 1e-9])}
+    assert _compare_tensors("x", one, dict(one)).same
+    found = _compare_tensors("x", one, changed)
+    assert not found.same and found.identical == 1
+    assert _compare_tensors("x", one, {"a": torch.ones(3)}).largest_difference == float("inf")
