@@ -43,6 +43,8 @@ PROJECTION = "causal_projection.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
 CONFIG = "config.yaml"
+_REQUIRED = {ADAPTER, "adapter_config.json", PROJECTION, OPTIMIZER, STATE, CONFIG}
+_SAMPLE_BYTES = 2**20
 _PEFT_PREFIX = "peft_model."
 _HEAD_PREFIX = "projection."
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "ray", "safetensors")
@@ -133,6 +135,8 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
             f"{directory}: format version {version}, this program reads up to {FORMAT_VERSION}: "
             "update causal-ray"
         )
+    if unlisted := sorted(_REQUIRED - files.keys()):
+        raise DamagedCheckpointError(f"{path} does not list {', '.join(unlisted)}")
     for name, expected in files.items():
         if Path(name).name != name:
             raise DamagedCheckpointError(f"{path}: {name!r} is not a plain file name")
@@ -232,10 +236,25 @@ def tensor_sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def base_fingerprint(source: str) -> str:
-    """Identifies a base model: sha256 of its config.json where it is local, else its hub id."""
-    config = Path(source) / "config.json"
-    return _sha256(config) if config.is_file() else source
+def base_fingerprint(source: str, model: Any) -> str:
+    """Identifies a base model.
+
+    From the hub its id and commit. A local one by sha256 over its config.json and, for each weight
+    file, name, size and three samples of a megabyte: reading 140 GB at each start would take longer
+    than many runs, and another model or fine-tune differs in every sample.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"{source}@{getattr(model.config, '_commit_hash', None)}"
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as weights:
+            for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                weights.seek(start)
+                digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _refuse_foreign(
@@ -248,7 +267,7 @@ def _refuse_foreign(
             + "\nRestore these values, or choose another run.dir (or --fresh)"
         )
     for what, found, expected in (
-        ("training data", manifest["data_fingerprint"], data),
+        ("training data (or validation data)", manifest["data_fingerprint"], data),
         ("base model", manifest["base_fingerprint"], base),
     ):
         if found != expected:

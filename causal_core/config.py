@@ -68,7 +68,8 @@ FREE_ON_RESUME = (
     "ray.",
     "resources.",
     "evaluation.",
-    "data.cache_dir",
+    "data.",  # compared by content: checkpoints hold fingerprints of the tokenised rows
+    "engine",
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
     "checkpoint.keep_last",
@@ -134,6 +135,9 @@ class DataConfig(Section):
     )
     limit_train: int | None = Field(None, ge=1, description="Use only the first N training rows.")
     limit_validation: int | None = Field(None, ge=1)
+    overlap: Literal["error", "warn"] = Field(
+        "error", description="What to do when a prompt (S, U) of one split is in another."
+    )
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -230,7 +234,7 @@ class CheckpointConfig(Section):
         description="uplift: lowest witness uplift among checkpoints whose benign NLL is within "
         "`benign_tolerance` of the best seen.",
     )
-    benign_tolerance: float = Field(0.02, ge=0)
+    benign_tolerance: float = Field(0.02, ge=0, description="Relative; at least 0.01 nats.")
     patience: int | None = Field(
         None, ge=1, description="Stop early after this many checkpoints without a better one."
     )
@@ -247,7 +251,11 @@ class CheckpointConfig(Section):
 class EvaluationConfig(Section):
     """The evaluation after training: greedy answers on the test sets."""
 
-    max_new_tokens: int = Field(24, ge=1)
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Default: room for the longest answer and the longest witness of the test set.",
+    )
     batch_tokens: int = Field(4096, ge=16)
     limit: int | None = Field(None, ge=1, description="Rows per test set.")
 
@@ -350,6 +358,20 @@ class Config(Section):
             or key == "run.seed"
         }
 
+    def with_absolute_paths(self) -> Config:
+        """The same run from any working directory: workers do not start in the driver's."""
+        tree = self.model_dump(mode="json")
+        data, run, model = tree["data"], tree["run"], tree["model"]
+        run["dir"] = str(Path(run["dir"]).expanduser().resolve())
+        for key in ("train", "validation"):
+            data[key] = [_absolute(path) for path in data[key]]
+        data["test"] = {k: [_absolute(p) for p in v] for k, v in data["test"].items()}
+        if data["cache_dir"] is not None:
+            data["cache_dir"] = _absolute(data["cache_dir"])
+        if Path(model["name_or_path"]).expanduser().is_dir():
+            model["name_or_path"] = _absolute(model["name_or_path"])
+        return parse_config(tree)
+
     def fingerprint(self) -> str:
         """sha256 over `result_fields`: two runs with the same one compute the same."""
         text = json.dumps(self.result_fields(), sort_keys=True)
@@ -384,7 +406,13 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
                 f"found {type(loaded).__name__}"
             )
         tree = loaded or {}
-    for item in overrides:
+    items = list(overrides)
+    if any(item.startswith("loss.preset=") for item in items) and isinstance(
+        tree.get("loss"), dict
+    ):
+        # The later statement wins: a preset given as override replaces the file's weights.
+        tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
+    for item in items:
         _apply_override(tree, item)
     return parse_config(tree, source)
 
@@ -396,6 +424,12 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
+
+
+def _absolute(path: str) -> str:
+    if "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def _apply_override(tree: dict[str, Any], item: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from causal_core.data.reader import read_triplets
+from causal_core.data.reader import read_triplets, split_selector
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.errors import UserError
 from causal_core.prompts import PromptEncoder
@@ -44,6 +45,8 @@ _SCHEMA = pa.schema(
         pa.field("longest", pa.int32(), nullable=False),
     ]
 )
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -73,6 +76,19 @@ class TripletDataset:
         if limit is None or limit >= len(self):
             return self
         return TripletDataset(self.table.slice(0, limit), f"{self.fingerprint}[:{limit}]")
+
+    def size_bounds(self) -> np.ndarray:
+        """An upper bound of each row's tree nodes (`TripletTokens.size_bound`), [rows]."""
+        lengths = {
+            span: pc.list_value_length(self.table.column(f"{span}_tokens")).to_numpy()
+            for span in _SPANS
+            if span != "witness"
+        }
+        return sum(lengths.values()) + lengths["benign_answer"]
+
+    def has_witness(self) -> bool:
+        """Whether any row has a witness."""
+        return bool(self.table.column("witness").null_count < len(self))
 
     def mean_tokens(self) -> float:
         """Mean over rows of the tokens of all spans, S counted once."""
@@ -110,10 +126,15 @@ def load_dataset(
         raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
     key = _cache_key(paths, encoder)
     target = cache / "tokens" / f"{key}.arrow"
-    if not target.is_file():
-        table = read_triplets(list(paths)).table
-        _write_cache(target, _tokenised(table, encoder, progress))
-    table = pa.ipc.open_file(pa.memory_map(str(target))).read_all()
+    cached = _read_cache(target)
+    if cached is None:
+        result = read_triplets(list(paths))
+        for warning in result.warnings:
+            log.warning("%s", warning)
+        _write_cache(target, _tokenised(result.table, encoder, progress))
+        cached = _read_cache(target)
+        assert cached is not None
+    table = cached
     too_long = pc.greater(table.column("longest"), max_length)
     count = pc.sum(pc.cast(too_long, pa.int64())).as_py() or 0
     if count:
@@ -136,7 +157,7 @@ def load_dataset(
 def _cache_key(paths: Sequence[str], encoder: PromptEncoder) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
     for path in paths:
-        name, _, split = str(path).partition("#")
+        name, split = split_selector(path)
         try:
             with Path(name).open("rb") as source:
                 content = hashlib.file_digest(source, "sha256").hexdigest()
@@ -188,6 +209,14 @@ def _token_row(
     return {**row, **{f"{name}_tokens": ids for name, ids in spans.items()}, "longest": longest}
 
 
+def _read_cache(target: Path) -> pa.Table | None:
+    """The mapped table; None where there is none or it is damaged (it is then made again)."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(target))).read_all()
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
 def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
     """Writes to a temporary name first: a cache file is whole or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -197,12 +226,7 @@ def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
         with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             for batch in batches:
                 writer.write_batch(batch)
+        Path(temporary).chmod(0o644)  # a cache may be shared; mkstemp makes it private
         Path(temporary).replace(target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def answer_token_counts(dataset: TripletDataset) -> np.ndarray:
-    """Benign answer tokens of every row, [rows]."""
-    lengths = pc.list_value_length(dataset.table.column("benign_answer_tokens"))
-    return lengths.to_numpy()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 
 from causal_core.config import EvaluationConfig
@@ -24,6 +25,7 @@ from causal_core.scoring import score_triplets
 from causal_core.statistics import Estimate, mean_estimate, wilson
 
 Progress = Callable[[int], None]
+_MARGIN_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class RowResult:
     attack_succeeded: bool | None  # None: no witness to look for
     trigger_words: bool
     uplift: float | None  # nats; None: no witness
-    causal_stability: float
-    spurious_separation: float
-    causal_discrimination: float
+    causal_stability: float | None  # None: the head of this model was never trained
+    spurious_separation: float | None
+    causal_discrimination: float | None
 
 
 def evaluate_rows(
@@ -53,6 +55,7 @@ def evaluate_rows(
     indices: Sequence[int],
     config: EvaluationConfig,
     device: torch.device,
+    head_trained: bool,
     progress: Progress | None = None,
 ) -> list[RowResult]:
     """Evaluates the given rows; `progress` is called with rows done (twice per row in all)."""
@@ -71,7 +74,7 @@ def evaluate_rows(
         model,
         prompts,
         end_of_answer=encoder.end_of_answer,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or _room(dataset),
         batch_tokens=config.batch_tokens,
         device=device,
     )
@@ -102,12 +105,24 @@ def evaluate_rows(
                 attack_succeeded=succeeded,
                 trigger_words=bool(triplet.has_trigger_words),
                 uplift=float(uplift[position]) if triplet.witness else None,
-                **{name: float(values[position]) for name, values in causal.items()},
+                **{
+                    name: float(values[position]) if head_trained else None
+                    for name, values in causal.items()
+                },
             )
         )
     if progress is not None:
         progress(len(indices))
     return results
+
+
+def _room(dataset: TripletDataset) -> int:
+    """Tokens that an answer followed by the witness can take: fewer would hide late successes."""
+    longest = [
+        pc.max(pc.list_value_length(dataset.table.column(f"{span}_tokens"))).as_py() or 0
+        for span in ("benign_answer", "injection_answer", "witness")
+    ]
+    return max(longest[:2]) + longest[2] + _MARGIN_TOKENS
 
 
 def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
@@ -123,7 +138,7 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "benign_exact": _share([row.clean_exact for row in rows]),
         "trigger_exact": _share([row.clean_exact for row in trigger]),
         **{
-            name: _dict(mean_estimate([getattr(row, name) for row in rows]))
+            name: _dict(mean_estimate([v for row in rows if (v := getattr(row, name)) is not None]))
             for name in ("causal_stability", "spurious_separation", "causal_discrimination")
         },
         "families": {

@@ -21,7 +21,9 @@ def greedy_answers(
     device: torch.device,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token, up to `end_of_answer`.
+    """The most likely continuation of each prompt, token by token.
+
+    It ends at `end_of_answer` or at the model's own end token.
 
     Args:
         prompts: Token ids of whole prompts.
@@ -31,9 +33,23 @@ def greedy_answers(
     Returns:
         New tokens per prompt without the end token, in the order of `prompts`.
     """
+    from transformers import GenerationConfig
+
     was_training = model.training
     model.eval()
     base: Any = model.peft_model.get_base_model()
+    own_end = base.generation_config.eos_token_id
+    ends = {end_of_answer, *(own_end if isinstance(own_end, list) else [own_end])} - {None}
+    # The model's own settings are replaced, not only overridden: what is unset here would be taken
+    # from them, and a repetition penalty, say, is not greedy decoding.
+    base.generation_config = GenerationConfig(eos_token_id=sorted(ends))
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=sorted(ends),
+        pad_token_id=end_of_answer,
+    )
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     while order:
@@ -48,17 +64,12 @@ def greedy_answers(
             ids[row, width - length :] = torch.tensor(prompts[index])
             mask[row, width - length :] = 1
         output = base.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=end_of_answer,
-            pad_token_id=end_of_answer,
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=greedy
         )
         for row, index in enumerate(chosen):
             new = output[row, width:].tolist()
-            answers[index] = new[: new.index(end_of_answer)] if end_of_answer in new else new
+            end = next((k for k, token in enumerate(new) if token in ends), len(new))
+            answers[index] = new[:end]
         if progress is not None:
             progress(len(chosen))
     model.train(was_training)

@@ -34,7 +34,7 @@ from causal_core.scoring import Scores, score_triplets
 from causal_core.seeding import seed_step
 from causal_core.selection import Best
 from causal_core.session import Session, count_parameters, open_session
-from causal_core.step import Denominators, StepReport, TrainStep
+from causal_core.step import Denominators, StepReport, TrainStep, is_contrastive
 from causal_core.triplet_trees import TripletTokens
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class _Loop:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    first_step: int = 0  # where this session began
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class _Loop:
 
     def _is_over(self) -> bool:
         return self.step >= self.session.plan.total_steps or self.best.exhausted(
-            self.config.checkpoint
+            self.session.selection
         )
 
     def _stop_requested(self) -> bool:
@@ -168,7 +169,7 @@ class _Loop:
         if dataset is None:
             return {}
         scores = self._scores_of_all_workers([dataset.tokens(i) for i in range(len(dataset))])
-        metrics = scores.summary()
+        metrics = scores.summary(is_contrastive(self.config.loss))
         if run_log is not None:
             run_log.metrics("validation", self.step, metrics)
         return metrics
@@ -187,7 +188,7 @@ class _Loop:
         width = self.session.engine.model.projection.input.in_features
         merged: dict[str, Any] = {}
         for name, values in columns.items():
-            shape = (len(triplets), 3, width) if name == "z" else (len(triplets),)
+            shape = (len(triplets), 3, width) if name in ("z", "pooled") else (len(triplets),)
             full = torch.zeros(shape, dtype=torch.float64)
             if mine:
                 full[rank::world] = torch.as_tensor(values, dtype=torch.float64)
@@ -198,7 +199,7 @@ class _Loop:
         self, report: StepReport, validation: dict[str, float], run_log: RunLog | None
     ) -> None:
         begin = time.perf_counter()
-        is_best = self.best.update(self.step, validation, self.config.checkpoint)
+        is_best = self.best.update(self.step, validation, self.session.selection)
         is_best = is_best or self.session.data.validation is None
         metrics = {**report.metrics(), **{f"validation_{k}": v for k, v in validation.items()}}
         name = checkpoint_name(self.step)
@@ -209,7 +210,11 @@ class _Loop:
                 if is_best:
                     copy_checkpoint(directory, self.context.directory / "best")
             self.context.report({"step": self.step, **metrics}, directory, name)
-        except OSError as error:
+        except BaseException as error:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise StorageError(
                 f"the checkpoint of step {self.step} could not be written: {error}. Earlier "
                 f"checkpoints in {self.context.store.location} are untouched; free or repair the "
@@ -230,7 +235,7 @@ class _Loop:
             skipped=self.skipped,
             skipped_in_a_row=self.skipped_in_a_row,
             best=self.best.to_dict(),
-            data_fingerprint=session.data.train.fingerprint,
+            data_fingerprint=session.data.fingerprint(),
             base_fingerprint=session.base_fingerprint,
             config_fingerprint=config.fingerprint(),
         )
@@ -260,7 +265,7 @@ class _Loop:
                 session.engine.model,
                 session.optimizer,
                 self.config,
-                session.data.train.fingerprint,
+                session.data.fingerprint(),
                 session.base_fingerprint,
             )
             log.info("resumed from %s", newest.name)
@@ -268,11 +273,13 @@ class _Loop:
         self.skipped = state.skipped
         self.skipped_in_a_row = state.skipped_in_a_row
         self.best = Best.from_dict(state.best)
+        self.first_step = self.step
 
     def _summary(self, validation: dict[str, float]) -> dict[str, Any]:
         plan = self.session.plan
         return {
             "steps": self.step,
+            "steps_now": self.step - self.first_step,  # by this session, the rest by earlier ones
             "planned_steps": plan.total_steps,
             "finished": self._is_over(),
             "stopped_early": self._is_over() and self.step < plan.total_steps,

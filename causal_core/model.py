@@ -149,19 +149,16 @@ def build_model(
     """Base + fresh adapter + fresh head, initialised from `seed` alone.
 
     Raises:
-        ModelError: a target module does not exist in this architecture.
+        ModelError: a target module is no linear module of this architecture.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rpartition(".")[2] for name, _ in base.named_modules()}
-    missing = [module for module in lora.target_modules if module not in names]
+    linear = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+    missing = [module for module in lora.target_modules if module not in linear]
     if missing:
-        linear = sorted(
-            {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-        )
         raise ModelError(
-            f"lora.target_modules: {', '.join(missing)} not in {type(base).__name__}; "
-            f"its linear modules are {', '.join(linear)}"
+            f"lora.target_modules: {', '.join(missing)} not among the linear modules of "
+            f"{type(base).__name__}, which are {', '.join(sorted(linear))}"
         )
     torch.manual_seed(seed)
     peft_model = get_peft_model(

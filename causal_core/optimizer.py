@@ -50,7 +50,8 @@ def optimizer_state(
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{name}//{key}"] = value.detach().cpu().contiguous()
+                # A copy: 8-bit optimizers share their quantisation maps among parameters.
+                tensors[f"{name}//{key}"] = value.detach().cpu().contiguous().clone()
             else:
                 values.setdefault(name, {})[key] = value
     return tensors, values

@@ -24,6 +24,10 @@ from causal_core.errors import ModelError
 _SYSTEM_MARK = "QZSYSTEMPLACEHOLDERZQ"
 _USER_MARK = "QZUSERPLACEHOLDERZQ"
 
+# Some templates (Llama 3.x) print today's date unless told one: prompts would differ from day to
+# day, and a run could not be resumed after midnight. The date is that of Llama's own default.
+_FIXED = {"date_string": "26 Jul 2024"}
+
 # Role markers that a template writes as ordinary text ([INST], <<SYS>>, ### User:).
 _PLAIN_MARKER = re.compile(r"<{1,2}/?[\w|]+>{1,2}|\[/?[A-Z_]+\]|#{2,} ?\w+:?")
 
@@ -157,7 +161,7 @@ def _render(tokenizer: Any) -> str:
     for messages in attempts:
         try:
             text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=True, **_FIXED
             )
         except Exception:  # noqa: BLE001, S112 - a template may raise anything to refuse a role
             continue
@@ -170,7 +174,7 @@ def _end_of_answer(tokenizer: Any) -> int:
     """The token that the template writes after an assistant turn; it need not be the eos token."""
     mark = "QZANSWERPLACEHOLDERZQ"
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-    tail = str(tokenizer.apply_chat_template(messages, tokenize=False)).partition(mark)[2]
+    tail = str(tokenizer.apply_chat_template(messages, tokenize=False, **_FIXED)).partition(mark)[2]
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     for token in ids:
         if token in tokenizer.all_special_ids or token in tokenizer.get_added_vocab().values():

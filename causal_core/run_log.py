@@ -7,6 +7,7 @@ what depends on the clock (seconds, tokens per second, memory) goes to `performa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class RunLog:
             self._writer.close()
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
-        self._files[name].write(json.dumps(record) + "\n")
+        plain = {k: None if _is_nan(v) else v for k, v in record.items()}
+        self._files[name].write(json.dumps(plain, allow_nan=False) + "\n")
 
     def _scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self._writer is not None:
@@ -70,6 +72,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value is a float that JSON has no word for (a non-finite loss, say)."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _truncate(path: Path, step: int) -> None:

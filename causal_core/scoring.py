@@ -47,7 +47,8 @@ class Scores:
     witness_logp_attacked: np.ndarray
     greedy_clean: np.ndarray
     greedy_attacked: np.ndarray
-    z: np.ndarray  # [T, 3, H]
+    z: np.ndarray  # [T, 3, H] projected representations
+    pooled: np.ndarray  # [T, 3, H] mean last hidden states, before the head
 
     def causal_metrics(self) -> dict[str, np.ndarray]:
         """The reports' three metrics per triplet, on cosine of projected representations."""
@@ -65,20 +66,28 @@ class Scores:
         difference = self.witness_logp_attacked - self.witness_logp_clean
         return difference[~np.isnan(difference)]
 
-    def summary(self) -> dict[str, float]:
-        """Means over the triplets, by the metrics' names in metrics.jsonl."""
+    def summary(self, head_trained: bool) -> dict[str, float]:
+        """Means over the triplets, by the metrics' names in metrics.jsonl.
+
+        Args:
+            head_trained: Without a contrastive term the head stays at its random initialisation,
+                and metrics on its output would say nothing; they are left out.
+        """
         uplift = self.uplift()
         tokens = max(1, int(self.answer_tokens.sum()))
-        unit = self.z[:, 0] / np.maximum(
-            np.linalg.norm(self.z[:, 0], axis=-1, keepdims=True), 1e-12
-        )
+        space = (self.z if head_trained else self.pooled)[:, 0]
+        unit = space / np.maximum(np.linalg.norm(space, axis=-1, keepdims=True), 1e-12)
         return {
             "benign_nll": float(-self.answer_logp_clean.sum() / tokens),
             "attacked_nll": float(-self.answer_logp_attacked.sum() / tokens),
             **({"uplift": float(uplift.mean())} if uplift.size else {}),
             "benign_exact": float(self.greedy_clean.mean()),
             "attacked_exact": float(self.greedy_attacked.mean()),
-            **{name: float(v.mean()) for name, v in self.causal_metrics().items()},
+            **(
+                {name: float(v.mean()) for name, v in self.causal_metrics().items()}
+                if head_trained
+                else {}
+            ),
             # The collapse monitor: 1.0 means that all representations point the same way.
             "effective_rank": effective_rank(unit),
         }
@@ -104,6 +113,7 @@ def score_triplets(
     columns = {name: np.zeros(count) for name in GROUPS}
     greedy = {TASK: np.ones(count, dtype=bool), ATTACKED_TASK: np.ones(count, dtype=bool)}
     z: list[np.ndarray] = [np.empty(0)] * count
+    pooled: list[np.ndarray] = [np.empty(0)] * count
     budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
     for micro in cut_micro_batches(triplets, NEEDS, budget):
         batch = micro.batch.to(device)
@@ -111,8 +121,11 @@ def score_triplets(
         logits = at_least_float32(output.label_logits)
         for name in GROUPS:
             _add_scores(logits, batch, name, columns[name], greedy.get(name))
-        for owner, vectors in zip(micro.owners, output.z.cpu().numpy(), strict=True):
-            z[owner] = vectors
+        vectors = zip(
+            micro.owners, output.z.cpu().numpy(), output.pooled.cpu().numpy(), strict=True
+        )
+        for owner, projected, mean in vectors:
+            z[owner], pooled[owner] = projected, mean
         if progress is not None:
             progress(len(micro.owners))
     model.train(was_training)
@@ -128,6 +141,7 @@ def score_triplets(
         greedy_clean=greedy[TASK],
         greedy_attacked=greedy[ATTACKED_TASK],
         z=np.stack(z) if count else np.zeros((0, 3, 1)),
+        pooled=np.stack(pooled) if count else np.zeros((0, 3, 1)),
     )
 
 

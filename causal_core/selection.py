@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from causal_core.config import CheckpointConfig
 
+# Near a perfect benign answer a relative tolerance alone would leave one checkpoint to choose from.
+_SLACK_NATS = 0.01
 _HIGHER_IS_BETTER = {"causal_stability", "causal_discrimination"}
 
 
@@ -38,10 +41,16 @@ class Best:
         if config.metric not in metrics:
             return False
         value, nll = metrics[config.metric], metrics["benign_nll"]
+        if not (math.isfinite(value) and math.isfinite(nll)):
+            self.stale += 1
+            return False
+        if config.metric == "uplift":
+            value = max(0.0, value)  # a witness made less likely than without attack is no gain
         self.stale += 1
         if self.lowest_benign_nll is None or nll < self.lowest_benign_nll:
             self.lowest_benign_nll = nll
-        bound = self.lowest_benign_nll * (1 + config.benign_tolerance)
+        slack = max(config.benign_tolerance * self.lowest_benign_nll, _SLACK_NATS)
+        bound = self.lowest_benign_nll + slack
         if config.metric != "uplift":
             bound = float("inf")
         if nll > bound:

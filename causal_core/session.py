@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from causal_core.batches import StepPlan
 from causal_core.checkpoint import base_fingerprint
-from causal_core.config import Config
+from causal_core.config import CheckpointConfig, Config
 from causal_core.dataset import Progress, TripletDataset, load_dataset
 from causal_core.engine import Engine, build_engine
 from causal_core.errors import UserError
@@ -19,6 +21,8 @@ from causal_core.model import build_model, load_base, load_tokenizer, resolve_mo
 from causal_core.optimizer import build_optimizer
 from causal_core.paths import cache_root
 from causal_core.prompts import PromptEncoder, build_prompt_encoder
+from causal_core.step import needs_of
+from causal_core.triplet_trees import Needs, tree_nodes
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,11 @@ class RunData:
     train: TripletDataset
     validation: TripletDataset | None
 
+    def fingerprint(self) -> str:
+        """sha256 over both sets: a resume on other training or validation data is refused."""
+        validation = self.validation.fingerprint if self.validation is not None else "none"
+        return hashlib.sha256(f"{self.train.fingerprint}/{validation}".encode()).hexdigest()
+
 
 @dataclass
 class Session:
@@ -41,6 +50,7 @@ class Session:
     engine: Engine
     optimizer: torch.optim.Optimizer
     base_fingerprint: str
+    selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
 
 
 def load_split(
@@ -80,6 +90,8 @@ def step_plan(config: Config, rows: int) -> StepPlan:
 def open_session(config: Config, device: torch.device) -> Session:
     """Loads and builds everything, the same on every worker."""
     data = load_run_data(config)
+    needs = needs_of(config.loss)
+    check_micro_batch_budget(data.train, needs, config.train.micro_batch_tokens)
     base = load_base(config.model, device, config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     engine = build_engine(config.engine, model)
@@ -90,8 +102,40 @@ def open_session(config: Config, device: torch.device) -> Session:
         plan=step_plan(config, len(data.train)),
         engine=engine,
         optimizer=optimizer,
-        base_fingerprint=base_fingerprint(source),
+        base_fingerprint=base_fingerprint(source, base),
+        selection=_selection(config, data.validation),
     )
+
+
+def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int) -> None:
+    """Every triplet must fit a micro-batch: known from the data, before the first step.
+
+    Raises:
+        UserError: names the largest triplet and the budget that it needs.
+    """
+    bounds = dataset.size_bounds()
+    worst: tuple[int, str] = (0, "")
+    for index in np.flatnonzero(bounds > budget):  # only where sharing prefixes could matter
+        triplet = dataset.tokens(int(index))
+        worst = max(worst, (tree_nodes(triplet, needs), triplet.id))
+    if worst[0] > budget:
+        raise UserError(
+            f"triplet {worst[1]!r} needs {worst[0]} tree tokens, more than "
+            f"train.micro_batch_tokens={budget}: raise it to at least {worst[0]}, or lower "
+            "data.max_length with data.overlong=drop"
+        )
+
+
+def _selection(config: Config, validation: TripletDataset | None) -> CheckpointConfig:
+    """The config's, except that uplift needs a witness to look at."""
+    chosen = config.checkpoint
+    if chosen.metric != "uplift" or validation is None or validation.has_witness():
+        return chosen
+    log.warning(
+        "no validation triplet has a witness, so there is no uplift to choose the best checkpoint "
+        "by: the lowest benign_nll is chosen instead"
+    )
+    return chosen.model_copy(update={"metric": "benign_nll"})
 
 
 def count_parameters(model: Any) -> dict[str, int]:

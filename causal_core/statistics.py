@@ -39,12 +39,12 @@ def wilson(successes: int, n: int) -> Estimate | None:
 
 
 def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
-    """Mean with a normal-approximation interval over items; None without items."""
+    """Mean with a normal-approximation interval; None below two items, where there is none."""
     array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
+    if array.size < 2:
         return None
     mean = float(array.mean())
-    half = Z95 * float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else math.inf
+    half = Z95 * float(array.std(ddof=1)) / math.sqrt(array.size)
     return Estimate(mean, mean - half, mean + half, int(array.size))
 
 

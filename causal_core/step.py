@@ -18,10 +18,11 @@ from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_
 from causal_core.model import CausalOutput
 from causal_core.prefix_tree import TreeBatch
 from causal_core.triplet_trees import (
-    ATTACKED_TASK,
     BENIGN,
     BRANCHES,
     ROBUST,
+    SHARED_ATTACKED,
+    SHARED_CLEAN,
     TASK,
     MicroBatch,
     Needs,
@@ -38,6 +39,7 @@ class Denominators:
 
     benign_tokens: int
     injection_tokens: int
+    shared_tokens: int  # answer tokens of triplets whose safe answer is the benign answer
     triplets: int
 
     @classmethod
@@ -45,6 +47,7 @@ class Denominators:
         return cls(
             benign_tokens=sum(len(t.benign_answer) for t in triplets),
             injection_tokens=sum(len(t.injection_answer) for t in triplets),
+            shared_tokens=sum(len(t.shared_answer()) for t in triplets),
             triplets=len(triplets),
         )
 
@@ -54,7 +57,7 @@ class Denominators:
             "causal": self.triplets,
             "spurious": self.triplets,
             "robust": self.injection_tokens,
-            "invariance": self.benign_tokens,
+            "invariance": self.shared_tokens,
         }
 
 
@@ -72,23 +75,24 @@ def needs_of(loss: LossConfig) -> Needs:
     if loss.lambda_robust > 0:
         groups.append(ROBUST)
     if loss.lambda_invariance > 0:
-        groups.append(ATTACKED_TASK)
+        groups += [SHARED_CLEAN, SHARED_ATTACKED]
     return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
 
 
 def loss_sums(output: CausalOutput, batch: TreeBatch, loss: LossConfig) -> dict[str, Tensor]:
     """The sum of each term over a micro-batch: the terms with weight, and `task` in any case."""
     task = batch.labels[TASK]
-    task_logits = output.label_logits[task.position]
-    sums = {"task": cross_entropy_sum(task_logits, task.target)}
+    sums = {"task": cross_entropy_sum(output.label_logits[task.position], task.target)}
     if is_contrastive(loss):
         sums.update(contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin))
     if loss.lambda_robust > 0:
         robust = batch.labels[ROBUST]
         sums["robust"] = cross_entropy_sum(output.label_logits[robust.position], robust.target)
     if loss.lambda_invariance > 0:
-        student = batch.labels[ATTACKED_TASK]
-        sums["invariance"] = kl_sum(task_logits, output.label_logits[student.position])
+        teacher, student = batch.labels[SHARED_CLEAN], batch.labels[SHARED_ATTACKED]
+        sums["invariance"] = kl_sum(
+            output.label_logits[teacher.position], output.label_logits[student.position]
+        )
     return sums
 
 

@@ -76,6 +76,9 @@ class CheckpointStore:
             return
         target = f"{self._root}/{name}"
         self._remote.create_dir(target, recursive=True)
+        # What an earlier, interrupted run left under this name must not look whole meanwhile.
+        if self._remote.get_file_info(f"{target}/{MANIFEST}").type != fs.FileType.NotFound:
+            self._remote.delete_file(f"{target}/{MANIFEST}")
         files = sorted(directory.iterdir(), key=lambda p: p.name == MANIFEST)
         for file in files:
             fs.copy_files(

@@ -15,7 +15,11 @@ from causal_core.prefix_tree import TreeBatch, TreeRow, collate
 
 # Label groups, by what is predicted after which prompt.
 TASK = "task"  # the benign answer after U
-ATTACKED_TASK = "attacked_task"  # the benign answer after U*: student of the invariance term
+ATTACKED_TASK = "attacked_task"  # the benign answer after U*
+# The invariance term's two sides, for triplets whose safe answer is the benign answer. Where it is
+# another one (a refusal, say), answering as if there were no attack is not what is wanted.
+SHARED_CLEAN = "shared_clean"  # the shared answer after U: teacher
+SHARED_ATTACKED = "shared_attacked"  # the shared answer after U*: student
 ROBUST = "robust"  # the safe answer after U*
 WITNESS_CLEAN = "witness_clean"  # the witness after U
 WITNESS_ATTACKED = "witness_attacked"  # the witness after U*
@@ -49,6 +53,10 @@ class TripletTokens:
     benign_answer: list[int]
     injection_answer: list[int]
     witness: list[int]  # empty when the triplet has no witness
+
+    def shared_answer(self) -> list[int]:
+        """The answer to U and to U* where they are the same, else nothing."""
+        return self.benign_answer if self.benign_answer == self.injection_answer else []
 
     def size_bound(self) -> int:
         """Nodes of the triplet's tree if only S is shared: an upper bound, cheap to compute."""
@@ -92,6 +100,8 @@ def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) 
     continuations = {
         TASK: (BENIGN, triplet.benign_answer),
         ATTACKED_TASK: (INJECTION, triplet.benign_answer),
+        SHARED_CLEAN: (BENIGN, triplet.shared_answer()),
+        SHARED_ATTACKED: (INJECTION, triplet.shared_answer()),
         ROBUST: (INJECTION, triplet.injection_answer),
         WITNESS_CLEAN: (BENIGN, triplet.witness),
         WITNESS_ATTACKED: (INJECTION, triplet.witness),
@@ -107,6 +117,13 @@ def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) 
         # A prompt alone costs nothing where one of its continuations is computed anyway.
         if answer or not any(other == branch and more for other, more in sequences)
     )
+
+
+def tree_nodes(triplet: TripletTokens, needs: Needs) -> int:
+    """Nodes of the triplet's own tree."""
+    row = TreeRow()
+    add_triplet(row, triplet, needs, owner=0)
+    return len(row.tree)
 
 
 def build_rows(

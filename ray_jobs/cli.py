@@ -183,7 +183,7 @@ def report(
 
 def main() -> None:
     """The console script."""
-    exit_with_code(lambda: app(standalone_mode=True))
+    exit_with_code(lambda: app())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 
 from causal_core.config import Config
@@ -30,22 +32,29 @@ def ray_session(config: Config) -> Iterator[None]:
     """Connects to Ray for a `with` block.
 
     A cluster is used where the config or RAY_ADDRESS names one (a submitted job is given one by
-    Ray); otherwise Ray starts on this machine, reachable from this machine only, and stops at the
-    end. Nested use keeps the outer connection.
+    Ray); otherwise Ray starts on this machine, on loopback and behind a token of its own, and
+    stops at the end. Nested use keeps the outer connection.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if not address and "ray" not in sys.modules:
+        # Whoever reaches Ray runs code here, and Ray listens on more than the dashboard's port. It
+        # reads these when it is imported; a program that imported it before has Ray's own default,
+        # a token file.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level="WARNING")
     else:
         ray.init(
             address="local",
+            _node_ip_address="127.0.0.1",
             num_cpus=max(available_cores(), _cpus_needed(config)),
             object_store_memory=_OBJECT_STORE_BYTES,
             # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
-from causal_core.config import Config, load_config, parse_config
+from causal_core.config import Config, parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from ray_jobs.closing import show_result
@@ -73,15 +74,12 @@ def _finished(config: Config) -> dict[str, Any] | None:
 
 
 def _config(directory: Path, data: Path, seed: int, preset: str) -> Config:
-    return load_config(
-        CONFIG,
-        [
-            f"run.dir={directory}",
-            f"run.seed={seed}",
-            f"data.train={data / 'train.jsonl'}",
-            f"data.validation={data / 'validation.jsonl'}",
-            f"data.test.seen={data / 'test_seen.jsonl'}",
-            f"data.test.novel={data / 'test_novel.jsonl'}",
-            f"loss.preset={preset}",
-        ],
-    )
+    tree = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    tree["run"] = {"dir": str(directory), "seed": seed}
+    tree["data"] = {
+        "train": str(data / "train.jsonl"),
+        "validation": str(data / "validation.jsonl"),
+        "test": {name: str(data / f"test_{name}.jsonl") for name in ("seen", "novel")},
+    }
+    tree["loss"] = {"preset": preset}
+    return parse_config(tree)

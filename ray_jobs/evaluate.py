@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import Config
+from causal_core.checkpoint import CONFIG
+from causal_core.config import Config, load_config
 from causal_core.dataset import TripletDataset
 from causal_core.errors import UserError
 from causal_core.evaluation import RowResult, aggregate, examples
@@ -15,6 +16,7 @@ from causal_core.model import load_tokenizer
 from causal_core.prompts import build_prompt_encoder
 from causal_core.run_log import METRICS, read_records
 from causal_core.session import load_split, run_directory
+from causal_core.step import is_contrastive
 from ray_jobs.cluster import ray_session, worker_threads
 from ray_jobs.worker import evaluate_shard
 
@@ -23,7 +25,7 @@ _EXAMPLES = 10
 
 DESCRIPTIONS = {
     "base": "the model as it comes",
-    "control": "trained on the same benign data, without a defence",
+    "control": "the control, trained without a defence",
     "trained": "this run",
 }
 
@@ -45,7 +47,12 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
     for name, checkpoint in checkpoints.items():
         if checkpoint is not None and not checkpoint.is_dir():
             raise UserError(f"{name}: no checkpoint at {checkpoint}; has the run finished?")
-    datasets = _test_sets(config)
+    heads = [
+        name
+        for name, checkpoint in checkpoints.items()
+        if checkpoint is not None and _has_trained_head(config, name, checkpoint)
+    ]
+    datasets = test_sets(config)
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / PROGRESS
@@ -57,6 +64,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
             "threads": worker_threads(config),
             "use_gpu": config.resources.gpus_per_worker > 0,
             "checkpoints": {n: str(c) if c else None for n, c in checkpoints.items()},
+            "heads": heads,
             "shard": shard,
             "shards": shards,
             "progress": str(progress),
@@ -89,7 +97,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
 
 def expected_progress(config: Config, models: int) -> int:
     """The sum of the numbers that an evaluation writes to its progress file."""
-    return 2 * models * sum(len(dataset) for dataset in _test_sets(config).values())
+    return 2 * models * sum(len(dataset) for dataset in test_sets(config).values())
 
 
 def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any]) -> None:
@@ -109,7 +117,26 @@ def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any])
     temporary.replace(path)
 
 
-def _test_sets(config: Config) -> dict[str, TripletDataset]:
+def _has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
+    """Whether a checkpoint's head took part in its loss.
+
+    Raises:
+        UserError: the checkpoint belongs to another base model or another adapter: in this run's
+            model its weights would mean something else.
+    """
+    theirs = load_config(checkpoint / CONFIG)
+    for section in ("model", "lora"):
+        ours, other = getattr(config, section), getattr(theirs, section)
+        if ours != other:
+            raise UserError(
+                f"{name} was trained with another `{section}` section ({other!r}) than this run "
+                f"({ours!r}); evaluate it as a run of its own"
+            )
+    return is_contrastive(theirs.loss)
+
+
+def test_sets(config: Config) -> dict[str, TripletDataset]:
+    """The run's test sets by name, tokenised."""
     encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
     return {
         name: load_split(config, encoder, paths).head(config.evaluation.limit)
@@ -124,6 +151,6 @@ def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         task = ray.remote(evaluate_shard).options(
             num_cpus=config.resources.cpus_per_worker,
             num_gpus=config.resources.gpus_per_worker,
-            max_retries=max(0, config.ray.max_failures),
+            max_retries=config.ray.max_failures,  # -1 means any number to both
         )
         return list(ray.get([task.remote(job) for job in jobs]))

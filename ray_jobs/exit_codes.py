@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from causal_core.errors import RunFailedError, UserError
+
+_INTERRUPTED_HINT = "interrupted; the same command continues from the last checkpoint"
 
 OK, USER_INPUT, USAGE, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -21,6 +24,14 @@ def exit_with_code(command: Callable[[], object]) -> None:
         print(f"run failed: {error}", file=sys.stderr)
         sys.exit(RUN_FAILED)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(_INTERRUPTED_HINT, file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit as leaving:  # typer's way out: usage errors, --help, Ctrl-C
+        if leaving.code == INTERRUPTED:
+            print(_INTERRUPTED_HINT, file=sys.stderr)
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, it is not the user's input
+        traceback.print_exc()
+        print("run failed: unexpected error, see above", file=sys.stderr)
+        sys.exit(RUN_FAILED)
     sys.exit(OK)

@@ -24,6 +24,7 @@ def plan_of(config: Config, data: RunData) -> dict[str, Any]:
         "parameters": parameter_counts(config),
         "train_triplets": len(data.train),
         "validation_triplets": len(validation) if validation is not None else 0,
+        "train_tokens": round(data.train.mean_tokens() * plan.samples_after(plan.total_steps)),
         "mean_triplet_tokens": round(data.train.mean_tokens(), 1),
         "global_batch": config.train.global_batch,
         "micro_batch_tokens": config.train.micro_batch_tokens,
@@ -78,7 +79,8 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
                  f"{plan['validation_triplets']:,} to validate; "
                  f"{plan['mean_triplet_tokens']:g} tokens each"),
         ("steps", f"{plan['optimizer_steps']:,} optimizer steps of {plan['global_batch']} "
-                  f"triplets ({plan['warmup_steps']} warm-up)"),
+                  f"triplets ({plan['warmup_steps']} warm-up), "
+                  f"{plan['train_tokens']:,} tokens in all"),
         ("micro-batch", f"at most {plan['micro_batch_tokens']:,} tree tokens"),
         ("loss", weights),
         ("runs on", placed),

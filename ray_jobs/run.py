@@ -18,7 +18,9 @@ from ray_jobs.evaluate import (
     evaluate,
     expected_progress,
     record_evaluation,
+    test_sets,
 )
+from ray_jobs.overlap import refuse_overlap
 from ray_jobs.plan import plan_of, show_plan
 from ray_jobs.progress import evaluation_progress, training_progress
 from ray_jobs.quiet import quiet_libraries
@@ -38,6 +40,7 @@ def run_training(
         The content of summary.json.
     """
     quiet_libraries()
+    config = config.with_absolute_paths()
     directory = run_directory(config)
     if fresh and (moved := set_aside(directory)) is not None:
         console.print(f"The earlier run is now in {moved}", markup=False)
@@ -45,10 +48,18 @@ def run_training(
     show_plan(console, plan_of(config, data))
     directory.mkdir(parents=True, exist_ok=True)
     steps = step_plan(config, len(data.train)).total_steps
+    if not (directory / CONFIG).exists():
+        _write(directory / CONFIG, config.to_yaml())
     with training_progress(console, directory, steps):
         summary = fit(config)
-    # Written after the workers accepted the config: a refused resume leaves the old one alone.
+    # Again, now that the workers accepted it: a refused resume leaves the earlier one alone.
     _write(directory / CONFIG, config.to_yaml())
+    if summary["finished"] and not summary["steps_now"] and (directory / SUMMARY).is_file():
+        earlier = read_summary(directory)
+        if earlier["evaluation"] or not (test and config.data.test):
+            console.print("This run was finished already; --fresh starts over.")
+            return earlier
+        summary = earlier["run"]
     result = {
         "status": "finished" if summary["finished"] else "stopped",
         "run": summary,
@@ -82,7 +93,8 @@ def run_evaluation(
     """
     quiet_libraries()
     result = read_summary(directory)
-    config = load_config(directory / CONFIG, [f"run.dir={json.dumps(str(directory))}"])
+    config = load_config(directory / CONFIG)
+    config.run.dir = str(directory)
     if limit is not None:
         config.evaluation.limit = limit
     checkpoints: dict[str, Path | None] = {"base": None}
@@ -118,7 +130,13 @@ def _prepared_data(config: Config, console: Console) -> RunData:
             console.print(f"tokenising {done:,} of {total:,} rows", markup=False)
             shown = True
 
-    return load_run_data(config, progress)
+    data = load_run_data(config, progress)
+    refuse_overlap(
+        {"train": data.train, "validation": data.validation, **test_sets(config)},
+        config.data.overlap,
+        lambda text: console.print(text, style="yellow", markup=False),
+    )
+    return data
 
 
 def _write(path: Path, text: str) -> None:

@@ -115,6 +115,8 @@ def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
         raise RunFailedError("the training ended without a summary")
     if "user_error" in summary:
         raise UserError(summary["user_error"])
+    if "run_failed" in summary:
+        raise RunFailedError(summary["run_failed"])
     return summary
 
 

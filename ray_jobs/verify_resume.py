@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,14 @@ def verify_resume(config: Config, steps: int) -> list[Comparison]:
     Raises:
         UserError: fewer than 2 steps, or the data does not give that many.
     """
+    config = config.with_absolute_paths()
     if steps < 2:
         raise UserError(f"--steps {steps}: a restart in the middle needs at least 2")
     possible = step_plan(config, len(load_run_data(config).train)).total_steps
     if steps > possible:
         raise UserError(f"--steps {steps}: this config has {possible} optimizer steps in all")
-    with tempfile.TemporaryDirectory(prefix="causal-verify-") as folder, ray_session(config):
+    session = ray_session(config) if config.resources.max_workers else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory(prefix="causal-verify-") as folder, session:
         straight = _variant(config, Path(folder) / "straight", steps)
         resumed = _variant(config, Path(folder) / "resumed", steps)
         fit(straight)

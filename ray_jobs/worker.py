@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.config import parse_config
-from causal_core.errors import UserError
+from causal_core.errors import RunFailedError, StorageError, UserError
 from ray_jobs.quiet import quiet_libraries
 
 
@@ -23,8 +23,9 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
             checkpoints), `threads` (CPU threads), `stop_at` (a step to stop after, or None).
 
     Returns:
-        The run's summary, or `{"user_error": message}`: such an error would come again on every
-        retry, so it must not count as a failure of the worker.
+        The run's summary, or `{"user_error": message}` or `{"run_failed": message}`: such an error
+        is the same on all workers and would come again on every retry, so it must not count as a
+        failure of the worker.
     """
     quiet_libraries()
     from causal_core.device import prepare_device
@@ -37,6 +38,10 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
         return train(parse_config(job["config"]), context)
     except UserError as error:
         return {"user_error": str(error)}
+    except StorageError:  # of rank 0 alone: the others wait for it, Ray restarts them all
+        raise
+    except RunFailedError as error:
+        return {"run_failed": str(error)}
 
 
 def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -44,8 +49,8 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
 
     Args:
         job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
-            None for the base as it comes), `shard` and `shards`, `progress` (a file that gets one
-            line per piece of work done).
+            None for the base as it comes), `heads` (names of models with a trained head), `shard`
+            and `shards`, `progress` (a file that gets one number per piece of work done).
 
     Returns:
         Row records by model and test set.
@@ -84,6 +89,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
                     range(job["shard"], len(dataset), job["shards"]),
                     config.evaluation,
                     device,
+                    head_trained=name in job["heads"],
                     progress=lambda count: print(count, file=progress),
                 )
                 results[name][set_name] = to_records(rows)

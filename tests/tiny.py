@@ -108,7 +108,7 @@ def plain_loss(
         if loss.lambda_robust:
             robust = answer_logits(attacked, t.injection_answer)
             add("robust", cross_entropy_sum(robust, torch.tensor(t.injection_answer)))
-        if loss.lambda_invariance:
+        if loss.lambda_invariance and t.benign_answer == t.injection_answer:
             add("invariance", kl_sum(clean, answer_logits(attacked, t.benign_answer)))
         prompts = [benign, t.system + t.counterfactual, attacked]
         pooled = torch.stack([plain_forward(model, p)[0].mean(0) for p in prompts])

@@ -109,16 +109,25 @@ class _Source:
         return str(self.path)
 
 
+def split_selector(given: str | Path) -> tuple[str, str | None]:
+    """`FILE#SPLIT` as file and split; a file whose own name has a `#` is taken as it is."""
+    path = Path(given)
+    if path.exists() or "#" not in path.name:
+        return str(given), None
+    name, _, wanted = str(given).rpartition("#")
+    return name, wanted
+
+
 def _sources(paths: Iterable[str | Path]) -> list[_Source]:
     """Resolve `FILE#SPLIT` and refuse files that cannot be read at all, all of them at once."""
     sources: list[_Source] = []
     problems: list[RowProblem] = []
     stems: dict[str, list[Path]] = {}
     for given in paths:
-        path, split = Path(given), None
-        if not path.exists() and "#" in path.name:
-            name, _, wanted = str(given).rpartition("#")
-            path, split = Path(name), split_name(wanted)
+        name, wanted = split_selector(given)
+        path, split = Path(name), None
+        if wanted is not None:
+            split = split_name(wanted)
             if split is None:
                 known = ", ".join((*SPLITS, *SPLIT_ALIASES))
                 problems.append(_about(given, f"{quoted(wanted)} is no split; known: {known}"))

@@ -68,6 +68,30 @@ def test_settings_that_cannot_work_together_are_refused(overrides, message):
         load_config(None, overrides)
 
 
+def test_a_preset_given_later_replaces_the_weights_of_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(Config().to_yaml())
+    config = load_config(path, ["loss.preset=reports", "loss.lambda_robust=2"])
+    assert config.loss.weights() == {
+        "task": 1.0, "causal": 0.5, "spurious": 0.5, "robust": 2.0, "invariance": 0.0
+    }  # fmt: skip
+
+
+def test_paths_can_be_made_independent_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    config = load_config(
+        None,
+        ["data.train=a.jsonl#train", 'data.test.seen="b #1.jsonl"', "model.name_or_path=model",
+         "data.cache_dir=cache"],
+    ).with_absolute_paths()  # fmt: skip
+    assert config.data.train == [f"{tmp_path}/a.jsonl#train"]
+    assert config.data.test == {"seen": [f"{tmp_path}/b #1.jsonl"]}
+    assert config.model.name_or_path == f"{tmp_path}/model"
+    assert config.run.dir == f"{tmp_path}/runs/causal"
+    assert Config().with_absolute_paths().model.name_or_path == "demo"
+
+
 def test_the_resolved_tree_reads_back_as_itself():
     config = load_config(None, ["loss.preset=reports", "data.test.seen=a.jsonl"])
     assert parse_config(yaml.safe_load(config.to_yaml())) == config

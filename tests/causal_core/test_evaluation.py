@@ -98,6 +98,7 @@ def test_rows_are_judged_by_the_witness(tiny_data, tmp_path):
     done = []
     rows = evaluate_rows(
         model, encoder, dataset, range(len(dataset)), EvaluationConfig(max_new_tokens=3), CPU,
+        head_trained=False,
         progress=done.append,
     )  # fmt: skip
     assert [row.id for row in rows] == dataset.table.column("id").to_pylist()
@@ -117,8 +118,8 @@ def row(clean, attacked, succeeded, **changes):
 
 def test_rows_without_a_witness_are_not_counted_as_resisted():
     metrics = aggregate([row("a", "w", True), row("a", "a", None, uplift=None)])
+    assert metrics["uplift"] is None  # one item has no interval
     assert metrics["attack_success"]["n"] == 1 and metrics["attack_success"]["value"] == 1.0
-    assert metrics["uplift"]["n"] == 1
     assert metrics["n"] == 2 and metrics["witnesses"] == 1
     assert aggregate([row("a", "a", None, uplift=None)])["attack_success"] is None
 

@@ -54,7 +54,9 @@ def test_initialisation_depends_on_the_seed_alone():
 
 
 def test_a_target_module_that_does_not_exist_is_named():
-    with pytest.raises(ModelError, match=r"c_attn not in LlamaForCausalLM.*q_proj"):
+    with pytest.raises(
+        ModelError, match=r"c_attn not among the linear modules of LlamaForCausalLM.*q_proj"
+    ):
         build_model(tiny_base(), LoraSection(target_modules=["c_attn"]), seed=0)
 
 

@@ -93,3 +93,20 @@ def test_the_same_command_continues_and_another_config_is_refused(local_ray, con
     with pytest.raises(UserError, match=r"lora\.rank: 2 -> 3"):
         fit(config)
     assert json.dumps(metric_lines_of(config)) == json.dumps(before)
+
+
+def test_paths_relative_to_the_drivers_directory_work_on_workers(
+    local_ray, config_of, tiny_data, monkeypatch, tmp_path
+):
+    from rich.console import Console
+
+    from ray_jobs.run import run_training
+
+    monkeypatch.chdir(tiny_data)
+    config = config_of("run", 1, train={"max_steps": 1})
+    config.run.dir = str(tmp_path / "relative")
+    config.data.train, config.data.validation = ["train.jsonl"], ["validation.jsonl"]
+    config.data.test = {"seen": ["test_seen.jsonl"]}
+    result = run_training(config, Console(quiet=True))
+    assert result["run"]["steps"] == 1
+    assert result["evaluation"]["models"]["trained"]["sets"]["seen"]["n"] == 6
