@@ -229,10 +229,12 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(200, ge=1)
     keep_last: int = Field(3, ge=1)
-    metric: Literal["uplift", "causal_stability", "causal_discrimination", "benign_nll"] = Field(
+    metric: Literal[
+        "uplift", "attack_success", "causal_stability", "causal_discrimination", "benign_nll"
+    ] = Field(
         "uplift",
         description="uplift: lowest witness uplift among checkpoints whose benign NLL is within "
-        "`benign_tolerance` of the best seen.",
+        "`benign_tolerance` of the best seen; attack_success likewise, from generated answers.",
     )
     benign_tolerance: float = Field(0.02, ge=0, description="Relative; at least 0.01 nats.")
     patience: int | None = Field(
@@ -297,7 +299,10 @@ class RayConfig(Section):
 class LoggingConfig(Section):
     """What is written beside metrics.jsonl."""
 
-    tensorboard: bool = True
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        ["tensorboard"], description="mlflow and wandb are extras to install."
+    )
+    project: str = Field("causal-ray", description="Name of the experiment or project there.")
 
 
 class Config(Section):

@@ -25,8 +25,10 @@ from causal_core.checkpoint import (
     save_checkpoint,
 )
 from causal_core.config import Config
+from causal_core.dataset import TripletDataset
 from causal_core.device import peak_memory_bytes
 from causal_core.errors import RunFailedError, StorageError
+from causal_core.evaluation import evaluate_rows
 from causal_core.run_context import RunContext
 from causal_core.run_log import RunLog
 from causal_core.schedule import learning_rate
@@ -75,7 +77,7 @@ class _Loop:
         self._restore()
         run_log = None
         if self.context.rank == 0:
-            run_log = RunLog(self.context.directory, self.step, config.logging.tensorboard)
+            run_log = RunLog(self.context.directory, self.step, config.logging)
         last_validation: dict[str, float] = {}
         stopped = False
         while not stopped and not self._is_over():
@@ -170,9 +172,27 @@ class _Loop:
             return {}
         scores = self._scores_of_all_workers([dataset.tokens(i) for i in range(len(dataset))])
         metrics = scores.summary(is_contrastive(self.config.loss))
+        if self.session.selection.metric == "attack_success":
+            metrics["attack_success"] = self._attack_success(dataset)
         if run_log is not None:
             run_log.metrics("validation", self.step, metrics)
         return metrics
+
+    def _attack_success(self, dataset: TripletDataset) -> float:
+        """Share of validation attacks that succeed, by greedy answers; every worker its rows."""
+        rows = evaluate_rows(
+            self.session.engine.model,
+            self.session.data.encoder,
+            dataset,
+            range(self.context.rank, len(dataset), self.context.world_size),
+            self.config.evaluation,
+            self.context.device,
+            head_trained=False,
+        )
+        judged = [row.attack_succeeded for row in rows if row.attack_succeeded is not None]
+        counts = torch.tensor([float(sum(judged)), float(len(judged))], dtype=torch.float64)
+        successes, attacks = self.session.engine.sum_over_workers(counts).tolist()
+        return successes / max(1.0, attacks)
 
     def _scores_of_all_workers(self, triplets: list[TripletTokens]) -> Scores:
         """Every worker scores its rows; a sum over workers gives all rows to all of them."""

@@ -80,12 +80,13 @@ def load_optimizer_state(
         )
     for name, parameter in parameters.items():
         if restored[name]:
-            # torch keeps Adam's step counter on the CPU; moments live beside their parameter.
             optimizer.state[parameter] = {
-                key: value.clone()
-                if key == "step"
-                else value.to(parameter.device, copy=True)
-                if isinstance(value, Tensor)
-                else value
-                for key, value in restored[name].items()
+                key: _placed(key, value, parameter.device) for key, value in restored[name].items()
             }
+
+
+def _placed(key: str, value: Any, device: torch.device) -> Any:
+    """A copy of a state value where the optimizer wants it: torch keeps Adam's step on the CPU."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if key == "step" else value.to(device, copy=True)

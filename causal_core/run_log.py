@@ -1,4 +1,4 @@
-"""The files that a run writes as it goes: metrics, speed, TensorBoard events.
+"""The files that a run writes as it goes: metrics and speed, and what goes to trackers.
 
 `metrics.jsonl` holds what the run computed and is the same however often it was interrupted;
 what depends on the clock (seconds, tokens per second, memory) goes to `performance.jsonl`.
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from causal_core.config import LoggingConfig
+from causal_core.trackers import open_trackers
+
 METRICS = "metrics.jsonl"
 PERFORMANCE = "performance.jsonl"
 
@@ -19,7 +22,7 @@ PERFORMANCE = "performance.jsonl"
 class RunLog:
     """Appends records; opened at a step, it drops what an interrupted run wrote beyond it."""
 
-    def __init__(self, directory: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, directory: Path, step: int, logging: LoggingConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         for name in (METRICS, PERFORMANCE):
@@ -28,11 +31,7 @@ class RunLog:
             name: (directory / name).open("a", encoding="utf-8", buffering=1)
             for name in (METRICS, PERFORMANCE)
         }
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._trackers = open_trackers(logging.trackers, directory, logging.project, step)
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`; `kind` is train, validation or evaluation."""
@@ -47,18 +46,17 @@ class RunLog:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         plain = {k: None if _is_nan(v) else v for k, v in record.items()}
         self._files[name].write(json.dumps(plain, allow_nan=False) + "\n")
 
     def _scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        for tracker in self._trackers:
+            tracker.scalars(numbers, step)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from causal_core.config import CheckpointConfig
 
 # Near a perfect benign answer a relative tolerance alone would leave one checkpoint to choose from.
 _SLACK_NATS = 0.01
+_CONSTRAINED = {"uplift", "attack_success"}  # a model that answers nothing would win these
 _HIGHER_IS_BETTER = {"causal_stability", "causal_discrimination"}
 
 
@@ -34,9 +35,10 @@ class Best:
     def update(self, step: int, metrics: Mapping[str, float], config: CheckpointConfig) -> bool:
         """Whether the checkpoint at `step` is the best so far.
 
-        With metric `uplift`, only checkpoints whose benign NLL lies within `benign_tolerance` of
-        the lowest seen compete, so a model that resists by answering nothing cannot win. When a
-        new lowest NLL disqualifies the best so far, the new checkpoint takes its place.
+        With metrics `uplift` and `attack_success`, only checkpoints whose benign NLL lies within
+        `benign_tolerance` of the lowest seen compete, so a model that resists by answering nothing
+        cannot win. When a new lowest NLL disqualifies the best so far, the new checkpoint takes its
+        place.
         """
         if config.metric not in metrics:
             return False
@@ -51,7 +53,7 @@ class Best:
             self.lowest_benign_nll = nll
         slack = max(config.benign_tolerance * self.lowest_benign_nll, _SLACK_NATS)
         bound = self.lowest_benign_nll + slack
-        if config.metric != "uplift":
+        if config.metric not in _CONSTRAINED:
             bound = float("inf")
         if nll > bound:
             return False

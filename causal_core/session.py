@@ -129,11 +129,16 @@ def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int)
 def _selection(config: Config, validation: TripletDataset | None) -> CheckpointConfig:
     """The config's, except that uplift needs a witness to look at."""
     chosen = config.checkpoint
-    if chosen.metric != "uplift" or validation is None or validation.has_witness():
+    if (
+        chosen.metric not in ("uplift", "attack_success")
+        or validation is None
+        or validation.has_witness()
+    ):
         return chosen
     log.warning(
-        "no validation triplet has a witness, so there is no uplift to choose the best checkpoint "
-        "by: the lowest benign_nll is chosen instead"
+        "no validation triplet has a witness, so there is no %s to choose the best checkpoint by: "
+        "the lowest benign_nll is chosen instead",
+        chosen.metric,
     )
     return chosen.model_copy(update={"metric": "benign_nll"})
 

@@ -22,6 +22,7 @@ _ENVIRONMENT = {
     # Otherwise every line that a worker prints arrives twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 _OBJECT_STORE_BYTES = 200 * 2**20  # nothing large travels through it
@@ -32,8 +33,8 @@ def ray_session(config: Config) -> Iterator[None]:
     """Connects to Ray for a `with` block.
 
     A cluster is used where the config or RAY_ADDRESS names one (a submitted job is given one by
-    Ray); otherwise Ray starts on this machine, on loopback and behind a token of its own, and
-    stops at the end. Nested use keeps the outer connection.
+    Ray); otherwise Ray starts on this machine behind a token of its own, with its dashboard on
+    loopback, and stops at the end. Nested use keeps the outer connection.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,7 +55,6 @@ def ray_session(config: Config) -> Iterator[None]:
     else:
         ray.init(
             address="local",
-            _node_ip_address="127.0.0.1",
             num_cpus=max(available_cores(), _cpus_needed(config)),
             object_store_memory=_OBJECT_STORE_BYTES,
             # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.
@@ -62,6 +62,7 @@ def ray_session(config: Config) -> Iterator[None]:
             dashboard_host="127.0.0.1",
             log_to_driver=True,
             logging_level="WARNING",
+            logging_config=ray.LoggingConfig(log_level="WARNING"),
         )
     try:
         yield

@@ -13,6 +13,7 @@ from causal_core.config import Config, load_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.report import write_report
 from causal_core.session import RunData, load_run_data, run_directory, step_plan
+from causal_core.trackers import check_trackers
 from ray_jobs.evaluate import (
     PROGRESS,
     evaluate,
@@ -41,6 +42,7 @@ def run_training(
     """
     quiet_libraries()
     config = config.with_absolute_paths()
+    check_trackers(config.logging.trackers)
     directory = run_directory(config)
     if fresh and (moved := set_aside(directory)) is not None:
         console.print(f"The earlier run is now in {moved}", markup=False)

@@ -84,7 +84,7 @@ def _variant(config: Config, directory: Path, steps: int) -> Config:
     tree["run"]["dir"] = str(directory)
     tree["train"]["max_steps"] = steps
     tree["checkpoint"].update(every_steps=steps, storage=None, patience=None)
-    tree["logging"]["tensorboard"] = False
+    tree["logging"]["trackers"] = []
     # Validation draws nothing at random and would only take time.
     tree["data"]["limit_validation"] = 2
     return parse_config(tree)

@@ -80,7 +80,7 @@ def tiny_config(model: Path, data: Path, run: Path, **sections: dict[str, Any]) 
         "checkpoint": {"every_steps": 2},
         "evaluation": {"max_new_tokens": 4},
         "resources": {"workers": 0},
-        "logging": {"tensorboard": False},
+        "logging": {"trackers": []},
     }
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)

@@ -24,6 +24,7 @@ from causal_core.errors import (
     NewerFormatError,
     RunFailedError,
     StorageError,
+    UserError,
 )
 from causal_core.run_context import LocalContext
 from causal_core.storage import CheckpointStore
@@ -267,3 +268,47 @@ def test_a_foreign_base_and_a_newer_format_are_refused(config, tmp_path, key):
     else:
         with pytest.raises(ForeignCheckpointError, match="other base model"):
             run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_flat_over_ten_epochs(config, tmp_path):
+    """Bug 7 of the reports: memory crept up from epoch to epoch."""
+    config.train.epochs = 10
+    run(config, tmp_path)
+    lines = (tmp_path / "run" / "performance.jsonl").read_text().splitlines()
+    peaks = [json.loads(x).get("peak_memory_bytes") for x in lines]
+    peaks = [p for p in peaks if p]
+    assert len(peaks) == 50
+    assert peaks[-1] - peaks[9] < 16 * 2**20, "from the second epoch's end to the tenth's"
+
+
+def test_the_best_by_attack_success_is_judged_from_answers(config, tmp_path):
+    config.checkpoint.metric = "attack_success"
+    config.train.max_steps = 2
+    run(config, tmp_path)
+    (validation,) = [r for r in metric_lines(tmp_path / "run") if r["kind"] == "validation"]
+    assert validation["attack_success"] == 0.0  # random weights produce no witness
+
+
+def test_without_a_witness_the_best_is_chosen_by_the_benign_answer(
+    tiny_model_directory, tiny_data, tmp_path, caplog
+):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
+    rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
+    (data / "validation.jsonl").write_text(
+        "".join(json.dumps({**row, "witness": None}) + "\n" for row in rows)
+    )
+    config = tiny_config(tiny_model_directory, data, tmp_path / "run", train={"max_steps": 2})
+    assert run(config, tmp_path)["best_step"] == 2
+    assert "the lowest benign_nll is chosen instead" in caplog.text
+    verify_checkpoint(tmp_path / "run" / "best")
+
+
+def test_a_triplet_that_fits_no_micro_batch_is_named_before_the_first_step(config, tmp_path):
+    config.train.micro_batch_tokens = 64
+    with pytest.raises(
+        UserError, match=r"triplet '.*' needs \d+ tree tokens.*raise it to at least"
+    ):
+        run(config, tmp_path)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -315,3 +315,26 @@ def test_storage_that_goes_away_leaves_the_last_good_checkpoint(command, undistu
     verify_checkpoint(sorted(folder.glob(f"step-*/{MANIFEST}"))[-1].parent)
     command.run()
     row("storage gone at save time", command, undisturbed, "exit 3, next call resumed")
+
+
+def test_another_number_of_workers_continues_the_same_data(command, config_file, undisturbed):
+    """Cut on two workers, continued on one: same batches, losses equal within rounding."""
+    exact = ("lora.dropout=0", "train.epochs=2", "resources.cpus_per_worker=1")
+    whole = Command(config_file, command.directory.with_name("whole"), command.temporary)
+    whole.overrides = exact
+    whole.run()
+    command.overrides = (*exact, "resources.workers=2", "ray.max_failures=0")
+    command.start()
+    command.wait_for_step(5)
+    command.process.send_signal(signal.SIGTERM)
+    command.finish(code=3)
+    command.overrides = exact
+    command.run()
+    for line, other in zip(train_lines(whole), train_lines(command), strict=True):
+        assert line["samples"] == other["samples"]
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def train_lines(command: Command) -> list[dict]:
+    lines = (command.directory / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "train"]
