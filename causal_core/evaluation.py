@@ -26,6 +26,7 @@ from causal_core.statistics import Estimate, mean_estimate, wilson
 
 Progress = Callable[[int], None]
 _MARGIN_TOKENS = 8
+_CAUSAL_METRICS = ("causal_stability", "spurious_separation", "causal_discrimination")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def evaluate_rows(
 ) -> list[RowResult]:
     """Evaluates the given rows; `progress` is called with rows done (twice per row in all)."""
     tokens = [dataset.tokens(i) for i in indices]
-    scores = score_triplets(model, tokens, device, config.batch_tokens, progress)
+    scores = score_triplets(model, tokens, device, config.batch_tokens, head_trained, progress)
     prompts: list[list[int]] = []
     slots: list[tuple[int, bool]] = []
     for position, t in enumerate(tokens):
@@ -79,7 +80,7 @@ def evaluate_rows(
         device=device,
     )
     answers = dict(zip(slots, generated, strict=True))
-    causal = scores.causal_metrics()
+    causal = scores.causal_metrics() if head_trained else {}
     uplift = scores.witness_logp_attacked - scores.witness_logp_clean
     results = []
     for position, index in enumerate(indices):
@@ -106,8 +107,8 @@ def evaluate_rows(
                 trigger_words=bool(triplet.has_trigger_words),
                 uplift=float(uplift[position]) if triplet.witness else None,
                 **{
-                    name: float(values[position]) if head_trained else None
-                    for name, values in causal.items()
+                    name: float(causal[name][position]) if head_trained else None
+                    for name in _CAUSAL_METRICS
                 },
             )
         )
@@ -139,7 +140,7 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "trigger_exact": _share([row.clean_exact for row in trigger]),
         **{
             name: _dict(mean_estimate([v for row in rows if (v := getattr(row, name)) is not None]))
-            for name in ("causal_stability", "spurious_separation", "causal_discrimination")
+            for name in _CAUSAL_METRICS
         },
         "families": {
             name: {"n": len(members), **_behaviour(members)}

@@ -37,7 +37,7 @@ from causal_core.seeding import seed_step
 from causal_core.selection import Best
 from causal_core.session import Session, count_parameters, open_session
 from causal_core.step import Denominators, StepReport, TrainStep, is_contrastive
-from causal_core.triplet_trees import TripletTokens
+from causal_core.triplet_trees import BRANCHES, TripletTokens
 
 log = logging.getLogger(__name__)
 
@@ -199,16 +199,18 @@ class _Loop:
         rank, world = self.context.rank, self.context.world_size
         mine = triplets[rank::world]
         engine = self.session.engine
-        own = score_triplets(
-            engine.model, mine, self.context.device, self.config.train.micro_batch_tokens
-        )
+        head_trained = is_contrastive(self.config.loss)
+        budget = self.config.train.micro_batch_tokens
+        own = score_triplets(engine.model, mine, self.context.device, budget, head_trained)
         if world == 1:
             return own
         columns = own.__dict__
         width = self.session.engine.model.projection.input.in_features
         merged: dict[str, Any] = {}
         for name, values in columns.items():
-            shape = (len(triplets), 3, width) if name in ("z", "pooled") else (len(triplets),)
+            branches = len(BRANCHES) if head_trained else 1
+            vectors = name in ("z", "pooled")
+            shape = (len(triplets), branches, width) if vectors else (len(triplets),)
             full = torch.zeros(shape, dtype=torch.float64)
             if mine:
                 full[rank::world] = torch.as_tensor(values, dtype=torch.float64)

@@ -18,6 +18,7 @@ from causal_core.prefix_tree import TreeBatch
 from causal_core.statistics import effective_rank
 from causal_core.triplet_trees import (
     ATTACKED_TASK,
+    BENIGN,
     BRANCHES,
     TASK,
     WITNESS_ATTACKED,
@@ -28,7 +29,6 @@ from causal_core.triplet_trees import (
 )
 
 GROUPS = (TASK, ATTACKED_TASK, WITNESS_CLEAN, WITNESS_ATTACKED)
-NEEDS = Needs(BRANCHES, GROUPS)
 
 
 @dataclass
@@ -47,11 +47,14 @@ class Scores:
     witness_logp_attacked: np.ndarray
     greedy_clean: np.ndarray
     greedy_attacked: np.ndarray
-    z: np.ndarray  # [T, 3, H] projected representations
-    pooled: np.ndarray  # [T, 3, H] mean last hidden states, before the head
+    z: np.ndarray  # [T, b, H] projected representations of the branches that were pooled
+    pooled: np.ndarray  # [T, b, H] mean last hidden states, before the head
 
     def causal_metrics(self) -> dict[str, np.ndarray]:
-        """The reports' three metrics per triplet, on cosine of projected representations."""
+        """The reports' three metrics per triplet, on cosine of projected representations.
+
+        Needs scores with all three branches pooled.
+        """
         z = self.z / np.maximum(np.linalg.norm(self.z, axis=-1, keepdims=True), 1e-12)
         stability = (z[:, 0] * z[:, 1]).sum(-1)
         similarity = (z[:, 0] * z[:, 2]).sum(-1)
@@ -99,14 +102,18 @@ def score_triplets(
     triplets: Sequence[TripletTokens],
     device: torch.device,
     budget: int,
+    head_trained: bool,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Scores triplets with the model as it is (adapter on or off), in evaluation mode.
 
     Args:
         budget: Padded tree nodes of one forward; a larger single triplet gets its own forward.
+        head_trained: Pool all three branches for the causal metrics; otherwise U alone, and U' is
+            not computed at all.
         progress: Called with the number of triplets done after each forward.
     """
+    needs = Needs(BRANCHES if head_trained else (BENIGN,), GROUPS)
     was_training = model.training
     model.eval()
     count = len(triplets)
@@ -115,7 +122,7 @@ def score_triplets(
     z: list[np.ndarray] = [np.empty(0)] * count
     pooled: list[np.ndarray] = [np.empty(0)] * count
     budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
-    for micro in cut_micro_batches(triplets, NEEDS, budget):
+    for micro in cut_micro_batches(triplets, needs, budget):
         batch = micro.batch.to(device)
         output = model(batch)
         logits = at_least_float32(output.label_logits)
@@ -140,8 +147,8 @@ def score_triplets(
         witness_logp_attacked=columns[WITNESS_ATTACKED],
         greedy_clean=greedy[TASK],
         greedy_attacked=greedy[ATTACKED_TASK],
-        z=np.stack(z) if count else np.zeros((0, 3, 1)),
-        pooled=np.stack(pooled) if count else np.zeros((0, 3, 1)),
+        z=np.stack(z) if count else np.zeros((0, len(needs.branches), 1)),
+        pooled=np.stack(pooled) if count else np.zeros((0, len(needs.branches), 1)),
     )
 
 

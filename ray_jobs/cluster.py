@@ -22,7 +22,6 @@ _ENVIRONMENT = {
     # Otherwise every line that a worker prints arrives twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 _OBJECT_STORE_BYTES = 200 * 2**20  # nothing large travels through it
@@ -62,7 +61,6 @@ def ray_session(config: Config) -> Iterator[None]:
             dashboard_host="127.0.0.1",
             log_to_driver=True,
             logging_level="WARNING",
-            logging_config=ray.LoggingConfig(log_level="WARNING"),
         )
     try:
         yield

@@ -22,7 +22,7 @@ from ray_jobs.run import SUMMARY, read_summary, run_evaluation, run_training
 from ray_jobs.trainer import set_aside
 
 CONFIG = Path(__file__).parent / "presets" / "demo.yaml"
-_SIZES = {"train": 480, "validation": 48, "test_seen": 72, "test_novel": 72}
+_SIZES = {"train": 480, "validation": 32, "test_seen": 72, "test_novel": 72}
 
 
 def run_demo(directory: Path, *, seed: int = 0, fresh: bool = False) -> None:

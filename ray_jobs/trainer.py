@@ -61,7 +61,13 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
 
 def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
     from ray.exceptions import RayActorError
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+    )
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -93,6 +99,7 @@ def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
             storage_path=storage,
             failure_config=FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     stop_file = directory / STOP_FILE

@@ -41,7 +41,7 @@ def plain_greedy(model, prompt, end, limit):
 @torch.no_grad()
 def test_scores_equal_separate_forwards():
     model, triplets = tiny_model().eval(), random_triplets(7, seed=4)
-    scores = score_triplets(model, triplets, CPU, budget=150)
+    scores = score_triplets(model, triplets, CPU, budget=150, head_trained=True)
     for i, t in enumerate(triplets):
         clean, attacked = t.system + t.benign, t.system + t.injection
         expected = {
@@ -77,7 +77,7 @@ def test_the_shortcut_flags_say_what_decoding_would_give():
         said = plain_greedy(model, t.system + t.benign, 2, 3)
         own = [*said, 2] if len(t.benign) % 2 else t.benign_answer
         answered.append(type(t)(**{**t.__dict__, "benign_answer": own}))
-    scores = score_triplets(model, answered, CPU, budget=500)
+    scores = score_triplets(model, answered, CPU, budget=500, head_trained=False)
     for i, t in enumerate(answered):
         said = plain_greedy(model, t.system + t.benign, -1, len(t.benign_answer))
         assert bool(scores.greedy_clean[i]) == (said == t.benign_answer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 
 import pytest
 import torch
@@ -201,6 +202,36 @@ def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(c
     final = verify_checkpoint(stored / "step-00000005")["files"]
     expected = final_files(tmp_path / "local")
     assert {n: final[n]["sha256"] for n in names} == {n: expected[n] for n in names}
+
+
+def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monkeypatch):
+    """pyarrow's own mock of a remote filesystem stands for s3:// and gs://."""
+    from datetime import datetime
+
+    from pyarrow import fs
+
+    store = fs._MockFileSystem(datetime(2026, 1, 1))
+
+    class Locations:
+        from_uri = staticmethod(lambda uri: (store, uri.removeprefix("s3://")))
+
+    patched = types.SimpleNamespace(**{**vars(fs), "FileSystem": Locations})
+    monkeypatch.setattr("causal_core.storage.fs", patched)
+    run(config, tmp_path, "local")
+    config.checkpoint.storage = "s3://bucket/runs"
+    config.checkpoint.keep_last = 2
+    context = LocalContext(
+        tmp_path / "remote", CPU, keep_last=2, storage=config.checkpoint.storage, stop_at=4
+    )
+    assert not loop.train(config, context)["finished"]
+    assert run(config, tmp_path, "remote")["finished"]
+    with CheckpointStore("s3://bucket/runs/checkpoints").newest_whole() as newest:
+        found = {n: f["sha256"] for n, f in verify_checkpoint(newest)["files"].items()}
+    expected = final_files(tmp_path / "local")
+    weights = [name for name in expected if name.endswith(".safetensors")]
+    assert len(weights) == 3
+    assert {n: found[n] for n in weights} == {n: expected[n] for n in weights}
+    assert not (tmp_path / "remote" / "checkpoints").exists()
 
 
 def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, tmp_path):

@@ -318,7 +318,7 @@ def test_storage_that_goes_away_leaves_the_last_good_checkpoint(command, undistu
 
 
 def test_another_number_of_workers_continues_the_same_data(command, config_file, undisturbed):
-    """Cut on two workers, continued on one: same batches, losses equal within rounding."""
+    """Killed on two workers, continued on one: same batches, losses equal within rounding."""
     exact = ("lora.dropout=0", "train.epochs=2", "resources.cpus_per_worker=1")
     whole = Command(config_file, command.directory.with_name("whole"), command.temporary)
     whole.overrides = exact
@@ -326,11 +326,38 @@ def test_another_number_of_workers_continues_the_same_data(command, config_file,
     command.overrides = (*exact, "resources.workers=2", "ray.max_failures=0")
     command.start()
     command.wait_for_step(5)
-    command.process.send_signal(signal.SIGTERM)
+    command.kill(WORKER)
     command.finish(code=3)
     command.overrides = exact
     command.run()
-    for line, other in zip(train_lines(whole), train_lines(command), strict=True):
+    assert_same_course(whole, command)
+
+
+def test_an_elastic_run_goes_on_with_one_worker_when_a_node_is_lost(command, config_file):
+    """`workers: [1, 2]` on a head and a second node; the second node's processes are killed."""
+    from ray.cluster_utils import Cluster
+
+    exact = ("lora.dropout=0", "train.epochs=4")
+    whole = Command(config_file, command.directory.with_name("whole"), command.temporary)
+    whole.overrides = exact
+    whole.run()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        command.overrides = (*exact, "resources.workers=[1,2]", f"ray.address={cluster.address}")
+        command.start()
+        command.wait_for_step(6)
+        cluster.remove_node(second, allow_graceful=False)
+        command.finish()
+    finally:
+        cluster.shutdown()
+    assert_same_course(whole, command)
+    summary = json.loads((command.directory / "summary.json").read_text())["run"]
+    assert summary["workers"] == 1 and summary["finished"]
+
+
+def assert_same_course(expected: Command, found: Command) -> None:
+    for line, other in zip(train_lines(expected), train_lines(found), strict=True):
         assert line["samples"] == other["samples"]
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
 
