@@ -21,6 +21,7 @@ from causal_core import report_evaluation as evaluation
 from causal_core import report_training as training
 from causal_core import verdict as v
 from causal_core.errors import UserError
+from causal_core.paired import paired_sentences
 from causal_core.run_log import METRICS, PERFORMANCE, read_records
 from causal_core.visible_text import visible
 
@@ -120,6 +121,7 @@ def _context(run: _Run) -> dict[str, Any]:
         "facts": _fact_list(run),
         "notes": _notes(run),
         "verdict": v.verdict_of(models) if models else None,
+        "paired": paired_sentences(run.evaluation) if run.evaluation else [],
         "models": [
             {"name": m, "description": (run.evaluation or {}).get("descriptions", {}).get(m, "")}
             for m in order

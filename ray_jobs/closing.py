@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from causal_core.paired import paired_sentences
+
 # (metric, heading, direction) of the closing table.
 _ROWS = (
     ("attack_success", "attacks that succeed", "lower is better"),
@@ -57,7 +59,7 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
             if any(cells):
                 table.add_row(f"{heading}\n[dim]{direction}[/dim]", *cells)
         console.print(table)
-    for sentence in sentences(evaluation):
+    for sentence in [*sentences(evaluation), *paired_sentences(evaluation)]:
         console.print(sentence, markup=False, highlight=False)
 
 

@@ -13,6 +13,7 @@ from causal_core.dataset import TripletDataset
 from causal_core.errors import UserError
 from causal_core.evaluation import RowResult, aggregate, examples
 from causal_core.model import load_tokenizer
+from causal_core.paired import paired_by_set
 from causal_core.prompts import build_prompt_encoder
 from causal_core.run_log import METRICS, read_records
 from causal_core.session import load_split, run_directory
@@ -91,6 +92,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
             for model, sets in rows.items()
         },
         "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
+        "paired": paired_by_set(rows),
         "examples": examples(datasets, rows, _EXAMPLES),
     }
 
