@@ -16,7 +16,8 @@ def quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray Train has handlers of its own; through the root's it would say everything.
+    logging.getLogger("ray.train").propagate = False
     for name in ("causal_core", "ray_jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
