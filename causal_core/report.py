@@ -120,7 +120,7 @@ def _context(run: _Run) -> dict[str, Any]:
         "title": run.directory.resolve().name,
         "facts": _fact_list(run),
         "notes": _notes(run),
-        "verdict": v.verdict_of(models) if models else None,
+        "verdict": v.verdict_of(models, (run.evaluation or {}).get("paired")) if models else None,
         "paired": paired_sentences(run.evaluation) if run.evaluation else [],
         "models": [
             {"name": m, "description": (run.evaluation or {}).get("descriptions", {}).get(m, "")}

@@ -80,6 +80,8 @@ def sentences(evaluation: Mapping[str, Any]) -> list[str]:
         reservation = (
             "the intervals do not overlap"
             if sure
+            else "the intervals overlap: see the row-by-row test"
+            if name in (evaluation.get("paired") or {})
             else "the intervals overlap: not distinguishable at this size"
         )
         said.append(

@@ -34,6 +34,19 @@ def test_the_control_is_the_reference_and_rows_without_a_witness_are_left_out():
     assert sentence.startswith("seen, row by row: 1 attacks succeed against the control alone, 0")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "outcome"),
+    [(10, 0, "lower"), (0, 10, "higher"), (3, 2, "not distinguishable")],
+)
+def test_pairs_decide_where_intervals_overlap(one, other, outcome):
+    from causal_core.verdict import Estimate, compare_attacks
+
+    own, control = Estimate(0.11, 0.06, 0.20, 72), Estimate(0.25, 0.16, 0.36, 72)
+    paired = {"only_reference": one, "only_trained": other, "p": mcnemar_exact(one, other)}
+    assert compare_attacks(own, control, paired) == outcome
+    assert compare_attacks(own, control, None) == "not distinguishable"
+
+
 def test_an_evaluation_without_pairs_says_nothing():
     assert paired_by_set({"base": {"seen": rows(True)}}) == {}
     assert paired_sentences({"models": {}}) == []
