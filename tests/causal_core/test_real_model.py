@@ -1,4 +1,8 @@
-"""Invariant I1 on the real demo model over real triplets: tree against separate forwards."""
+"""Invariant I1 on the real demo model over real triplets: tree against separate forwards.
+
+In float64, which tells rounding from error: through 30 layers in float32 the two ways differ by about
+1e-4 in the gradient (`python -m benchmarks.tree` shows it), because their matrices have other shapes.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,7 @@ def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, c
         if "lora_B" in name:
             with torch.no_grad():
                 parameter.normal_(0, 0.01, generator=generator)
+    model.double()
     loss = LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
     value, _ = plain_loss(model, triplets, loss)
     value.backward()
@@ -61,4 +66,4 @@ def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, c
             f"\ntree vs separate forwards: loss {loss_error:.1e}, gradient {gradient_error:.1e}, "
             f"worst single tensor {worst:.1e}"
         )
-    assert loss_error < 1e-5 and gradient_error < 1e-5
+    assert loss_error < 1e-6 and gradient_error < 1e-5
