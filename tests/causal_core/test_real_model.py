@@ -1,6 +1,6 @@
 """Invariant I1 on the real demo model over real triplets: tree against separate forwards.
 
-In float64, which tells rounding from error: in float32 the gradients of the two ways differ by about
+In float64, which tells rounding from error: in float32 the two ways' gradients differ by about
 1e-4 after 30 layers, as `python -m benchmarks.tree` shows.
 """
 
