@@ -23,18 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from causal_core.config import Config
+from causal_core.engine import Engine, EngineState
 from causal_core.errors import (
     DamagedCheckpointError,
     ForeignCheckpointError,
     NewerFormatError,
+    RunFailedError,
 )
 from causal_core.model import CausalModel
-from causal_core.optimizer import load_optimizer_state, optimizer_state
+from causal_core.optimizer import MOMENTS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -74,24 +76,34 @@ def checkpoint_name(step: int) -> str:
 
 def save_checkpoint(
     directory: Path,
-    model: CausalModel,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
+    trained: EngineState,
     config: Config,
     tokenizer: Any,
     state: TrainerState,
     metrics: Mapping[str, float],
 ) -> None:
-    """Writes a whole checkpoint into an empty or new directory; the manifest comes last."""
+    """Writes a whole checkpoint into an empty or new directory; the manifest comes last.
+
+    Args:
+        trained: `engine.state()`, which all workers gather together; one of them writes it.
+
+    Raises:
+        RunFailedError: a tensor would be missing or partial in the files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    parameters = model.trainable_parameters()
-    _save_adapter(directory, model)
-    head = {f"{_HEAD_PREFIX}{k}": _plain(v) for k, v in model.projection.state_dict().items()}
-    save_file(head, directory / PROJECTION)
-    tensors, values = optimizer_state(optimizer, parameters)
-    save_file(tensors, directory / OPTIMIZER)
+    weights = trained.weights
+    _save_adapter(directory, engine.model, weights)
+    save_file(_part(weights, _HEAD_PREFIX, keep_prefix=True), directory / PROJECTION)
+    save_file(trained.optimizer_tensors, directory / OPTIMIZER)
+    _check_whole(directory, engine.shapes)
     _write_json(
         directory / STATE,
-        {**asdict(state), "optimizer_values": values, "metrics": dict(metrics)},
+        {
+            **asdict(state),
+            "optimizer_values": trained.optimizer_values,
+            "metrics": dict(metrics),
+        },
     )
     (directory / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
     tokenizer.save_pretrained(str(directory))
@@ -104,7 +116,7 @@ def save_checkpoint(
         "base_fingerprint": state.base_fingerprint,
         "libraries": _library_versions(),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
-        "tensors": {name: tensor_sha256(p) for name, p in parameters.items()},
+        "tensors": {name: tensor_sha256(w) for name, w in weights.items()},
     }
     partial = directory / f"{MANIFEST}.partial"
     _write_json(partial, manifest)
@@ -154,11 +166,10 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    directory: Path, model: CausalModel, optimizer: torch.optim.Optimizer, config: Config,
-    data_fingerprint: str, base_fingerprint: str,
-) -> TrainerState:  # fmt: skip
-    """Puts a checkpoint into an existing model and optimizer, in place, or raises and changes
-    nothing that a run would use.
+    directory: Path, engine: Engine, config: Config, data_fingerprint: str, base_fingerprint: str
+) -> TrainerState:
+    """Puts a checkpoint into an engine's model and optimizer, in place, or raises and changes
+    nothing that a run would use. All workers call it together.
 
     Parameters keep their identity, so the optimizer holds the very tensors that were loaded
     (peft reloads as frozen copies otherwise: bug 2 of the reports).
@@ -169,21 +180,36 @@ def load_checkpoint(
     manifest = verify_checkpoint(directory)
     raw = json.loads((directory / STATE).read_text(encoding="utf-8"))
     _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
-    tensors = load_weights(directory, model)
-    parameters = model.trainable_parameters()
-    load_optimizer_state(
-        optimizer, parameters, load_file(directory / OPTIMIZER), raw.pop("optimizer_values")
+    engine.load(
+        EngineState(
+            read_weights(directory, engine.shapes),
+            load_file(directory / OPTIMIZER),
+            raw.pop("optimizer_values"),
+        )
     )
     raw.pop("metrics")
+    loaded = engine.weights()
     for name, expected in manifest["tensors"].items():
-        if tensor_sha256(parameters[name]) != expected:
+        if tensor_sha256(loaded[name]) != expected:
             raise DamagedCheckpointError(f"{directory}: tensor {name} differs from the manifest")
-    assert set(tensors) == set(parameters)
     return TrainerState(**raw)
 
 
-def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
-    """Copies adapter and head of a checkpoint into the model's own parameters.
+def load_weights(directory: Path, model: CausalModel) -> None:
+    """Copies adapter and head of a checkpoint into the own parameters of a model on one worker
+    (errors as of `read_weights`)."""
+    parameters = model.trainable_parameters()
+    stored = read_weights(directory, {name: p.shape for name, p in parameters.items()})
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+
+
+def read_weights(directory: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Adapter and head of a checkpoint by parameter name.
+
+    Args:
+        shapes: Of the parameters that the model trains.
 
     Raises:
         ForeignCheckpointError: names every missing, unexpected or wrongly shaped tensor.
@@ -195,13 +221,12 @@ def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
         stored.update(load_file(directory / PROJECTION))
     except (OSError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{directory}: cannot be read: {error}") from error
-    parameters = model.trainable_parameters()
-    problems = [f"{name} is missing" for name in parameters if name not in stored]
-    problems += [f"{name} is unexpected" for name in stored if name not in parameters]
+    problems = [f"{name} is missing" for name in shapes if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in shapes]
     problems += [
-        f"{name} has shape {tuple(stored[name].shape)}, the model wants {tuple(p.shape)}"
-        for name, p in parameters.items()
-        if name in stored and stored[name].shape != p.shape
+        f"{name} has shape {tuple(stored[name].shape)}, the model wants {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in stored and stored[name].shape != shape
     ]
     if problems:
         raise ForeignCheckpointError(
@@ -209,9 +234,6 @@ def load_weights(directory: Path, model: CausalModel) -> dict[str, Tensor]:
             + (f"; ... {len(problems)} problems" if len(problems) > 5 else "")
             + ". Use the lora section and the base model that it was trained with (config.yaml)."
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
     return stored
 
 
@@ -291,9 +313,53 @@ def _config_difference(directory: Path, config: Config) -> str:
     )
 
 
-def _save_adapter(directory: Path, model: CausalModel) -> None:
+def _check_whole(directory: Path, shapes: Mapping[str, torch.Size]) -> None:
+    """What was written, against the model: every parameter, with every element.
+
+    A sharded engine that saves its own part writes adapters that load as empty tensors
+    (DeepSpeed#4295); such a directory must never get a manifest.
+    """
+    written = {_adapter_parameter(k): s for k, s in _stored_shapes(directory / ADAPTER).items()}
+    written.update(_stored_shapes(directory / PROJECTION))
+    wrong = [
+        f"{name}: {written.get(name)} instead of {tuple(shape)}"
+        for name, shape in shapes.items()
+        if written.get(name) != tuple(shape)
+    ]
+    wrong += [f"{name}: not a trained parameter" for name in written if name not in shapes]
+    for full_name, shape in _stored_shapes(directory / OPTIMIZER).items():
+        name, _, key = full_name.rpartition("//")
+        if name not in shapes or 0 in shape:
+            wrong.append(f"{full_name}: {shape}")
+        elif key in MOMENTS and shape != tuple(shapes[name]):
+            wrong.append(f"{full_name}: {shape} instead of {tuple(shapes[name])}")
+    if wrong:
+        raise RunFailedError(
+            f"a checkpoint would not be whole: {'; '.join(wrong[:5])}"
+            + (f"; ... {len(wrong)} in all" if len(wrong) > 5 else "")
+        )
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as stored:
+        return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str, keep_prefix: bool) -> dict[str, Tensor]:
+    return {
+        name if keep_prefix else name.removeprefix(prefix): weight
+        for name, weight in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def _save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Tensor]) -> None:
     # `save_embedding_layers=False`: PEFT would otherwise ask a hub whether the vocabulary grew.
-    model.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+    model.peft_model.save_pretrained(
+        str(directory),
+        state_dict=_part(weights, _PEFT_PREFIX, keep_prefix=False),
+        save_embedding_layers=False,
+    )
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     # PEFT writes sets in hash order; the same adapter shall be the same file.
     path = directory / "adapter_config.json"

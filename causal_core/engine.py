@@ -1,34 +1,22 @@
-"""How gradients of several workers become one: `plain` and `ddp` behind one small protocol.
+"""What the step and the loop need of an engine: gradients of all workers, clipping, the update.
 
-The loop does not know which one it runs on.
+An engine owns the model and its optimizer. `plain`, `ddp` and `deepspeed` live in
+`causal_core.engines`; neither the step nor the loop knows which one it runs on.
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from causal_core.config import Config
 from causal_core.model import CausalModel, CausalOutput
 from causal_core.prefix_tree import TreeBatch
-
-
-class Engine(Protocol):
-    """What the step needs of an engine."""
-
-    model: CausalModel
-    rank: int
-    world_size: int
-
-    def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
-        """Forward, loss and backward of one micro-batch; gradients are summed over workers by
-        the time the call with `last=True` returns."""
-
-    def sum_over_workers(self, values: Tensor) -> Tensor:
-        """Element-wise sum of a small float64 tensor over all workers."""
 
 
 class LossFunction(Protocol):
@@ -37,59 +25,83 @@ class LossFunction(Protocol):
     def __call__(self, output: CausalOutput, batch: TreeBatch) -> Tensor: ...
 
 
-class PlainEngine:
-    """One worker."""
+@dataclass
+class EngineState:
+    """Everything that training changes, whole and by parameter name, on the CPU.
 
-    rank = 0
-    world_size = 1
+    The same for every engine and number of workers, so that any of them continues what another
+    one began.
+    """
 
-    def __init__(self, model: CausalModel) -> None:
-        self.model = model
-
-    def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
-        loss_of(self.model(batch), batch).backward()
-
-    def sum_over_workers(self, values: Tensor) -> Tensor:
-        return values
+    weights: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor] = field(default_factory=dict)  # `<parameter>//<key>`
+    optimizer_values: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class DdpEngine:
-    """torch DistributedDataParallel: one all-reduce an optimizer step, after the last backward."""
+class Engine(Protocol):
+    """One worker's part of the optimisation.
 
-    def __init__(self, model: CausalModel) -> None:
-        self.model = model
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-        self._device = model.projection.input.weight.device
-        on_gpu = self._device.type == "cuda"
-        self._wrapped = nn.parallel.DistributedDataParallel(
-            model,
-            device_ids=[self._device] if on_gpu else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    Methods marked *collective* must be called by all workers together.
+    """
+
+    model: CausalModel
+    rank: int
+    world_size: int
+    shapes: Mapping[str, torch.Size]  # of all trained parameters, before any sharding
+    # Whether a forward, too, needs all workers: then each of them must run the same forwards.
+    collective_forward: bool
+
+    def rounds(self, own: int) -> int:
+        """How many micro-batches this worker must run in a step when it has `own` ones of its
+        own; what is missing are stand-ins with weight 0. Collective."""
 
     def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
-        context = contextlib.nullcontext() if last else self._wrapped.no_sync()
-        with context:
-            # DDP averages over workers; the loss is a share of a global mean, so it must be summed.
-            loss = loss_of(self._wrapped(batch), batch) * self.world_size
-            loss.backward()
+        """Forward, loss and backward of one micro-batch; gradients are summed over workers by
+        the time the call with `last=True` returns. Collective in the last call at the latest."""
+
+    def clip(self, max_norm: float) -> float:
+        """Scales the gradient to a global norm of `max_norm` at most (by the time of `step`) and
+        returns the norm before; the same number on all workers, not finite where any of them has
+        a gradient that is not. Collective."""
+
+    def step(self, learning_rate: float) -> None:
+        """Moves the parameters and clears the gradients. Collective."""
+
+    def discard(self) -> None:
+        """Clears the gradients and moves nothing. Collective."""
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
-        summed = values.to(self._device)
-        dist.all_reduce(summed)
-        return summed.to(values.device)
+        """Element-wise sum of a small float64 tensor over all workers. Collective."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole trained parameters by name, on the CPU, on all workers. Collective."""
+
+    def state(self) -> EngineState:
+        """Whole state to save, on all workers. Collective."""
+
+    def load(self, state: EngineState) -> None:
+        """Puts a state back, into the very parameters that are trained. Collective.
+
+        Raises:
+            CheckpointError: the optimizer's part does not belong to these parameters; nothing has
+                been changed.
+        """
 
 
-def build_engine(name: str, model: CausalModel) -> Engine:
-    """The engine of a config value; `auto` is ddp where a process group of several runs."""
-    workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def workers_of_process_group() -> int:
+    """Workers of this process's group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def build_engine(config: Config, model: CausalModel, device: torch.device) -> Engine:
+    """The engine that a config asks for; `auto` is ddp where several workers run."""
+    name = config.engine
     if name == "auto":
-        name = "ddp" if workers > 1 else "plain"
-    return DdpEngine(model) if name == "ddp" and workers > 1 else PlainEngine(model)
+        name = "ddp" if workers_of_process_group() > 1 else "plain"
+    if name == "ddp" and workers_of_process_group() > 1:
+        from causal_core.engines.ddp import DdpEngine
 
+        return DdpEngine(model, config.train, device)
+    from causal_core.engines.plain import PlainEngine
 
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Clips to the global norm and returns the norm before clipping (may be non-finite)."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    return PlainEngine(model, config.train, device)

@@ -27,6 +27,7 @@ from causal_core.checkpoint import (
 from causal_core.config import Config
 from causal_core.dataset import TripletDataset
 from causal_core.device import peak_memory_bytes
+from causal_core.engine import EngineState
 from causal_core.errors import RunFailedError, StorageError
 from causal_core.evaluation import evaluate_rows
 from causal_core.run_context import RunContext
@@ -69,7 +70,6 @@ class _Loop:
         config = self.config
         step = TrainStep(
             self.session.engine,
-            self.session.optimizer,
             config.loss,
             config.train,
             self.context.device,
@@ -104,15 +104,13 @@ class _Loop:
         return bool(self.session.engine.sum_over_workers(asked)[0] > 0)
 
     def _one_step(self, step: TrainStep, run_log: RunLog | None) -> StepReport:
-        plan, train, seed = self.session.plan, self.config.train, self.config.run.seed
+        plan, seed = self.session.plan, self.config.run.seed
         begin = time.perf_counter()
         dataset = self.session.data.train
         batch = [dataset.tokens(int(i)) for i in plan.batch(self.step, seed)]
         positions = share([t.size_bound() for t in batch], self.context.world_size)
         mine = [batch[i] for i in positions[self.context.rank]]
-        rate = learning_rate(
-            self.step, plan.total_steps, train.learning_rate, train.warmup_ratio, train.schedule
-        )
+        rate = self._learning_rate(self.step)
         seed_step(seed, self.step, self.context.rank)
         report = step.run(mine, Denominators.of(batch), rate, stand_in=batch[0])
         if not report.applied:
@@ -143,6 +141,16 @@ class _Loop:
                 },
             )
         return report
+
+    def _learning_rate(self, step: int) -> float:
+        train = self.config.train
+        return learning_rate(
+            step,
+            self.session.plan.total_steps,
+            train.learning_rate,
+            train.warmup_ratio,
+            train.schedule,
+        )
 
     def _watch_skipped(self, report: StepReport) -> None:
         if report.applied:
@@ -225,10 +233,11 @@ class _Loop:
         is_best = is_best or self.session.data.validation is None
         metrics = {**report.metrics(), **{f"validation_{k}": v for k, v in validation.items()}}
         name = checkpoint_name(self.step)
+        trained = self.session.engine.state()  # gathered by all workers, written by one
         directory = None
         try:
             if self.context.rank == 0:
-                directory = self._write_checkpoint(metrics)
+                directory = self._write_checkpoint(trained, metrics)
                 if is_best:
                     copy_checkpoint(directory, self.context.directory / "best")
             self.context.report({"step": self.step, **metrics}, directory, name)
@@ -245,14 +254,14 @@ class _Loop:
         if run_log is not None:
             run_log.performance(self.step, {"save_seconds": time.perf_counter() - begin})
 
-    def _write_checkpoint(self, metrics: dict[str, float]) -> Path:
+    def _write_checkpoint(self, trained: EngineState, metrics: dict[str, float]) -> Path:
         """A whole checkpoint in a local temporary directory."""
         config, session = self.config, self.session
         state = TrainerState(
             step=self.step,
             samples=session.plan.samples_after(self.step),
             seed=config.run.seed,
-            learning_rate=session.optimizer.param_groups[0]["lr"],
+            learning_rate=self._learning_rate(self.step - 1),
             total_steps=session.plan.total_steps,
             skipped=self.skipped,
             skipped_in_a_row=self.skipped_in_a_row,
@@ -265,8 +274,8 @@ class _Loop:
         try:
             save_checkpoint(
                 directory,
-                session.engine.model,
-                session.optimizer,
+                session.engine,
+                trained,
                 config,
                 session.data.encoder.tokenizer,
                 state,
@@ -284,8 +293,7 @@ class _Loop:
                 return
             state = load_checkpoint(
                 newest,
-                session.engine.model,
-                session.optimizer,
+                session.engine,
                 self.config,
                 session.data.fingerprint(),
                 session.base_fingerprint,

@@ -14,6 +14,9 @@ from causal_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+# State that has its parameter's shape: AdamW's names and those of bitsandbytes.
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
+
 
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], config: TrainConfig, device: torch.device

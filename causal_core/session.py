@@ -18,7 +18,6 @@ from causal_core.dataset import Progress, TripletDataset, load_dataset
 from causal_core.engine import Engine, build_engine
 from causal_core.errors import UserError
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
-from causal_core.optimizer import build_optimizer
 from causal_core.paths import cache_root
 from causal_core.prompts import PromptEncoder, build_prompt_encoder
 from causal_core.step import needs_of
@@ -48,7 +47,6 @@ class Session:
     data: RunData
     plan: StepPlan
     engine: Engine
-    optimizer: torch.optim.Optimizer
     base_fingerprint: str
     selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
 
@@ -94,14 +92,11 @@ def open_session(config: Config, device: torch.device) -> Session:
     check_micro_batch_budget(data.train, needs, config.train.micro_batch_tokens)
     base = load_base(config.model, device, config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
-    engine = build_engine(config.engine, model)
-    optimizer = build_optimizer(model.trainable_parameters(), config.train, device)
     source = resolve_model(config.model, config.data.cache_dir)
     return Session(
         data=data,
         plan=step_plan(config, len(data.train)),
-        engine=engine,
-        optimizer=optimizer,
+        engine=build_engine(config, model, device),
         base_fingerprint=base_fingerprint(source, base),
         selection=_selection(config, data.validation),
     )

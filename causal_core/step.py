@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from causal_core.config import LossConfig, TrainConfig
-from causal_core.engine import Engine, clip_gradients
+from causal_core.engine import Engine
 from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_sum
 from causal_core.model import CausalOutput
 from causal_core.prefix_tree import TreeBatch
@@ -131,7 +132,6 @@ class TrainStep:
     """Runs optimizer steps on one worker of an engine."""
 
     engine: Engine
-    optimizer: torch.optim.Optimizer
     loss: LossConfig
     train: TrainConfig
     device: torch.device
@@ -139,7 +139,6 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         self.needs = needs_of(self.loss)
-        self._parameters = list(self.engine.model.trainable_parameters().values())
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
         """This worker's share as micro-batches under the token budget."""
@@ -158,28 +157,29 @@ class TrainStep:
             mine: This worker's share of the global batch; may be empty.
             denominators: Counts of the whole global batch.
             learning_rate: Of this step.
-            stand_in: Any triplet; a worker with an empty share runs it with weight 0, so that all
-                workers take part in the same collective operations.
+            stand_in: Any triplet; a worker with too small a share runs it with weight 0, so that
+                all workers take part in the same collective operations.
         """
         self.engine.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        empty = not mine
-        micro_batches = self.cut([stand_in] if empty else mine)
+        own = self.cut(mine) if mine else []
+        missing = self.engine.rounds(len(own)) - len(own)
+        micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
         totals = torch.zeros(len(TERMS) + 5, dtype=torch.float64)
 
-        def loss_of(output: CausalOutput, batch: TreeBatch) -> Tensor:
+        def loss_of(output: CausalOutput, batch: TreeBatch, counts: bool) -> Tensor:
             sums = loss_sums(output, batch, self.loss)
             # The head without a weighted term stays in the graph with a factor of 0: in
             # DistributedDataParallel every trainable parameter takes part in every backward.
             value = weighted_loss(sums, self.loss, denominators) + 0.0 * output.z.sum()
-            if empty:
+            if not counts:
                 return value * 0.0
             self._add_totals(totals, sums, output, batch)
             return value
 
         for number, micro in enumerate(micro_batches, start=1):
+            weighed = partial(loss_of, counts=number <= len(own))
             last = number == len(micro_batches)
-            self.engine.accumulate(micro.batch.to(self.device), loss_of, last)
+            self.engine.accumulate(micro.batch.to(self.device), weighed, last)
         return self._finish(totals, denominators, learning_rate)
 
     @torch.no_grad()
@@ -200,9 +200,9 @@ class TrainStep:
     def _finish(
         self, totals: Tensor, denominators: Denominators, learning_rate: float
     ) -> StepReport:
-        # Gradients are the same on all workers after the last backward, and so is their norm; the
-        # summed totals are too. So every worker takes the same decision without asking.
-        grad_norm = clip_gradients(self._parameters, self.train.clip_norm)
+        # The norm is the same on all workers, and so are the summed totals: every worker takes the
+        # same decision without asking.
+        grad_norm = self.engine.clip(self.train.clip_norm)
         totals = self.engine.sum_over_workers(totals)
         counts, weights = denominators.by_term(), self.loss.weights()
         terms = {
@@ -213,9 +213,9 @@ class TrainStep:
         loss = sum(weights[name] * value for name, value in terms.items())
         applied = math.isfinite(grad_norm) and math.isfinite(loss)
         if applied:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
+            self.engine.step(learning_rate)
+        else:
+            self.engine.discard()
         cos_cf, cos_inj, nodes, path_tokens, padded = totals[len(TERMS) :].tolist()
         stability = cos_cf / denominators.triplets
         similarity = cos_inj / denominators.triplets

@@ -112,10 +112,11 @@ def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_p
     seen = {}
     original = loop.load_checkpoint
 
-    def spy(directory, model, optimizer, *rest):
-        before = dict(model.trainable_parameters())
-        state = original(directory, model, optimizer, *rest)
-        seen.update(before=before, after=model.trainable_parameters(), optimizer=optimizer)
+    def spy(directory, engine, *rest):
+        before = dict(engine.model.trainable_parameters())
+        state = original(directory, engine, *rest)
+        after = engine.model.trainable_parameters()
+        seen.update(before=before, after=after, optimizer=engine.optimizer)
         return state
 
     monkeypatch.setattr(loop, "load_checkpoint", spy)
@@ -178,10 +179,10 @@ def test_other_data_is_refused(config, tiny_model_directory, tiny_data, tmp_path
 
 
 def test_non_finite_steps_are_skipped_and_then_stop_the_run(config, tmp_path, monkeypatch):
-    from causal_core import step
+    from causal_core.engines.plain import PlainEngine
 
     config.train.max_skipped = 1
-    monkeypatch.setattr(step, "clip_gradients", lambda parameters, norm: float("nan"))
+    monkeypatch.setattr(PlainEngine, "clip", lambda self, max_norm: float("nan"))
     with pytest.raises(RunFailedError, match="2 optimizer steps in a row were not finite"):
         run(config, tmp_path)
     assert all(line["skipped"] for line in metric_lines(tmp_path / "run"))

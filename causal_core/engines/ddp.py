@@ -1,0 +1,44 @@
+"""torch DistributedDataParallel: whole parameters on each worker, one all-reduce a step."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from causal_core.config import TrainConfig
+from causal_core.engine import LossFunction
+from causal_core.engines.plain import PlainEngine
+from causal_core.model import CausalModel
+from causal_core.prefix_tree import TreeBatch
+
+
+class DdpEngine(PlainEngine):
+    """Gradients are summed after the last backward of a step, so workers may run different
+    numbers of micro-batches."""
+
+    def __init__(self, model: CausalModel, train: TrainConfig, device: torch.device) -> None:
+        super().__init__(model, train, device)
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._device = device
+        self._wrapped = nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
+        context = contextlib.nullcontext() if last else self._wrapped.no_sync()
+        with context:
+            # DDP averages over workers; the loss is a share of a global mean, so it must be summed.
+            loss = loss_of(self._wrapped(batch), batch) * self.world_size
+            loss.backward()
+
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        summed = values.to(self._device)
+        dist.all_reduce(summed)
+        return summed.to(values.device)
