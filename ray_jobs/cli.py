@@ -9,6 +9,7 @@ import typer
 
 from ray_jobs.data_command import data_app
 from ray_jobs.exit_codes import exit_with_code
+from ray_jobs.jobs_command import Address, jobs_app
 
 app = typer.Typer(
     help="Fine-tune open language models to resist prompt injection, on Ray.\n\n"
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 
 _Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file; configs/ has some to start from.")
@@ -179,6 +181,43 @@ def report(
     from causal_core.report import write_report
 
     print(write_report(run))
+
+
+@app.command()
+def submit(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="-- train|tune|evaluate ...", help="As on this machine."),
+    ],
+    address: Address = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="Workers with one GPU each; default: the config's.")
+    ] = None,
+    runtime_env: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Dependencies for nodes that have Ray only: cluster/runtime-env.yaml.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Show the log until the job ends.")
+    ] = True,
+) -> None:
+    """Run a command as a job on a Ray cluster; ends with the job's exit code.
+
+    The code, the resolved config and data files named by relative paths are uploaded; everything
+    else must be at an absolute path that every node reaches.
+
+    Example: causal submit --gpus 8 -- train configs/gpu-24gb.yaml run.dir=/shared/runs/first
+    """
+    from ray_jobs.submit import submit_command
+
+    raise typer.Exit(
+        submit_command(
+            command, address=address, gpus=gpus, runtime_env=runtime_env, follow_log=follow
+        )
+    )
 
 
 def main() -> None:

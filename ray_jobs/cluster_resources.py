@@ -1,0 +1,65 @@
+"""What a job asks of a cluster, against what the cluster has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from causal_core.config import Config
+
+_EPSILON = 1e-6  # fractions of a GPU add up with rounding
+
+
+@dataclass(frozen=True)
+class Ask:
+    """`least` to `most` workers of `cpus` and `gpus` each."""
+
+    least: int
+    most: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, config: Config) -> Ask:
+        resources = config.resources
+        most = resources.max_workers
+        least = resources.workers if isinstance(resources.workers, int) else resources.workers[0]
+        return cls(least, most, resources.cpus_per_worker, resources.gpus_per_worker)
+
+    def __str__(self) -> str:
+        if self.most == 0:
+            return "no worker: the run is in the job's own process, on the head"
+        count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{count} worker{'s' * (self.most > 1)} of {self.cpus:g} CPU{gpus} each"
+
+    def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many of the workers fit on empty nodes (each worker on one node)."""
+        if self.most == 0:
+            return 0
+        fits = 0
+        for node in nodes:
+            here = (node.get("CPU", 0.0) + _EPSILON) // self.cpus
+            if self.gpus:
+                here = min(here, (node.get("GPU", 0.0) + _EPSILON) // self.gpus)
+            fits += int(here)
+        return min(fits, self.most)
+
+
+def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
+    """`3 nodes with 8 CPU and 2 GPU in all`."""
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPU and {gpus:g} GPU in all"
+
+
+def verdict(ask: Ask, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What the user should know before the job waits; None when everything fits."""
+    fits = ask.fitting(nodes)
+    if fits >= ask.most:
+        return None
+    if fits >= ask.least:
+        return f"{fits} of at most {ask.most} workers fit now; more join when nodes do"
+    return (
+        f"{fits} of {ask.least} workers fit on these nodes: the job waits until nodes join (an "
+        "autoscaler starts them), without an error"
+    )

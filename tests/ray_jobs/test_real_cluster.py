@@ -1,0 +1,233 @@
+"""A real cluster: a head and worker nodes as processes of their own, behind a token.
+
+`pytest -s -m slow tests/ray_jobs/test_real_cluster.py` prints every command and what it answered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from causal_core.checkpoint import MANIFEST, verify_checkpoint
+from ray_jobs.trainer import fit
+from tests.ray_nodes import RayNodes
+from tests.tiny_run import metric_lines, tiny_config, write_tiny_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE_SECONDS = 240.0
+# What an operator gives the nodes; none of it may be written anywhere.
+SECRETS = {
+    "HF_TOKEN": "hf_canary_4c1f0a6e9d",
+    "WANDB_API_KEY": "wandb_canary_77a0c1b2e3",
+    "AWS_SECRET_ACCESS_KEY": "aws_canary_51d0e7f8a9",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with RayNodes(SECRETS) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def say(capsys):
+    def show(text: str) -> None:
+        with capsys.disabled():
+            print(text, flush=True)
+
+    return show
+
+
+@pytest.fixture
+def command(nodes, tmp_path, say):
+    """Runs a command as a user elsewhere would, and shows it."""
+
+    def run(*arguments: object, token: str | None = None, code: int | None = 0) -> str:
+        program, *rest = map(str, arguments)
+        outcome = subprocess.run(
+            [str(BIN / program), *rest], env=nodes.environment(token), cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        output = re.sub(r"\x1b\[[0-9;]*m", "", outcome.stdout)
+        say(f"\n$ {program} {' '.join(rest)}\n{output.rstrip()}\n[exit code {outcome.returncode}]")
+        assert code is None or outcome.returncode == code, output
+        return output
+
+    return run
+
+
+def test_only_the_token_submits_and_the_exit_code_is_the_jobs(nodes, command):
+    submit = ("causal", "submit", "--", "evaluate", "/nowhere")
+    assert nodes.http_status("/api/jobs/") == 401
+    assert nodes.http_status("/api/jobs/", "0" * 64) == 403
+    assert "needs a token" in command(*submit, token="", code=1)
+    assert "refused this environment's token" in command(*submit, token="0" * 64, code=1)
+    raw = ("ray", "job", "submit", "--address", nodes.address, "--", "echo", "reached")
+    assert "reached" not in command(*raw, token="", code=1).replace("echo reached", "")
+    output = command(*submit, code=1)  # the user's error, found by the job
+    assert "no finished run" in output and "exit code 1" in output
+    (job,) = json.loads(command("causal", "jobs", "list", "--json"))
+    assert job["status"] == "FAILED" and job["exit_code"] == 1
+    assert "no finished run" in command("causal", "jobs", "logs", job["job"])
+    assert "has ended already" in command("causal", "jobs", "stop", job["job"])
+    assert "does not exist" in command("causal", "jobs", "logs", "nonsense", code=1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_data):
+    """A config on "shared storage", and the same run in this process."""
+    folder = tmp_path_factory.mktemp("shared")
+    config = tiny_config(
+        write_tiny_model(folder / "model", hidden=128), tiny_data, folder / "unused",
+        lora={"rank": 32, "dropout": 0.0},  # equal on any number of workers
+        train={"epochs": 14, "global_batch": 4},
+        checkpoint={"every_steps": 5, "keep_last": 2},
+        resources={"workers": 1, "threads": 1},
+        ray={"max_failures": 4},
+    )  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    reference = config.model_copy(deep=True)
+    reference.resources.workers, reference.run.dir = 0, str(folder / "reference")
+    fit(reference)
+    return folder, path
+
+
+def steps_of(run: Path) -> int:
+    """The last step that a run has logged."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return 0
+    whole = path.read_text().rpartition("\n")[0].splitlines()
+    return max((json.loads(line)["step"] for line in whole), default=0)
+
+
+def wait_until(condition, what: str) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"no {what} in {PATIENCE_SECONDS} s"
+        time.sleep(0.1)
+
+
+def assert_same_course(expected: Path, found: Path) -> None:
+    """The same batches and, within rounding, the same losses (invariant I4)."""
+    courses = [[r for r in metric_lines(run) if r["kind"] == "train"] for run in (expected, found)]
+    for one, other in zip(*courses, strict=True):
+        assert one["samples"] == other["samples"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, say, tmp_path):
+    folder, config = files
+    for name in ("node-1", "node-2"):
+        nodes.add_node(name)
+    say(f"\nnodes alive: {', '.join(sorted(nodes.alive()))}")
+
+    # The raw way, from another directory than the checkout's.
+    raw = command(
+        "ray", "job", "submit", "--address", nodes.address, "--working-dir", REPOSITORY, "--",
+        "python", "-m", "ray_jobs.train", "--config", config, "--no-evaluate",
+        f"run.dir={folder / 'raw'}", "train.max_steps=3", "resources.workers=2",
+    )  # fmt: skip
+    assert "3 of 3 optimizer steps" in raw
+
+    run = folder / "elastic"
+    follower = tmp_path / "follower.log"
+    arguments = [
+        "causal", "submit", "--", "train", str(config), "--no-evaluate", f"run.dir={run}",
+        "resources.workers=[1,2]",
+    ]  # fmt: skip
+    say(f"\n$ {' '.join(arguments)} &")
+    with follower.open("w") as log:
+        following = subprocess.Popen(
+            [str(BIN / "causal"), *arguments[1:]], env=nodes.environment(), cwd=tmp_path,
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: steps_of(run) >= 8 or following.poll() is not None, "step 8")
+        assert following.poll() is None, follower.read_text()
+        for name in ("node-1", "node-2"):
+            assert any("RayTrainWorker" in title for title in nodes.titles(name)), name
+        refused = command("causal", "submit", "--", *arguments[3:], code=1)
+        assert "is writing" in refused
+        last = steps_of(run)
+        killed = nodes.kill_node("node-2")
+        started = time.monotonic()
+        say(f"\nat step {last}: kill -9 of node-2 ({len(killed)} processes)")
+        wait_until(lambda: steps_of(run) < last, "resume")
+        say(f"resumed after step {steps_of(run)}, {time.monotonic() - started:.1f} s later")
+        # Asks for two CPUs where one is left, and that one is taken.
+        waiting = folder / "waiting"
+        (waiting / "checkpoints" / "step-00000099").mkdir(parents=True)  # of a crashed, older run
+        output = command(
+            "causal", "submit", "--no-follow", "--", "train", config, "--no-evaluate",
+            f"run.dir={waiting}", "resources.workers=2", "train.max_steps=3",
+        )  # fmt: skip
+        assert "the job waits until nodes join" in output
+        second = re.search(r"^job +(\S+)", output, re.M)[1]
+        assert following.wait(timeout=PATIENCE_SECONDS) == 0, follower.read_text()
+    finally:
+        following.kill()
+    say(follower.read_text())
+    summary = json.loads((run / "summary.json").read_text())["run"]
+    assert summary["finished"] and summary["workers"] == 1
+    assert_same_course(folder / "reference", run)
+    say("same batches and losses as the run in one process that nothing happened to")
+
+    assert steps_of(waiting) == 0, "it had nothing to run on"
+    nodes.add_node("node-3")  # a cold one
+    say(f"\nnodes alive: {', '.join(sorted(nodes.alive()))}")
+    command("causal", "jobs", "logs", second, "--follow")
+    assert steps_of(waiting) == 3
+    assert verify_checkpoint(waiting / "checkpoints" / "step-00000003")
+    command("causal", "jobs", "list")
+
+
+@pytest.mark.slow
+def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command):
+    folder, config = files
+    if "node-1" not in nodes.alive():
+        nodes.add_node("node-1")
+    run = folder / "stopped"
+    arguments = ("--", "train", config, "--no-evaluate", f"run.dir={run}")
+    output = command("causal", "submit", "--no-follow", *arguments)
+    job = re.search(r"^job +(\S+)", output, re.M)[1]
+    wait_until(lambda: steps_of(run) >= 3, "step 3")
+    command("causal", "jobs", "stop", job)
+    assert "STOPPED, exit code 3" in command("causal", "jobs", "logs", job, "--follow", code=3)
+    stopped = steps_of(run)
+    assert 3 <= stopped < 70
+    assert (run / "checkpoints" / f"step-{stopped:08d}" / MANIFEST).is_file()
+    command("causal", "submit", *arguments)
+    assert_same_course(folder / "reference", run)
+
+
+@pytest.mark.slow
+def test_no_secret_is_written_anywhere(nodes, files, tmp_path):
+    """Runs last: scans logs, uploads, run directories and checkpoints of the tests above."""
+    folder, _ = files
+    secrets = [value.encode() for value in (*SECRETS.values(), nodes.token)]
+    scanned = 0
+    for root in (folder, nodes.session):
+        for path in root.rglob("*"):
+            if not path.is_file() or path.is_symlink():
+                continue
+            scanned += 1
+            content = path.read_bytes()
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    content += b"".join(map(archive.read, archive.namelist()))
+            found = [secret for secret in secrets if secret in content]
+            assert not found, path
+    assert scanned > 100
