@@ -61,6 +61,8 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
 # YAML 1.1 reads 2e-4 as a string (it wants 2.0e-4); people write learning rates that way.
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
+_PASSWORD = re.compile(r"[\w+.-]+://[^/@]*:[^/@]+@")
+
 # Fields whose change does not change what a run computes: a resume accepts another value.
 FREE_ON_RESUME = (
     "run.",
@@ -303,6 +305,9 @@ class LoggingConfig(Section):
         ["tensorboard"], description="mlflow and wandb are extras to install."
     )
     project: str = Field("causal-ray", description="Name of the experiment or project there.")
+    format: Literal["text", "json"] = Field(
+        "text", description="Of log lines: json writes one object per line, without tables."
+    )
 
 
 class Config(Section):
@@ -331,6 +336,22 @@ class Config(Section):
                 f"engine=plain runs one worker, resources.workers={self.resources.workers}: "
                 "set engine=ddp (or auto)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_credentials_in_locations(self) -> Config:
+        data = self.data
+        named = {"checkpoint.storage": [self.checkpoint.storage or ""], "data.train": data.train}
+        named["data.validation"] = data.validation
+        named |= {f"data.test.{name}": paths for name, paths in data.test.items()}
+        for key, locations in named.items():
+            if any(_PASSWORD.match(location) for location in locations):
+                # Not repeated here: messages end up in logs.
+                raise ValueError(
+                    f"{key} carries a password, and the config is stored with the run and its "
+                    "checkpoints: give credentials in the environment or a file of their own "
+                    "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
+                )
         return self
 
     def to_yaml(self) -> str:

@@ -77,7 +77,9 @@ class _Loop:
         self._restore()
         run_log = None
         if self.context.rank == 0:
-            run_log = RunLog(self.context.directory, self.step, config.logging)
+            run_log = RunLog(
+                self.context.directory, self.step, config.logging, self.context.trackers
+            )
         last_validation: dict[str, float] = {}
         stopped = False
         while not stopped and not self._is_over():

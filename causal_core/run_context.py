@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from causal_core.storage import CheckpointStore, checkpoint_location
+from causal_core.trackers import Tracker
 
 
 class RunContext(Protocol):
@@ -24,6 +25,7 @@ class RunContext(Protocol):
     device: torch.device
     directory: Path  # the run directory
     store: CheckpointStore
+    trackers: Sequence[Tracker]  # of the surroundings, beside those that the config names
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         """Hands over metrics and a finished local checkpoint directory (rank 0; others None).
@@ -49,6 +51,7 @@ class LocalContext:
     stop: bool = False  # set by a signal handler
     rank: int = 0
     world_size: int = 1
+    trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
         self.store = CheckpointStore(checkpoint_location(self.directory, self.storage))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causal_core.config import LoggingConfig
-from causal_core.trackers import open_trackers
+from causal_core.trackers import Tracker, open_trackers
 
 METRICS = "metrics.jsonl"
 PERFORMANCE = "performance.jsonl"
@@ -22,7 +22,9 @@ PERFORMANCE = "performance.jsonl"
 class RunLog:
     """Appends records; opened at a step, it drops what an interrupted run wrote beyond it."""
 
-    def __init__(self, directory: Path, step: int, logging: LoggingConfig) -> None:
+    def __init__(
+        self, directory: Path, step: int, logging: LoggingConfig, trackers: Sequence[Tracker] = ()
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         for name in (METRICS, PERFORMANCE):
@@ -31,7 +33,8 @@ class RunLog:
             name: (directory / name).open("a", encoding="utf-8", buffering=1)
             for name in (METRICS, PERFORMANCE)
         }
-        self._trackers = open_trackers(logging.trackers, directory, logging.project, step)
+        opened = open_trackers(logging.trackers, directory, logging.project, step)
+        self._trackers = [*opened, *trackers]
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`; `kind` is train, validation or evaluation."""

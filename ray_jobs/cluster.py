@@ -49,8 +49,10 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray puts the worker's name before its lines, which then are no JSON; they stay in its files.
+    log_to_driver = config.logging.format == "text"
     if address:
-        ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=log_to_driver, logging_level="WARNING")
     else:
         ray.init(
             address="local",
@@ -59,7 +61,7 @@ def ray_session(config: Config) -> Iterator[None]:
             # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            log_to_driver=True,
+            log_to_driver=log_to_driver,
             logging_level="WARNING",
         )
     try:

@@ -11,6 +11,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from causal_core.storage import CheckpointStore
+from ray_jobs.prometheus import PrometheusTracker
 
 # A driver that is asked to stop puts this file into the run directory; see `trainer.fit`.
 STOP_FILE = ".stop"
@@ -27,6 +28,7 @@ class RayContext:
         self.directory = directory
         self.store = CheckpointStore(location)
         self._stop_at = stop_at
+        self.trackers = [PrometheusTracker(directory.name)] if self.rank == 0 else []
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         if checkpoint is None:  # this rank adds no file; Ray merges the ranks' directories

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from causal_core.errors import RunFailedError, UserError
+from ray_jobs.logs import say_error
 
 _INTERRUPTED_HINT = "interrupted; the same command continues from the last checkpoint"
 
@@ -18,10 +19,10 @@ def exit_with_code(command: Callable[[], object]) -> None:
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error("error", error)
         sys.exit(USER_INPUT)
     except RunFailedError as error:
-        print(f"run failed: {error}", file=sys.stderr)
+        say_error("run failed", error)
         sys.exit(RUN_FAILED)
     except KeyboardInterrupt:
         print(_INTERRUPTED_HINT, file=sys.stderr)

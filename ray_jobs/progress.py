@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from rich.progress import (
 )
 
 from causal_core.run_log import METRICS, PERFORMANCE
+from ray_jobs.logs import event
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _PLAIN_EVERY_SECONDS = 10.0
@@ -145,7 +149,9 @@ def _plain(
         done, text = poll()
         due = time.monotonic() - last > _PLAIN_EVERY_SECONDS
         if done != shown and (finished or due):
-            console.print(f"{name} {min(done, total)}/{total}  {text}", markup=False)
+            done_now = min(done, total)
+            event(log, f"{name} progress", done=done_now, total=total, text=text)
+            console.print(f"{name} {done_now}/{total}  {text}", markup=False)
             last, shown = time.monotonic(), done
         if finished:
             return

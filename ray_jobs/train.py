@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from ray_jobs.exit_codes import exit_with_code
+
+log = logging.getLogger(__name__)
 
 
 def train_command(
@@ -27,15 +30,19 @@ def train_command(
     from causal_core.config import load_config
     from causal_core.session import run_directory
     from ray_jobs.closing import show_result
+    from ray_jobs.logs import configure_logs, event
     from ray_jobs.run import run_training
 
     config = load_config(config_path, overrides)
-    console = Console(stderr=as_json)
+    form = config.logging.format
+    configure_logs(form, run=str(run_directory(config)))
+    console = Console(stderr=as_json, quiet=form == "json")
     result = run_training(config, console, fresh=fresh, test=test)
     if as_json:
         print(json.dumps(result))
     else:
         show_result(console, run_directory(config), result)
+    event(log, "run finished", **result["run"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from causal_core.config import parse_config
 from causal_core.errors import RunFailedError, StorageError, UserError
+from ray_jobs.logs import configure_logs
 from ray_jobs.quiet import quiet_libraries
 
 
@@ -33,6 +34,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     from ray_jobs.context import RayContext
 
     context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
+    form = job["config"]["logging"]["format"]
+    configure_logs(form, run=job["directory"], rank=context.rank)
     prepare_device(context.device, job["threads"])
     try:
         return train(parse_config(job["config"]), context)
