@@ -46,7 +46,6 @@ def configure_logs(form: Literal["text", "json"], **context: Any) -> None:
         handler.setFormatter(JsonFormatter(context))
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        handler.addFilter(_without_events)
     for name in _ROOTS:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -55,18 +54,19 @@ def configure_logs(form: Literal["text", "json"], **context: Any) -> None:
 
 
 def event(logger: logging.Logger, message: str, **fields: Any) -> None:
-    """Logs structured values; text logs leave them out, they show the same in words and tables."""
-    logger.info(message, extra={_FIELDS: fields})
+    """Logs structured values to a JSON log; elsewhere the console shows the same in words."""
+    if _is_json():
+        logger.info(message, extra={_FIELDS: fields})
 
 
 def say_error(kind: str, error: Exception) -> None:
     """The last line of a command that failed, in the form of its log."""
-    handlers = logging.getLogger(__name__.partition(".")[0]).handlers
-    if handlers and isinstance(handlers[0].formatter, JsonFormatter):
+    if _is_json():
         logging.getLogger(__name__).error("%s: %s", kind, error)
     else:
         print(f"{kind}: {error}", file=sys.stderr)
 
 
-def _without_events(record: logging.LogRecord) -> bool:
-    return not hasattr(record, _FIELDS)
+def _is_json() -> bool:
+    handlers = logging.getLogger(__name__.partition(".")[0]).handlers
+    return bool(handlers) and isinstance(handlers[0].formatter, JsonFormatter)
