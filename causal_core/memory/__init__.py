@@ -1,0 +1,14 @@
+"""Memory of a run, planned without weights or a GPU, and measured beside the plan."""
+
+from causal_core.memory.fit import largest_micro_batch, largest_rank
+from causal_core.memory.plan import MemoryPlan, PhasePlan, predict
+from causal_core.memory.shapes import BatchShape
+
+__all__ = [
+    "BatchShape",
+    "MemoryPlan",
+    "PhasePlan",
+    "largest_micro_batch",
+    "largest_rank",
+    "predict",
+]

@@ -1,0 +1,121 @@
+"""Public architecture numbers of models that are often trained, so that planning needs no network.
+
+Each entry is the model's own `config.json` reduced to what gives tensors their shapes. A local
+directory always wins over this table; a model that is not in it is read from the hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import ModelConfig
+from causal_core.errors import ModelError
+
+_LLAMA_2 = {"vocab_size": 32000, "tie_word_embeddings": False, "max_position_embeddings": 4096}
+_LLAMA_3 = {"vocab_size": 128256, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+_SMOLLM_2 = {"vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192}
+_QWEN_2_5 = {"vocab_size": 151936, "max_position_embeddings": 32768}
+
+
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, **rest: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        **rest,
+    }
+
+
+_LLAMA_3_8B = _sizes(4096, 14336, 32, 32, **_LLAMA_3, tie_word_embeddings=False)
+_LLAMA_3_2_1B = _sizes(2048, 8192, 16, 32, **_LLAMA_3, tie_word_embeddings=True, head_dim=64)
+_LLAMA_3_2_3B = _sizes(3072, 8192, 28, 24, **_LLAMA_3, tie_word_embeddings=True, head_dim=128)
+_MISTRAL_7B = _sizes(
+    4096, 14336, 32, 32, num_key_value_heads=8, max_position_embeddings=32768,
+    tie_word_embeddings=False,
+)  # fmt: skip
+_QWEN_2_5_7B = _sizes(
+    3584, 18944, 28, 28, max_position_embeddings=32768, vocab_size=152064, num_key_value_heads=4,
+    tie_word_embeddings=False,
+)  # fmt: skip
+
+# Hub id -> (transformers model type, config values).
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "meta-llama/Llama-2-7b-hf": ("llama", _sizes(4096, 11008, 32, 32, **_LLAMA_2)),
+    "meta-llama/Llama-2-7b-chat-hf": ("llama", _sizes(4096, 11008, 32, 32, **_LLAMA_2)),
+    "meta-llama/Llama-2-13b-hf": ("llama", _sizes(5120, 13824, 40, 40, **_LLAMA_2)),
+    "meta-llama/Llama-2-13b-chat-hf": ("llama", _sizes(5120, 13824, 40, 40, **_LLAMA_2)),
+    "meta-llama/Meta-Llama-3-8B": ("llama", _LLAMA_3_8B),
+    "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", _LLAMA_3_8B),
+    "meta-llama/Llama-3.1-8B": ("llama", _LLAMA_3_8B),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", _LLAMA_3_8B),
+    "meta-llama/Llama-3.2-1B": ("llama", _LLAMA_3_2_1B),
+    "meta-llama/Llama-3.2-1B-Instruct": ("llama", _LLAMA_3_2_1B),
+    "meta-llama/Llama-3.2-3B": ("llama", _LLAMA_3_2_3B),
+    "meta-llama/Llama-3.2-3B-Instruct": ("llama", _LLAMA_3_2_3B),
+    "mistralai/Mistral-7B-v0.1": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
+    "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
+    "mistralai/Mistral-7B-v0.3": ("mistral", {**_MISTRAL_7B, "vocab_size": 32768}),
+    "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", {**_MISTRAL_7B, "vocab_size": 32768}),
+    "Qwen/Qwen2.5-0.5B-Instruct": (
+        "qwen2",
+        _sizes(896, 4864, 24, 14, **_QWEN_2_5, num_key_value_heads=2, tie_word_embeddings=True),
+    ),
+    "Qwen/Qwen2.5-1.5B-Instruct": (
+        "qwen2",
+        _sizes(1536, 8960, 28, 12, **_QWEN_2_5, num_key_value_heads=2, tie_word_embeddings=True),
+    ),
+    "Qwen/Qwen2.5-7B": ("qwen2", _QWEN_2_5_7B),
+    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", _QWEN_2_5_7B),
+    "HuggingFaceTB/SmolLM2-135M": (
+        "llama",
+        _sizes(576, 1536, 30, 9, num_key_value_heads=3, **_SMOLLM_2),
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        "llama",
+        _sizes(576, 1536, 30, 9, num_key_value_heads=3, **_SMOLLM_2),
+    ),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": (
+        "llama",
+        _sizes(960, 2560, 32, 15, num_key_value_heads=5, **_SMOLLM_2),
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": ("llama", _sizes(2048, 8192, 24, 32, **_SMOLLM_2)),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": (
+        "llama",
+        _sizes(
+            2048, 5632, 22, 32, vocab_size=32000, num_key_value_heads=4, tie_word_embeddings=False
+        ),
+    ),
+}
+DEMO_ARCHITECTURE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def architecture_of(model: ModelConfig, cache_dir: str | None = None) -> Any:
+    """The transformers config of a base model; no weights, and no network where it is known.
+
+    Raises:
+        ModelError: it is in no local directory, not in the table, and the hub does not give it.
+    """
+    from transformers import AutoConfig
+
+    name = model.name_or_path
+    path = Path(name).expanduser()
+    if name == "demo" or (name in ARCHITECTURES and not path.is_dir()):
+        kind, values = ARCHITECTURES[DEMO_ARCHITECTURE if name == "demo" else name]
+        return AutoConfig.for_model(kind, **values)
+    from causal_core.model import resolve_model
+
+    source = resolve_model(model, cache_dir)
+    try:
+        return AutoConfig.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the architecture of {source} cannot be read: {first[:300]}. Memory is planned from a "
+            "model's config.json: give a local directory or a hub id that is reachable; known "
+            f"without network are {', '.join(sorted(ARCHITECTURES))}"
+        ) from error

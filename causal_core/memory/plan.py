@@ -1,0 +1,244 @@
+"""What a run will need on one worker's device: by component, by phase, before anything is loaded.
+
+Figures are *allocated* bytes: what torch's allocator has handed out, `max_memory_allocated` on a
+GPU. What the allocator *reserves* from the driver is larger by its rounding and fragmentation (see
+`causal_core.memory.allocator`), and the CUDA context lies outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from causal_core.config import Config
+from causal_core.memory.shapes import BatchShape, assumed_shape
+from causal_core.memory.tracker import COMPONENTS, Peak, Place
+
+MIB, GIB = 2**20, 2**30
+
+PHASES = ("load", "forward", "backward", "optimizer", "resume", "evaluation")
+
+# A CUDA context with its kernels loaded, outside of torch's allocator: assumed, it differs by
+# driver and card.
+CUDA_CONTEXT = GIB // 2
+# torch allocates it for cuBLAS at the first matrix product (two buffers of 4 MiB and small ones;
+# Hopper takes 32 MiB).
+CUBLAS_WORKSPACE = 8519680
+# A Python process with torch, transformers and peft imported.
+CPU_PROCESS = 600 * MIB
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """The largest allocation while one phase runs."""
+
+    peak_bytes: int
+    components: dict[str, int]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory one worker needs for a micro-batch of `shape`."""
+
+    model: str
+    device: Device
+    shape: BatchShape
+    world_size: int
+    phases: dict[str, PhasePlan]
+    outside_bytes: int  # of the process, but not of torch's allocator
+
+    @property
+    def phase(self) -> str:
+        """The phase in which the peak lies."""
+        return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak of *allocated* memory over all phases."""
+        return self.phases[self.phase].peak_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Peak of *allocated* memory of optimizer steps alone."""
+        return max(self.phases[name].peak_bytes for name in ("forward", "backward", "optimizer"))
+
+    @property
+    def components(self) -> dict[str, int]:
+        """What the peak consists of, in bytes."""
+        return self.phases[self.phase].components
+
+    @property
+    def required_bytes(self) -> int:
+        """What the device must have: allocated peak and what lies outside of the allocator."""
+        return self.peak_bytes + self.outside_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; bytes are allocated unless the key says otherwise."""
+        return {
+            "model": self.model,
+            "device": self.device,
+            "world_size": self.world_size,
+            "shape": {**asdict(self.shape), "labels": dict(self.shape.labels)},
+            "peak_bytes": self.peak_bytes,
+            "peak_phase": self.phase,
+            "step_bytes": self.step_bytes,
+            "outside_bytes": self.outside_bytes,
+            "required_bytes": self.required_bytes,
+            "components": self.components,
+            "phases": {name: asdict(phase) for name, phase in self.phases.items()},
+        }
+
+
+def device_of(config: Config) -> Device:
+    """The kind of device that the config's workers train on."""
+    return "cuda" if config.resources.gpus_per_worker > 0 else "cpu"
+
+
+def predict(
+    config: Config,
+    *,
+    micro_batch_tokens: int | None = None,
+    world_size: int | None = None,
+    device: Device | None = None,
+    shape: BatchShape | None = None,
+) -> MemoryPlan:
+    """Memory of one worker, from the model's architecture and the project's own step.
+
+    No weights, no GPU, no data and, for a local or known model, no network. About a second for
+    a new shape; a known one is looked up.
+
+    Args:
+        micro_batch_tokens: Padded tree nodes of a micro-batch; default: the config's.
+        world_size: Workers; default: the config's most.
+        device: "cuda" or "cpu"; default: what the config's workers train on.
+        shape: Sizes of the worst real micro-batch, where data is known.
+
+    Raises:
+        ModelError: the architecture cannot be read or has no such target modules.
+    """
+    device = device or device_of(config)
+    workers = world_size or max(1, config.resources.max_workers)
+    if shape is None:
+        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config))
+    key = (_key(config), device, workers, shape)
+    known = _plans.get(key)
+    if known is None:
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        known = _plans[key] = _predict(config, device, workers, shape)
+    return known
+
+
+def planned_tokens(config: Config) -> int:
+    """The micro-batch budget of a config as a number."""
+    return int(config.train.micro_batch_tokens)
+
+
+_plans: dict[Any, MemoryPlan] = {}
+_MOST_PLANS = 4096
+
+
+def _key(config: Config) -> tuple[Any, ...]:
+    """Everything of a config that memory depends on, besides the micro-batch."""
+    model, lora, train, loss = config.model, config.lora, config.train, config.loss
+    return (
+        model.name_or_path, model.revision, model.quantization, model.dtype,
+        lora.rank, lora.dropout > 0, tuple(lora.target_modules),
+        tuple(weight > 0 for weight in loss.weights().values()), loss.kind,
+        train.optimizer, train.gradient_checkpointing, config.engine,
+    )  # fmt: skip
+
+
+def _predict(config: Config, device: Device, workers: int, shape: BatchShape) -> MemoryPlan:
+    from causal_core.memory.architectures import architecture_of
+    from causal_core.memory.trace import SHORT, extrapolate, trace_step
+
+    architecture = architecture_of(config.model, config.data.cache_dir)
+    layers = architecture.get_text_config().num_hidden_layers
+    if layers <= SHORT + 1:
+        peaks = trace_step(config, architecture, shape, device, layers).peaks
+    else:
+        short, long = (
+            trace_step(config, architecture, shape, device, n) for n in (SHORT, SHORT + 1)
+        )
+        peaks = extrapolate(short, long, layers)
+    phases = _by_phase(peaks)
+    largest = _largest_weight(architecture)
+    phases["load"] = _load(config, phases["load"], largest)
+    phases["resume"] = _resume(phases, device)
+    plan = MemoryPlan(
+        model=config.model.name_or_path,
+        device=device,
+        shape=shape,
+        world_size=workers,
+        phases={name: phases[name] for name in PHASES},
+        outside_bytes=CUDA_CONTEXT if device == "cuda" else CPU_PROCESS,
+    )
+    if config.train.optimizer == "paged_adamw_8bit" and device == "cuda":
+        plan = _without(plan, "optimizer_state")
+    if device == "cuda":
+        plan = _with_constant(plan, CUBLAS_WORKSPACE, ("forward", "backward", "optimizer"))
+    return plan
+
+
+def _by_phase(peaks: Mapping[Place, Peak]) -> dict[str, PhasePlan]:
+    highest: dict[str, Peak] = {}
+    for (phase, _), peak in peaks.items():
+        if phase not in highest or peak.total > highest[phase].total:
+            highest[phase] = peak
+    return {
+        phase: PhasePlan(peak.total, dict(zip(COMPONENTS, peak.by_component, strict=True)))
+        for phase, peak in highest.items()
+    }
+
+
+def _load(config: Config, static: PhasePlan, largest: int) -> PhasePlan:
+    """Quantising a weight needs it once in the checkpoint's 16 bits beside what is loaded."""
+    extra = 2 * largest if config.model.quantization == "nf4" else 0
+    return _added(static, "workspace", extra)
+
+
+def _resume(phases: Mapping[str, PhasePlan], device: Device) -> PhasePlan:
+    """A restored worker holds what is static and the optimizer's state; on a CPU device the file's
+    copies of adapter, head and state lie in the same memory."""
+    static = phases["evaluation"].components
+    kept = {
+        name: static[name] if name in _STATIC else 0
+        for name in COMPONENTS
+    }  # fmt: skip
+    if device == "cpu":
+        kept["workspace"] = kept["adapter"] + kept["projection"] + kept["optimizer_state"]
+    return PhasePlan(sum(kept.values()), kept)
+
+
+_STATIC = ("base_weights", "quantization_state", "adapter", "projection", "optimizer_state")
+
+
+def _largest_weight(architecture: Any) -> int:
+    """Elements of the largest weight of a decoder layer."""
+    text = architecture.get_text_config()
+    return int(text.hidden_size * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0))
+
+
+def _added(phase: PhasePlan, component: str, extra: int) -> PhasePlan:
+    components = {**phase.components, component: phase.components[component] + extra}
+    return PhasePlan(phase.peak_bytes + extra, components)
+
+
+def _without(plan: MemoryPlan, component: str) -> MemoryPlan:
+    phases = {
+        name: _added(phase, component, -phase.components[component])
+        for name, phase in plan.phases.items()
+    }
+    return replace(plan, phases=phases)
+
+
+def _with_constant(plan: MemoryPlan, extra: int, names: tuple[str, ...]) -> MemoryPlan:
+    phases = {
+        name: _added(phase, "workspace", extra) if name in names else phase
+        for name, phase in plan.phases.items()
+    }
+    return replace(plan, phases=phases)

@@ -1,0 +1,125 @@
+"""The sizes of a micro-batch, which is all that its memory depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from causal_core.config import Config
+from causal_core.prefix_tree import LabelGroup, TreeBatch
+from causal_core.step import needs_of
+from causal_core.triplet_trees import (
+    BENIGN,
+    INJECTION,
+    ROBUST,
+    SHARED_ATTACKED,
+    SHARED_CLEAN,
+    TASK,
+    Needs,
+)
+
+# Without data, one node in eight is taken to predict a label (answers are short beside prompts).
+ASSUMED_LABEL_SHARE = 1 / 8
+
+_BRANCH_OF = {
+    TASK: BENIGN,
+    SHARED_CLEAN: BENIGN,
+    ROBUST: INJECTION,
+    SHARED_ATTACKED: INJECTION,
+}
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Sizes of one micro-batch of packed trees (see `TreeBatch`)."""
+
+    rows: int
+    nodes: int  # of the longest row: what every row is padded to
+    triplets: int
+    branches: int  # pooled branches per triplet
+    positions: int  # nodes that predict at least one label
+    labels: tuple[tuple[str, int], ...]  # predictions by label group
+
+    @property
+    def tokens(self) -> int:
+        """Padded nodes: what `train.micro_batch_tokens` bounds."""
+        return self.rows * self.nodes
+
+    @classmethod
+    def of(cls, batch: TreeBatch) -> BatchShape:
+        """The shape of a real micro-batch."""
+        rows, nodes = batch.input_ids.shape
+        return cls(
+            rows=rows,
+            nodes=nodes,
+            triplets=batch.triplets,
+            branches=batch.branches,
+            positions=len(batch.label_index),
+            labels=tuple((name, len(group.target)) for name, group in batch.labels.items()),
+        )
+
+    def meta_batch(self) -> TreeBatch:
+        """A micro-batch of this shape on the meta device: sizes without contents."""
+
+        def integers(*sizes: int) -> torch.Tensor:
+            return torch.empty(sizes, dtype=torch.long, device="meta")
+
+        rows, nodes = self.rows, self.nodes
+        pooled = self.triplets * self.branches
+        return TreeBatch(
+            input_ids=integers(rows, nodes),
+            position_ids=integers(rows, nodes),
+            attention_mask=torch.empty((rows, 1, nodes, nodes), dtype=torch.bool, device="meta"),
+            pool_weights=torch.empty((rows, -(-pooled // rows), nodes), device="meta"),
+            pool_index=integers(pooled),
+            branches=self.branches,
+            label_index=integers(self.positions),
+            labels={
+                name: LabelGroup(integers(count), integers(count), integers(count))
+                for name, count in self.labels
+            },
+            triplets=self.triplets,
+            nodes=self.tokens,
+            path_tokens=self.tokens,
+        )
+
+
+def assumed_shape(config: Config, tokens: int) -> BatchShape:
+    """The largest micro-batch of `tokens` padded nodes, before any data is known.
+
+    Rows are as wide as the tree of one triplet whose branches have `data.max_length` tokens each
+    and share nothing: wide rows cost most, because attention masks grow with the square of it.
+    """
+    needs = needs_of(config.loss)
+    width = min(tokens, longest_tree(config))
+    rows = -(-tokens // width)
+    nodes = tokens // rows
+    answer = max(1, round(rows * nodes * ASSUMED_LABEL_SHARE / len(_labelled_branches(needs))))
+    return BatchShape(
+        rows=rows,
+        nodes=nodes,
+        triplets=rows,
+        branches=len(needs.branches),
+        positions=answer * len(_labelled_branches(needs)),
+        labels=tuple((group, answer) for group in needs.groups),
+    )
+
+
+def longest_tree(config: Config) -> int:
+    """Nodes of a triplet whose branches have `data.max_length` tokens each and share nothing."""
+    return config.data.max_length * len(_branches_with_nodes(needs_of(config.loss)))
+
+
+def largest(shapes: Iterable[BatchShape]) -> BatchShape | None:
+    """The shape that needs most: by padded tokens, then by width, then by labels."""
+    return max(shapes, key=lambda s: (s.tokens, s.nodes, s.positions), default=None)
+
+
+def _labelled_branches(needs: Needs) -> set[str]:
+    return {_BRANCH_OF[group] for group in needs.groups}
+
+
+def _branches_with_nodes(needs: Needs) -> set[str]:
+    return set(needs.branches) | _labelled_branches(needs)
