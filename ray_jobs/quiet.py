@@ -18,6 +18,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Train has handlers of its own; through the root's it would say everything.
     logging.getLogger("ray.train").propagate = False
+    # One line per worker and checkpoint, with all metrics.
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     for name in ("causal_core", "ray_jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
