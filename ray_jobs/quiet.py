@@ -13,13 +13,13 @@ def quiet_libraries() -> None:
     """Silences progress bars and notices of libraries; warnings of this project stay."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    # Also in Ray's workers, whose root is at INFO: Ray Train logs every report there.
+    logging.getLogger().setLevel(logging.WARNING)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Train has handlers of its own; through the root's it would say everything.
     logging.getLogger("ray.train").propagate = False
-    # One line per worker and checkpoint, with all metrics.
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     for name in ("causal_core", "ray_jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
