@@ -33,7 +33,7 @@ from causal_core.errors import (
     DamagedCheckpointError,
     ForeignCheckpointError,
     NewerFormatError,
-    RunFailedError,
+    StorageError,
 )
 from causal_core.model import CausalModel
 from causal_core.optimizer import MOMENTS
@@ -89,7 +89,7 @@ def save_checkpoint(
         trained: `engine.state()`, which all workers gather together; one of them writes it.
 
     Raises:
-        RunFailedError: a tensor would be missing or partial in the files.
+        StorageError: a tensor would be missing or partial in the files.
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = trained.weights
@@ -334,7 +334,7 @@ def _check_whole(directory: Path, shapes: Mapping[str, torch.Size]) -> None:
         elif key in MOMENTS and shape != tuple(shapes[name]):
             wrong.append(f"{full_name}: {shape} instead of {tuple(shapes[name])}")
     if wrong:
-        raise RunFailedError(
+        raise StorageError(
             f"a checkpoint would not be whole: {'; '.join(wrong[:5])}"
             + (f"; ... {len(wrong)} in all" if len(wrong) > 5 else "")
         )

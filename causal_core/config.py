@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -72,6 +72,7 @@ FREE_ON_RESUME = (
     "evaluation.",
     "data.",  # compared by content: checkpoints hold fingerprints of the tokenised rows
     "engine",
+    "deepspeed.",
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
     "checkpoint.keep_last",
@@ -83,6 +84,20 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are validated on assignment."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+_BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `24GiB`, `24 GB`, `500MiB`; a bare number is bytes (`ValueError` otherwise)."""
+    match = _AMOUNT.fullmatch(text)
+    factor = _BYTES.get(match.group(2).lower()) if match else None
+    if match is None or factor is None or float(match.group(1)) <= 0:
+        raise ValueError("not an amount of memory: write for example 24GiB, 24GB or 500MiB")
+    return int(float(match.group(1)) * factor)
 
 
 class RunConfig(Section):
@@ -201,8 +216,10 @@ class TrainConfig(Section):
     """The optimisation."""
 
     global_batch: int = Field(16, ge=1, description="Triplets per optimizer step, all workers.")
-    micro_batch_tokens: int = Field(
-        2048, ge=16, description="Padded tree nodes of one forward: what bounds memory."
+    micro_batch_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
+        2048,
+        description="Padded tree nodes of one forward: what bounds memory. auto: the largest that "
+        "fits the device; the global batch, and so the result, stays the same.",
     )
     epochs: int = Field(3, ge=1)
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
@@ -215,6 +232,23 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     max_skipped: int = Field(
         10, ge=0, description="Stop after more than this many non-finite steps in a row."
+    )
+
+
+class DeepSpeedSection(Section):
+    """What DeepSpeed shares among the workers (`engine: deepspeed`)."""
+
+    zero_stage: Literal[1, 2, 3] = Field(
+        2, description="1: optimizer state; 2: and gradients; 3: and all parameters, base included."
+    )
+    offload_optimizer: bool = Field(
+        False, description="Keep the optimizer's state in host memory and update there."
+    )
+    reduce_bucket_size: int = Field(
+        2**22,
+        ge=2**10,
+        description="Elements of the buffer that gradients are reduced through. DeepSpeed's own "
+        "default takes 2 GB in float32, however small the adapter is.",
     )
 
 
@@ -272,6 +306,9 @@ class ResourcesConfig(Section):
         description="Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
     )
     gpus_per_worker: float = Field(0.0, ge=0)
+    gpu_memory: str | None = Field(
+        None, description="Memory of a worker's device to plan for, e.g. 24GiB; default: all."
+    )
     cpus_per_worker: float = Field(1.0, gt=0)
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; default: cores / local workers."
@@ -284,6 +321,18 @@ class ResourcesConfig(Section):
         if least < 0 or most < least or (least == 0 and most > 0):
             raise ValueError("give a number of workers (0 or more) or [least, most], least >= 1")
         return value
+
+    @field_validator("gpu_memory")
+    @classmethod
+    def _gpu_memory_is_an_amount(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        """`gpu_memory` as bytes."""
+        return None if self.gpu_memory is None else parse_bytes(self.gpu_memory)
 
     @property
     def max_workers(self) -> int:
@@ -319,9 +368,10 @@ class Config(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
-    engine: Literal["auto", "plain", "ddp"] = Field(
-        "auto", description="auto: plain on one worker, ddp on several."
+    engine: Literal["auto", "plain", "ddp", "deepspeed"] = Field(
+        "auto", description="auto: plain on one worker, ddp on several. See docs/engines.md."
     )
+    deepspeed: DeepSpeedSection = Field(default_factory=DeepSpeedSection)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -335,6 +385,41 @@ class Config(Section):
             raise ValueError(
                 f"engine=plain runs one worker, resources.workers={self.resources.workers}: "
                 "set engine=ddp (or auto)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can_do_it(self) -> Config:
+        section = self.deepspeed
+        if self.engine != "deepspeed":
+            if section.offload_optimizer:
+                raise ValueError(
+                    f"deepspeed.offload_optimizer=true needs engine=deepspeed, found engine="
+                    f"{self.engine}; train.optimizer=paged_adamw_8bit also leaves the GPU under "
+                    "pressure, with any other engine"
+                )
+            return self
+        if self.train.optimizer != "adamw":
+            raise ValueError(
+                f"engine=deepspeed with train.optimizer={self.train.optimizer}: ZeRO flattens all "
+                "parameters, so 8-bit blocks would cross parameters and workers, and no other "
+                "engine or number of workers could continue from their state. Set "
+                "train.optimizer=adamw (ZeRO divides its state by the workers, "
+                "deepspeed.offload_optimizer moves it to host memory), or engine=ddp"
+            )
+        if 0 < self.resources.gpus_per_worker < 1 and self.resources.max_workers > 1:
+            raise ValueError(
+                f"engine=deepspeed with resources.gpus_per_worker="
+                f"{self.resources.gpus_per_worker}: ZeRO divides memory between GPUs, and workers "
+                "that share one have nothing to divide (nor does NCCL connect them). Set "
+                "resources.gpus_per_worker=1, or engine=ddp"
+            )
+        if section.zero_stage == 3 and self.model.quantization == "nf4":
+            raise ValueError(
+                "deepspeed.zero_stage=3 with model.quantization=nf4: ZeRO-3 shards the base, and "
+                "packed 4-bit weights cannot be computed with from shards. Set "
+                "deepspeed.zero_stage=2 (the 4-bit base stays whole on each worker), or "
+                "model.quantization=none"
             )
         return self
 

@@ -15,14 +15,38 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Thread count on CPU; TF32 matrix products and the current device on CUDA."""
+def prepare_device(device: torch.device, threads: int | None, gpus: float = 1.0) -> None:
+    """Sets this process up for one device.
+
+    On CUDA the device becomes the current one, float32 matrix products may use TF32, and a worker
+    with a fraction of a GPU gets that fraction of its memory: Ray shares out visibility only.
+
+    Args:
+        threads: CPU threads of this worker; None leaves torch's choice.
+        gpus: What the worker was given; below 1 it shares its GPU.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+        if 0 < gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus, device)
     elif threads is not None:
         torch.set_num_threads(threads)
+
+
+def distributed_backend(gpus: float) -> str:
+    """NCCL where each worker has `gpus` of its own; gloo on CPU, and where workers share a GPU,
+    which NCCL refuses."""
+    return "nccl" if gpus >= 1 else "gloo"
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; to a GPU through pinned memory, so that the copy runs beside the
+    computation."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def bnb_device_map(device: torch.device) -> dict[str, Any]:

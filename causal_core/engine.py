@@ -50,6 +50,8 @@ class Engine(Protocol):
     shapes: Mapping[str, torch.Size]  # of all trained parameters, before any sharding
     # Whether a forward, too, needs all workers: then each of them must run the same forwards.
     collective_forward: bool
+    # Whether a step's micro-batches before the last one need no other worker.
+    local_until_last: bool
 
     def rounds(self, own: int) -> int:
         """How many micro-batches this worker must run in a step when it has `own` ones of its
@@ -93,11 +95,22 @@ def workers_of_process_group() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def loading_device(config: Config, device: torch.device) -> torch.device:
+    """Where the base is loaded: ZeRO-3 takes it from host memory, shard by shard, because it may
+    be larger than a device."""
+    sharded = config.engine == "deepspeed" and config.deepspeed.zero_stage == 3
+    return torch.device("cpu") if sharded else device
+
+
 def build_engine(config: Config, model: CausalModel, device: torch.device) -> Engine:
     """The engine that a config asks for; `auto` is ddp where several workers run."""
     name = config.engine
     if name == "auto":
         name = "ddp" if workers_of_process_group() > 1 else "plain"
+    if name == "deepspeed":
+        from causal_core.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, config, device)
     if name == "ddp" and workers_of_process_group() > 1:
         from causal_core.engines.ddp import DdpEngine
 

@@ -188,13 +188,19 @@ class _Loop:
             run_log.metrics("validation", self.step, metrics)
         return metrics
 
+    def _rows(self, count: int) -> range:
+        """The validation rows of this worker: all, where a forward takes all workers together."""
+        if self.session.engine.collective_forward:
+            return range(count)
+        return range(self.context.rank, count, self.context.world_size)
+
     def _attack_success(self, dataset: TripletDataset) -> float:
         """Share of validation attacks that succeed, by greedy answers; every worker its rows."""
         rows = evaluate_rows(
             self.session.engine.model,
             self.session.data.encoder,
             dataset,
-            range(self.context.rank, len(dataset), self.context.world_size),
+            self._rows(len(dataset)),
             self.config.evaluation,
             self.context.device,
             head_trained=False,
@@ -206,13 +212,12 @@ class _Loop:
 
     def _scores_of_all_workers(self, triplets: list[TripletTokens]) -> Scores:
         """Every worker scores its rows; a sum over workers gives all rows to all of them."""
-        rank, world = self.context.rank, self.context.world_size
-        mine = triplets[rank::world]
-        engine = self.session.engine
+        rows, engine = self._rows(len(triplets)), self.session.engine
+        mine = [triplets[i] for i in rows]
         head_trained = is_contrastive(self.config.loss)
         budget = self.config.train.micro_batch_tokens
         own = score_triplets(engine.model, mine, self.context.device, budget, head_trained)
-        if world == 1:
+        if rows == range(len(triplets)):
             return own
         columns = own.__dict__
         width = self.session.engine.model.projection.input.in_features
@@ -223,7 +228,7 @@ class _Loop:
             shape = (len(triplets), branches, width) if vectors else (len(triplets),)
             full = torch.zeros(shape, dtype=torch.float64)
             if mine:
-                full[rank::world] = torch.as_tensor(values, dtype=torch.float64)
+                full[rows.start :: rows.step] = torch.as_tensor(values, dtype=torch.float64)
             merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
         return Scores(**merged)
 

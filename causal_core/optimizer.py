@@ -21,14 +21,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], config: TrainConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; matrices decay, biases and norms do not."""
-    decay = [p for p in parameters.values() if p.ndim >= 2]
-    rest = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """AdamW over the trainable parameters, in the precision that `train.optimizer` names."""
+    groups = parameter_groups(parameters, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     import bitsandbytes as bnb
@@ -38,6 +32,19 @@ def build_optimizer(
     if config.optimizer == "paged_adamw_8bit":
         log.warning("paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same")
     return bnb.optim.AdamW8bit(groups, lr=config.learning_rate)
+
+
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Matrices decay, biases and norms do not."""
+    decay = [p for p in parameters.values() if p.ndim >= 2]
+    rest = [p for p in parameters.values() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def optimizer_state(

@@ -15,7 +15,7 @@ from causal_core.batches import StepPlan
 from causal_core.checkpoint import base_fingerprint
 from causal_core.config import CheckpointConfig, Config
 from causal_core.dataset import Progress, TripletDataset, load_dataset
-from causal_core.engine import Engine, build_engine
+from causal_core.engine import Engine, build_engine, loading_device
 from causal_core.errors import UserError
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
 from causal_core.paths import cache_root
@@ -90,7 +90,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     data = load_run_data(config)
     needs = needs_of(config.loss)
     check_micro_batch_budget(data.train, needs, config.train.micro_batch_tokens)
-    base = load_base(config.model, device, config.data.cache_dir)
+    base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
     return Session(

@@ -43,7 +43,7 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
 
     on_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    prepare_device(device, config.resources.threads)
+    prepare_device(device, config.resources.threads, config.resources.gpus_per_worker)
     context = LocalContext(
         run_directory(config),
         device,
@@ -71,6 +71,7 @@ def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from causal_core.device import distributed_backend
     from ray_jobs.context import STOP_FILE
     from ray_jobs.worker import train_worker
 
@@ -90,7 +91,7 @@ def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
             "threads": worker_threads(config),
             "stop_at": stop_at,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=per_worker
         ),

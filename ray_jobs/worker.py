@@ -36,9 +36,10 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
     form = job["config"]["logging"]["format"]
     configure_logs(form, run=job["directory"], rank=context.rank)
-    prepare_device(context.device, job["threads"])
+    config = parse_config(job["config"])
+    prepare_device(context.device, job["threads"], config.resources.gpus_per_worker)
     try:
-        return train(parse_config(job["config"]), context)
+        return train(config, context)
     except UserError as error:
         return {"user_error": str(error)}
     except StorageError:  # of rank 0 alone: the others wait for it, Ray restarts them all
@@ -70,7 +71,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
 
     config = parse_config(job["config"])
     device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
-    prepare_device(device, job["threads"])
+    prepare_device(device, job["threads"], config.resources.gpus_per_worker)
     encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
     # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
     base = load_base(config.model, device, config.data.cache_dir)

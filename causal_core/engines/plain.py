@@ -21,6 +21,7 @@ class PlainEngine:
     rank = 0
     world_size = 1
     collective_forward = False
+    local_until_last = True
 
     def __init__(self, model: CausalModel, train: TrainConfig, device: torch.device) -> None:
         self.model = model

@@ -61,6 +61,16 @@ def test_the_reports_preset_is_what_the_reports_say():
         (["loss.kind=triplet", "loss.lambda_spurious=0.5"], "lambda_spurious"),
         (["loss.preset=task_only", "loss.lambda_task=0"], "nothing would be trained"),
         (["engine=plain", "resources.workers=2"], "set engine=ddp"),
+        (["engine=deepspeed", "train.optimizer=adamw_8bit"], r"Set train\.optimizer=adamw "),
+        (
+            ["engine=deepspeed", "deepspeed.zero_stage=3", "model.quantization=nf4"],
+            r"Set deepspeed\.zero_stage=2",
+        ),
+        (["deepspeed.offload_optimizer=true"], "needs engine=deepspeed"),
+        (
+            ["engine=deepspeed", "resources.workers=2", "resources.gpus_per_worker=0.5"],
+            r"Set resources\.gpus_per_worker=1",
+        ),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused(overrides, message):
@@ -102,6 +112,8 @@ def test_the_fingerprint_moves_with_results_only():
     assert load_config(None, ["resources.workers=2"]).fingerprint() == base
     assert load_config(None, ["train.micro_batch_tokens=64"]).fingerprint() == base
     assert load_config(None, ["run.dir=elsewhere"]).fingerprint() == base
+    assert load_config(None, ["engine=deepspeed"]).fingerprint() == base
+    assert load_config(None, ["deepspeed.zero_stage=3"]).fingerprint() == base
     assert load_config(None, ["run.seed=1"]).fingerprint() != base
     assert load_config(None, ["lora.rank=8"]).fingerprint() != base
 

@@ -1,0 +1,191 @@
+"""Do all engines compute the same? Parity and cross-engine resume, on real processes.
+
+    python -m benchmarks.engines [--directory DIR]
+
+The tiny job of `causal_core.engines.trial`, in float32, with clipping in every step, 6 optimizer
+steps. *Parity*: each engine against one plain worker with the same base, every worker cutting its
+share into other micro-batches. *Resume*: 3 steps under the engine of the row, a checkpoint, 3
+steps under the engine of the column, against 6 uninterrupted steps of one plain worker; on the
+diagonal also against that engine's own uninterrupted run, where it must be identical.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from causal_core.engines.trial import Trial, TrialResult, run_trials, trial_config, write_base
+from ray_jobs.quiet import quiet_libraries
+
+STEPS, HALF = 6, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine in one setting; `tokens` differ so that micro-batches are cut differently."""
+
+    engine: str
+    workers: int
+    tokens: int
+    stage: int | None = None
+    more: tuple[tuple[str, Any], ...] = ()  # further sections of the config
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        stem = f"zero-{self.stage}" if self.stage else self.engine
+        return f"{stem}@{self.workers}{self.label}"
+
+    def trial(self, base: Path, name: str, **options: Any) -> Trial:
+        sections: dict[str, Any] = {k: dict(v) for k, v in self.more}
+        sections.setdefault("train", {})["micro_batch_tokens"] = self.tokens
+        sections["resources"] = {"workers": self.workers}
+        if self.stage:
+            sections.setdefault("deepspeed", {})["zero_stage"] = self.stage
+        return Trial(name, trial_config(base, engine=self.engine, **sections), **options)
+
+
+PLAIN = Case("plain", 1, 400)
+ENGINES = (
+    PLAIN,
+    Case("ddp", 2, 120),
+    Case("deepspeed", 2, 90, 1),
+    Case("deepspeed", 2, 150, 2),
+    Case("deepspeed", 2, 100, 3),
+)
+_CHECKPOINTING = ("train", (("gradient_checkpointing", True),))
+_OFFLOAD = ("deepspeed", (("offload_optimizer", True),))
+_SMALL_BUCKET = ("deepspeed", (("reduce_bucket_size", 1024),))
+_NF4 = ("model", (("quantization", "nf4"),))
+_8BIT = ("train", (("optimizer", "adamw_8bit"),))
+VARIANTS = (
+    Case("plain", 1, 90, label=", more micro-batches"),
+    Case("ddp", 2, 100, None, (_CHECKPOINTING,), ", gradient checkpointing"),
+    Case("deepspeed", 2, 100, 2, (_CHECKPOINTING,), ", gradient checkpointing"),
+    Case("deepspeed", 2, 100, 3, (_CHECKPOINTING,), ", gradient checkpointing"),
+    Case("deepspeed", 2, 90, 1, (_OFFLOAD,), ", offload"),
+    Case("deepspeed", 2, 90, 2, (_OFFLOAD,), ", offload"),
+    Case("deepspeed", 2, 90, 3, (_OFFLOAD,), ", offload"),
+    Case("deepspeed", 2, 90, 2, (_SMALL_BUCKET,), ", small bucket"),
+    Case("deepspeed", 1, 90, 2, (_OFFLOAD,), ", offload"),
+)
+NF4_PLAIN = Case("plain", 1, 400, None, (_NF4,), ", nf4")
+NF4 = (
+    Case("ddp", 2, 120, None, (_NF4,), ", nf4"),
+    Case("ddp", 2, 120, None, (_NF4, _CHECKPOINTING), ", nf4, gradient checkpointing"),
+    Case("deepspeed", 2, 90, 1, (_NF4,), ", nf4"),
+    Case("deepspeed", 2, 150, 2, (_NF4,), ", nf4"),
+)
+EIGHT_BIT_PLAIN = Case("plain", 1, 400, None, (_8BIT,), ", adamw_8bit")
+EIGHT_BIT = (Case("ddp", 2, 120, None, (_8BIT,), ", adamw_8bit"),)
+
+
+def difference(found: Path, expected: Path) -> float:
+    """Largest over tensors of ||found - expected|| / ||expected||, in float64."""
+    got, want = load_file(found), load_file(expected)
+    assert got.keys() == want.keys()
+    worst = 0.0
+    for name, tensor in want.items():
+        scale = float(tensor.double().norm())
+        worst = max(worst, float((got[name].double() - tensor.double()).norm()) / (scale or 1.0))
+    return worst
+
+
+def run_cases(
+    cases: tuple[Case, ...], base: Path, directory: Path, **options: Any
+) -> dict[str, TrialResult]:
+    """Runs cases from start to end, those with as many workers in the same processes."""
+    results = {}
+    for workers in sorted({case.workers for case in cases}):
+        group = [case for case in cases if case.workers == workers]
+        trials = [case.trial(base, case.name, **options) for case in group]
+        for result in run_trials(trials, directory, workers):
+            results[result.name] = result
+    return results
+
+
+def parity(
+    reference: Case, cases: tuple[Case, ...], base: Path, directory: Path
+) -> dict[str, float | str]:
+    """Largest relative difference of each case to the reference after `STEPS` steps."""
+    results = run_cases((reference, *cases), base, directory)
+    return {
+        case.name: results[case.name].error
+        or difference(_weights(directory, case.name), _weights(directory, reference.name))
+        for case in (reference, *cases)
+    }
+
+
+def resume_matrix(
+    engines: tuple[Case, ...], base: Path, directory: Path
+) -> dict[tuple[str, str], float | str]:
+    """Difference to the uninterrupted plain run by (saved under, resumed under)."""
+    saved = {case.name: str(directory / f"checkpoint-{case.name}") for case in engines}
+    straight = run_cases(engines, base, directory)
+    assert straight[engines[0].name].error is None, straight[engines[0].name].error
+    found: dict[tuple[str, str], float | str] = {}
+    for workers in sorted({case.workers for case in engines}):
+        group = [case for case in engines if case.workers == workers]
+        halves = [
+            case.trial(base, f"half-{case.name}", last=HALF, save=saved[case.name])
+            for case in group
+        ]
+        run_trials(halves, directory, workers)
+    for workers in sorted({case.workers for case in engines}):
+        pairs = [(a, b) for b in engines if b.workers == workers for a in engines]
+        trials = [
+            b.trial(base, f"{a.name} to {b.name}", first=HALF, resume=saved[a.name])
+            for a, b in pairs
+        ]
+        for (a, b), result in zip(pairs, run_trials(trials, directory, workers), strict=True):
+            found[a.name, b.name] = result.error or difference(
+                _weights(directory, result.name), _weights(directory, engines[0].name)
+            )
+            if a is b and result.error is None:
+                own = difference(_weights(directory, result.name), _weights(directory, a.name))
+                found[a.name, f"{a.name}, own run"] = own
+    return found
+
+
+def _weights(directory: Path, name: str) -> Path:
+    return directory / f"{name}.safetensors"
+
+
+def _shown(value: float | str) -> str:
+    if isinstance(value, str):
+        return f"failed: {value}"
+    return "identical" if value == 0 else f"{value:.1e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--directory", type=Path, help="Keep all weights and checkpoints here.")
+    chosen = parser.parse_args()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(prefix="causal-engines-") as folder:
+        directory = chosen.directory or Path(folder)
+        base = write_base(directory / "base")
+        print(f"Parity: max relative difference after {STEPS} steps, against plain@1")
+        for reference, cases in (
+            (PLAIN, (*ENGINES[1:], *VARIANTS)),
+            (NF4_PLAIN, NF4),
+            (EIGHT_BIT_PLAIN, EIGHT_BIT),
+        ):
+            for name, value in parity(reference, cases, base, directory).items():
+                print(f"  {name:40} {_shown(value)}")
+        print("\nResume: saved under the row, continued under the column, against plain@1")
+        found = resume_matrix(ENGINES, base, directory)
+        names = [case.name for case in ENGINES]
+        print(" " * 10 + "".join(f"{name:>12}" for name in names) + f"{'own run':>12}")
+        for a in names:
+            cells = [found[a, b] for b in names] + [found[a, f"{a}, own run"]]
+            print(f"{a:10}" + "".join(f"{_shown(cell):>12}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

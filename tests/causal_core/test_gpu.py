@@ -1,0 +1,99 @@
+"""What needs a CUDA device: the same step there as on CPU, 4-bit, paged optimizer, copies, memory.
+
+Skipped without one; `pytest -m gpu` runs them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from causal_core.config import TrainConfig
+from causal_core.device import distributed_backend, prepare_device, to_device
+from causal_core.engines.plain import PlainEngine
+from causal_core.engines.trial import Trial, run_trials, trial_config, write_base
+from causal_core.step import Denominators, TrainStep
+from tests.tiny import gradients, random_triplets, relative_error, tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def one_step_gradients(device, losses):
+    model = tiny_model().to(device)
+    engine = PlainEngine(model, TrainConfig(), device)
+    engine.step = lambda learning_rate: None  # keep the gradients to look at
+    triplets = random_triplets(6, seed=1)
+    report = TrainStep(engine, losses, TrainConfig(clip_norm=1e9), device).run(
+        triplets, Denominators.of(triplets), 1e-3, triplets[0]
+    )
+    return report, {name: g.cpu() for name, g in gradients(model).items()}
+
+
+def test_the_step_equals_that_on_cpu():
+    from causal_core.config import LossConfig
+
+    losses = LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+    device = torch.device("cuda", 0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    on_cpu, expected = one_step_gradients(torch.device("cpu"), losses)
+    on_gpu, found = one_step_gradients(device, losses)
+    assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-4)
+    assert relative_error(found, expected) < 1e-3
+
+
+def test_the_head_is_float32_where_the_hidden_state_is():
+    model = tiny_model().to("cuda")
+    assert {p.device.type for p in model.projection.parameters()} == {"cuda"}
+    assert {p.dtype for p in model.projection.parameters()} == {torch.float32}
+
+
+def test_copies_are_whole_and_leave_through_pinned_memory():
+    source = torch.arange(10_000)
+    assert torch.equal(to_device(source, torch.device("cuda", 0)).cpu(), source)
+
+
+def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory():
+    device = torch.device("cuda", 0)
+    try:
+        prepare_device(device, None, gpus=0.01)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.empty(total // 2, dtype=torch.uint8, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    assert distributed_backend(0.5) == "gloo" and distributed_backend(1) == "nccl"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"dtype": "bfloat16"}},
+        {"model": {"quantization": "nf4", "dtype": "bfloat16"}},
+        {"train": {"optimizer": "paged_adamw_8bit"}},
+        {"engine": "deepspeed", "deepspeed": {"zero_stage": 2, "offload_optimizer": True}},
+        {"engine": "deepspeed", "deepspeed": {"zero_stage": 3}},
+    ],
+    ids=["float32", "bfloat16", "nf4", "paged_adamw_8bit", "zero-2 offload", "zero-3"],
+)
+def test_training_on_one_gpu(sections, tmp_path):
+    base = write_base(tmp_path / "base")
+    on_gpu = Trial("gpu", trial_config(base, **sections), last=4)
+    (found,) = run_trials([on_gpu], tmp_path, device="cuda")
+    (expected,) = run_trials([Trial("cpu", trial_config(base, **sections), last=4)], tmp_path)
+    assert found.error is None and all(found.applied)
+    assert found.losses == pytest.approx(expected.losses, rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_two_gpus_end_where_one_does(engine, tmp_path):
+    base = write_base(tmp_path / "base")
+    (one,) = run_trials([Trial("one", trial_config(base))], tmp_path, device="cuda")
+    config = trial_config(base, engine=engine, resources={"workers": 2})
+    (two,) = run_trials([Trial("two", config)], tmp_path, workers=2, device="cuda")
+    assert two.error is None
+    assert two.losses == pytest.approx(one.losses, rel=1e-3)
