@@ -220,6 +220,43 @@ def submit(
     )
 
 
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Whose paths and cluster to look at.")
+    ] = None,
+    overrides: _Overrides = None,
+    trials: Annotated[
+        bool, typer.Option("--trials/--no-trials", help="Run a micro job of every engine.")
+    ] = True,
+    as_json: _Json = False,
+) -> None:
+    """Check this machine: versions, devices, disk, storage, ports, and every engine by a job.
+
+    Exits with 1 when a check failed; beside each stands what to do about it.
+
+    Example: causal doctor configs/cpu.yaml run.dir=/mnt/shared/run
+    """
+    import json
+
+    from rich.console import Console
+
+    from causal_core.config import load_config
+    from ray_jobs.doctor import diagnose, raise_for_failed, show_checks
+    from ray_jobs.doctor import report as report_of
+    from ray_jobs.quiet import quiet_libraries
+
+    quiet_libraries()
+    resolved = load_config(config, overrides or ())
+    with Console(stderr=True).status("looking at this machine") as status:
+        checks = diagnose(resolved, trials, lambda group: status.update(f"checking {group}"))
+    if as_json:
+        print(json.dumps(report_of(checks)))
+    else:
+        show_checks(Console(), checks)
+    raise_for_failed(checks)
+
+
 def main() -> None:
     """The console script."""
     exit_with_code(lambda: app())
