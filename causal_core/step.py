@@ -5,8 +5,9 @@ The step is an object apart from the loop: it knows nothing of epochs, checkpoin
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from causal_core.config import LossConfig, TrainConfig
 from causal_core.engine import Engine
+from causal_core.errors import RunFailedError
 from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_sum
 from causal_core.model import CausalOutput
+from causal_core.out_of_memory import RandomState, is_out_of_memory, release_cached_memory
 from causal_core.prefix_tree import TreeBatch
 from causal_core.triplet_trees import (
     BENIGN,
@@ -29,7 +32,10 @@ from causal_core.triplet_trees import (
     Needs,
     TripletTokens,
     cut_micro_batches,
+    tree_nodes,
 )
+
+log = logging.getLogger(__name__)
 
 TERMS = ("task", "causal", "spurious", "robust", "invariance")
 
@@ -129,20 +135,31 @@ class StepReport:
 
 @dataclass
 class TrainStep:
-    """Runs optimizer steps on one worker of an engine."""
+    """Runs optimizer steps on one worker of an engine.
+
+    `budget` is the token budget of a micro-batch. When the device's memory runs out, it is halved
+    on all workers and the step is done again from the same state: by invariant I2 the gradient of
+    the global batch is the same. It stays halved.
+    """
 
     engine: Engine
     loss: LossConfig
     train: TrainConfig
     device: torch.device
+    budget: int = 0  # 0: the config's
+    on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs
     needs: Needs = field(init=False)
 
     def __post_init__(self) -> None:
         self.needs = needs_of(self.loss)
+        if not self.budget:
+            if self.train.micro_batch_tokens == "auto":
+                raise ValueError("train.micro_batch_tokens=auto is resolved before a step is made")
+            self.budget = self.train.micro_batch_tokens
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
         """This worker's share as micro-batches under the token budget."""
-        return cut_micro_batches(triplets, self.needs, self.train.micro_batch_tokens)
+        return cut_micro_batches(triplets, self.needs, self.budget)
 
     def run(
         self,
@@ -159,7 +176,19 @@ class TrainStep:
             learning_rate: Of this step.
             stand_in: Any triplet; a worker with too small a share runs it with weight 0, so that
                 all workers take part in the same collective operations.
+
+        Raises:
+            RunFailedError: memory ran out and no smaller micro-batch is possible.
         """
+        random = RandomState.of(self.device)
+        while (totals := self._gradients(mine, denominators, stand_in)) is None:
+            random.restore()
+        return self._finish(totals, denominators, learning_rate)
+
+    def _gradients(
+        self, mine: Sequence[TripletTokens], denominators: Denominators, stand_in: TripletTokens
+    ) -> Tensor | None:
+        """Gradients of the global batch and this worker's totals; None: do it again."""
         self.engine.model.train()
         own = self.cut(mine) if mine else []
         missing = self.engine.rounds(len(own)) - len(own)
@@ -176,11 +205,69 @@ class TrainStep:
             self._add_totals(totals, sums, output, batch)
             return value
 
-        for number, micro in enumerate(micro_batches, start=1):
-            weighed = partial(loss_of, counts=number <= len(own))
-            last = number == len(micro_batches)
-            self.engine.accumulate(micro.batch.to(self.device), weighed, last)
-        return self._finish(totals, denominators, learning_rate)
+        def accumulate(first: int, end: int) -> bool:
+            """Runs micro-batches [first, end); False: this worker's memory ran out."""
+            try:
+                for number in range(first, end):
+                    batch = micro_batches[number].batch.to(self.device)
+                    if self.on_micro_batch is not None:
+                        self.on_micro_batch(batch)
+                    weighed = partial(loss_of, counts=number < len(own))
+                    self.engine.accumulate(batch, weighed, last=number == len(micro_batches) - 1)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return False
+            return True
+
+        # Up to the last micro-batch no worker waits for another, so there they can agree.
+        count = len(micro_batches)
+        if self.engine.world_size == 1:
+            enough = accumulate(0, count)
+        elif self.engine.local_until_last:
+            enough = accumulate(0, count - 1)
+            if self._all_workers(enough):
+                if not accumulate(count - 1, count):
+                    raise RunFailedError(self._out_of_memory("in the last micro-batch of a step"))
+            else:
+                self._halve_budget(mine, enough)
+                return None
+        elif not accumulate(0, count):
+            raise RunFailedError(self._out_of_memory("while workers wait for each other"))
+        if not enough:
+            self._halve_budget(mine, enough)
+            return None
+        return totals
+
+    def _all_workers(self, enough: bool) -> bool:
+        short = torch.tensor([float(not enough)], dtype=torch.float64)
+        return not bool(self.engine.sum_over_workers(short)[0] > 0)
+
+    def _halve_budget(self, mine: Sequence[TripletTokens], enough: bool) -> None:
+        """Half of it, but room for this worker's largest triplet (`RunFailedError` if it is that
+        already, on all workers)."""
+        self.engine.discard()
+        release_cached_memory(self.device)
+        largest, name = max(((tree_nodes(t, self.needs), t.id) for t in mine), default=(1, ""))
+        if not self._all_workers(enough or self.budget > largest):
+            raise RunFailedError(
+                self._out_of_memory(f"with a single triplet (here at most {name!r}, {largest} tree "
+                                    "nodes) as micro-batch")
+            )  # fmt: skip
+        before, self.budget = self.budget, max(self.budget // 2, largest)
+        log.warning(
+            "memory ran out: micro-batches have at most %d tree nodes from now on (before: %d); "
+            "the optimizer step is done again. To plan for it: train.micro_batch_tokens=%d",
+            self.budget, before, self.budget,
+        )  # fmt: skip
+
+    def _out_of_memory(self, where: str) -> str:
+        return (
+            f"the device's memory ran out {where}, with micro-batches of at most {self.budget} "
+            "tree nodes. Set train.gradient_checkpointing=true, model.quantization=nf4, a smaller "
+            "lora.rank, data.max_length or train.micro_batch_tokens: `causal plan` shows what each "
+            "saves. The same command then continues from the last checkpoint"
+        )
 
     @torch.no_grad()
     def _add_totals(
