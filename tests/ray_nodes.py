@@ -32,7 +32,7 @@ class RayNodes:
         self._identity = secrets.token_hex(4)
         self._folder = tempfile.TemporaryDirectory(
             prefix="cn", dir="/tmp", ignore_cleanup_errors=True
-        )  # noqa: E501 - short: paths of sockets are limited to 107 bytes
+        )
         self.folder = Path(self._folder.name)
         self.token = secrets.token_hex(32)
         self._variables = variables or {}
@@ -64,7 +64,9 @@ class RayNodes:
 
     def add_node(self, name: str, cpus: int = 1) -> None:
         """Starts a worker node and waits until the head knows it."""
-        self._start(name, cpus, f"--address=127.0.0.1:{self._gcs_port}")
+        # All nodes share one session directory here; one of them reads its logs.
+        log_monitor = "--include-log-monitor=False"
+        self._start(name, cpus, f"--address=127.0.0.1:{self._gcs_port}", log_monitor)
         self._wait(lambda: name in self.alive(), f"node {name}")
 
     def kill_node(self, name: str) -> list[str]:
@@ -90,6 +92,18 @@ class RayNodes:
             return []
         nodes = body["data"]["result"]["result"]
         return [node["node_name"] for node in nodes if node["state"] == "ALIVE"]
+
+    def prometheus(self) -> str:
+        """What a Prometheus server would scrape from all nodes."""
+        import json
+
+        nodes = json.loads(self.get("/nodes?view=summary", self.token))["data"]["summary"]
+        texts = []
+        for raylet in (node["raylet"] for node in nodes if node["raylet"]["state"] == "ALIVE"):
+            url = f"http://127.0.0.1:{raylet['metricsExportPort']}/metrics"
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
+                texts.append(answer.read().decode())
+        return "\n".join(texts)
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """The environment of a client; `token` is the cluster's, another, or "" for none."""
@@ -130,6 +144,8 @@ class RayNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            "RAY_metrics_report_interval_ms": "1000",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
             "TMPDIR": str(empty),
         }
         environment.pop("RAY_API_SERVER_ADDRESS")

@@ -90,8 +90,8 @@ def files(tmp_path_factory, tiny_data):
     config = tiny_config(
         write_tiny_model(folder / "model", hidden=128), tiny_data, folder / "unused",
         lora={"rank": 32, "dropout": 0.0},  # equal on any number of workers
-        train={"epochs": 14, "global_batch": 4},
-        checkpoint={"every_steps": 5, "keep_last": 2},
+        train={"epochs": 44, "global_batch": 4},  # 220 steps, an epoch's end every 5
+        checkpoint={"every_steps": 4, "keep_last": 2},
         resources={"workers": 1, "threads": 1},
         ray={"max_failures": 4},
     )  # fmt: skip
@@ -161,18 +161,20 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
             assert any("RayTrainWorker" in title for title in nodes.titles(name)), name
         refused = command("causal", "submit", "--", *arguments[3:], code=1)
         assert "is writing" in refused
-        last = steps_of(run)
         killed = nodes.kill_node("node-2")
         started = time.monotonic()
-        say(f"\nat step {last}: kill -9 of node-2 ({len(killed)} processes)")
-        wait_until(lambda: steps_of(run) < last, "resume")
-        say(f"resumed after step {steps_of(run)}, {time.monotonic() - started:.1f} s later")
+        time.sleep(1)  # the other worker cannot end its step alone
+        last = steps_of(run)
+        say(f"\nafter step {last}: kill -9 of node-2 ({len(killed)} processes)")
+        wait_until(lambda: steps_of(run) != last, "resume")
+        say(f"training again after {time.monotonic() - started:.1f} s")
         # Asks for two CPUs where one is left, and that one is taken.
         waiting = folder / "waiting"
         (waiting / "checkpoints" / "step-00000099").mkdir(parents=True)  # of a crashed, older run
         output = command(
             "causal", "submit", "--no-follow", "--", "train", config, "--no-evaluate",
             f"run.dir={waiting}", "resources.workers=2", "train.max_steps=3",
+            "logging.format=json",
         )  # fmt: skip
         assert "the job waits until nodes join" in output
         second = re.search(r"^job +(\S+)", output, re.M)[1]
@@ -188,14 +190,17 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
     assert steps_of(waiting) == 0, "it had nothing to run on"
     nodes.add_node("node-3")  # a cold one
     say(f"\nnodes alive: {', '.join(sorted(nodes.alive()))}")
-    command("causal", "jobs", "logs", second, "--follow")
+    log = command("causal", "jobs", "logs", second, "--follow")
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert events[-1]["message"] == "run finished" and events[-1]["steps"] == 3
+    assert all(event["run"] == str(waiting) and event["time"] for event in events)
     assert steps_of(waiting) == 3
     assert verify_checkpoint(waiting / "checkpoints" / "step-00000003")
     command("causal", "jobs", "list")
 
 
 @pytest.mark.slow
-def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command):
+def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, say):
     folder, config = files
     if "node-1" not in nodes.alive():
         nodes.add_node("node-1")
@@ -204,10 +209,16 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command):
     output = command("causal", "submit", "--no-follow", *arguments)
     job = re.search(r"^job +(\S+)", output, re.M)[1]
     wait_until(lambda: steps_of(run) >= 3, "step 3")
+    exported = r'^ray_causal_(\w+)\{.*run="stopped".*\} (\S+)$'
+    wait_until(lambda: "ray_causal_step{" in nodes.prometheus(), "metrics on Ray's endpoint")
+    metrics = dict(re.findall(exported, nodes.prometheus(), re.M))
+    say(f"\nmetrics of the run, as Prometheus scrapes them: {metrics}")
+    assert float(metrics["step"]) >= 3 and float(metrics["memory_measured_bytes"]) > 1e8
+    assert {"step_seconds", "tokens_per_second", "loss"} <= metrics.keys()
     command("causal", "jobs", "stop", job)
     assert "STOPPED, exit code 3" in command("causal", "jobs", "logs", job, "--follow", code=3)
     stopped = steps_of(run)
-    assert 3 <= stopped < 70
+    assert 3 <= stopped < 220
     assert (run / "checkpoints" / f"step-{stopped:08d}" / MANIFEST).is_file()
     command("causal", "submit", *arguments)
     assert_same_course(folder / "reference", run)
