@@ -524,7 +524,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         # The later statement wins: a preset given as override replaces the file's weights.
         tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
     for item in items:
-        _apply_override(tree, item)
+        apply_override(tree, item)
     return parse_config(tree, source)
 
 
@@ -543,7 +543,8 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _apply_override(tree: dict[str, Any], item: str) -> None:
+def apply_override(tree: dict[str, Any], item: str) -> None:
+    """Sets one `key.sub=value` in a tree of plain values (`ConfigError` where it is none)."""
     key, separator, text = item.partition("=")
     key = key.strip()
     if not separator or not key or any(not part for part in key.split(".")):

@@ -54,27 +54,29 @@ def demo(
 
 
 @app.command()
-def plan(config: _Config, overrides: _Overrides = None, as_json: _Json = False) -> None:
-    """Show what a run would do: parameters, optimizer steps, tokens. Loads no weights.
+def plan(
+    config: _Config,
+    overrides: _Overrides = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="AMOUNT", help="Plan for this much memory, e.g. 24GiB.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Plan for this card, e.g. RTX4090.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show what a run would do and need: steps, tokens, memory. Loads no weights, needs no GPU.
 
-    Example: causal plan configs/cpu.yaml train.global_batch=32
+    Memory is planned without data, too. Exits with 1 when the run does not fit, and names the
+    nearest config that does.
+
+    Example: causal plan configs/gpu-24gb.yaml --gpu RTX4090
     """
-    import json
-
-    from rich.console import Console
-
-    from causal_core.config import load_config
-    from causal_core.session import load_run_data
-    from ray_jobs.plan import plan_of, show_plan
+    from ray_jobs.plan import plan_command
     from ray_jobs.quiet import quiet_libraries
 
     quiet_libraries()
-    resolved = load_config(config, overrides or ())
-    planned = plan_of(resolved, load_run_data(resolved))
-    if as_json:
-        print(json.dumps(planned))
-    else:
-        show_plan(Console(), planned)
+    plan_command(config, overrides or (), gpu_memory, gpu, as_json)
 
 
 @app.command()

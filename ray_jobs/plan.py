@@ -2,20 +2,128 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.config import Config
+from causal_core.config import Config, load_config, parse_bytes
 from causal_core.device import available_cores
+from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.schedule import warmup_steps
-from causal_core.session import RunData, step_plan
 from ray_jobs.cluster import worker_threads
+
+if TYPE_CHECKING:
+    from causal_core.memory.shapes import DataProfile
+    from causal_core.session import RunData
+
+
+def plan_command(
+    path: Path,
+    overrides: Iterable[str],
+    gpu_memory: str | None,
+    gpu: str | None,
+    as_json: bool,
+) -> None:
+    """The `plan` command: steps and tokens where the data can be read, memory in any case.
+
+    Raises:
+        UserError: the config is not valid, or the run does not fit the device.
+    """
+    from causal_core.memory.units import gib
+    from ray_jobs.plan_memory import report_memory, show_memory
+
+    config = load_config(path, overrides)
+    budget = _budget(config, gpu_memory, gpu)
+    if budget is not None and config.resources.gpu_memory_bytes != budget:
+        resources = config.resources.model_copy(update={"gpu_memory": str(budget)})
+        config = config.model_copy(update={"resources": resources})
+    data, why_not = _data(config)
+    profile = None
+    if data is not None:
+        from causal_core.memory.shapes import DataProfile
+        from causal_core.step import needs_of
+
+        profile = DataProfile.of(data.train, needs_of(config.loss))
+    if config.train.micro_batch_tokens == "auto":
+        config = _with_tokens(config, budget, profile)
+    memory = report_memory(config, budget, profile)
+    planned = plan_of(config, data) if data is not None else {"data": why_not}
+    if as_json:
+        print(json.dumps({**planned, "memory": memory.to_dict()}))
+    else:
+        console = Console()
+        if data is not None:
+            show_plan(console, planned)
+        else:
+            console.print(f"steps and tokens are not planned: {why_not}", soft_wrap=True)
+        show_memory(console, config, memory)
+    if memory.fits is False:
+        raise UserError(
+            f"{path} does not fit: it needs {gib(memory.plan.required_bytes)} of "
+            f"{gib(memory.budget_bytes or 0)}"
+            + (f"; with {' '.join(memory.nearest)} it does" if memory.nearest else "")
+        )
+
+
+def _with_tokens(config: Config, budget: int | None, data: DataProfile | None) -> Config:
+    """`auto` as the number it comes to; the smallest of use where nothing fits, to show by how much
+    it does not."""
+    from causal_core.memory.fit import automatic_micro_batch, largest_micro_batch, least_tokens
+
+    if budget is None:
+        tokens = automatic_micro_batch(config, data=data)
+    else:
+        fitting = largest_micro_batch(config, budget, device="cuda", data=data)
+        tokens = fitting or least_tokens(config, data)
+    train = config.train.model_copy(update={"micro_batch_tokens": tokens})
+    return config.model_copy(update={"train": train})
+
+
+def _budget(config: Config, gpu_memory: str | None, gpu: str | None) -> int | None:
+    """Bytes of the device to plan for: as asked, as configured, or of the GPU that is here."""
+    from causal_core.memory.units import card_bytes
+
+    if gpu_memory is not None:
+        try:
+            return parse_bytes(gpu_memory)
+        except ValueError as error:
+            raise ConfigError(f"--gpu-memory {gpu_memory}: {error}") from None
+    if gpu is not None:
+        return card_bytes(gpu)
+    if config.resources.gpu_memory_bytes is not None:
+        return config.resources.gpu_memory_bytes
+    if config.resources.gpus_per_worker > 0:
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
+def _data(config: Config) -> tuple[RunData | None, str]:
+    """The run's data, or why there is none: a plan of the memory needs none."""
+    files = [item.partition("#")[0] for item in config.data.train]
+    missing = [name for name in files if "://" not in name and not Path(name).exists()]
+    if not files:
+        return None, "data.train is empty"
+    if missing:
+        return None, f"no such file: {', '.join(missing)}"
+    from causal_core.session import load_run_data
+
+    try:
+        return load_run_data(config), ""
+    except ModelError as error:
+        return None, str(error)
 
 
 def plan_of(config: Config, data: RunData) -> dict[str, Any]:
     """Parameters, steps and tokens of a run, from the model's own configuration and the data."""
+    from causal_core.session import step_plan
+
     plan = step_plan(config, len(data.train))
     validation = data.validation
     return {

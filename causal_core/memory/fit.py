@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from causal_core.config import Config
+from causal_core.errors import ConfigError
 from causal_core.memory.plan import Device, predict
-from causal_core.memory.shapes import longest_tree
+from causal_core.memory.shapes import DataProfile, longest_tree
+from causal_core.memory.units import gib
 
 STEP = 64  # micro-batches are sought in multiples of this many tokens
 MOST_TOKENS = 262144
@@ -21,27 +23,63 @@ def largest_micro_batch(
     at_most: int | None = None,
     world_size: int | None = None,
     device: Device | None = None,
+    data: DataProfile | None = None,
 ) -> int | None:
     """The largest micro-batch, in padded tree nodes, whose step fits `budget_bytes` of a device.
 
     What fits is the *allocated* peak plus what lies outside of torch's allocator.
 
     Args:
-        at_least: The smallest that is of use, i.e. the largest triplet's tree; default: one branch
-            of `data.max_length`.
+        at_least: The smallest that is of use; default: `least_tokens`.
         at_most: Default: what a whole global batch can need.
 
     Returns:
         None when not even `at_least` fits.
     """
-    least = at_least or config.data.max_length
-    most = at_most or min(MOST_TOKENS, config.train.global_batch * longest_tree(config))
+    least = at_least or least_tokens(config, data)
+    longest = data.longest_tree if data else longest_tree(config)
+    most = at_most or min(MOST_TOKENS, config.train.global_batch * longest)
 
     def required(tokens: int) -> int:
-        plan = predict(config, micro_batch_tokens=tokens, world_size=world_size, device=device)
-        return plan.required_bytes
+        return predict(
+            config, micro_batch_tokens=tokens, world_size=world_size, device=device, data=data
+        ).required_bytes
 
     return _largest(required, budget_bytes, least, max(least, most), STEP)
+
+
+def least_tokens(config: Config, data: DataProfile | None = None) -> int:
+    """The smallest micro-batch of use: the largest triplet's tree, or one branch of
+    `data.max_length` where no data is known."""
+    return data.longest_tree if data else config.data.max_length
+
+
+def automatic_micro_batch(
+    config: Config, *, available_bytes: int | None = None, data: DataProfile | None = None
+) -> int:
+    """The micro-batch of `train.micro_batch_tokens: auto`.
+
+    Args:
+        available_bytes: Of the device, where it is at hand; `resources.gpu_memory` goes first.
+        data: What real micro-batches can look like, where data is known.
+
+    Raises:
+        ConfigError: no amount of memory is known, or not even the smallest micro-batch fits.
+    """
+    budget = config.resources.gpu_memory_bytes or available_bytes
+    if budget is None:
+        raise ConfigError(
+            "train.micro_batch_tokens=auto needs to know the device's memory, and none is here to "
+            "ask: set resources.gpu_memory (e.g. 24GiB), or give a number of tokens"
+        )
+    tokens = largest_micro_batch(config, budget, data=data)
+    if tokens is None:
+        least = least_tokens(config, data)
+        raise ConfigError(
+            f"train.micro_batch_tokens=auto: not even {least:,} tokens fit {gib(budget)}; "
+            "`causal plan` shows what each lever (checkpointing, nf4, a smaller rank) would save"
+        )
+    return tokens
 
 
 def largest_rank(
@@ -50,12 +88,13 @@ def largest_rank(
     *,
     world_size: int | None = None,
     device: Device | None = None,
+    data: DataProfile | None = None,
 ) -> int | None:
     """The largest LoRA rank that fits at the config's micro-batch; None when rank 1 does not."""
 
     def required(rank: int) -> int:
         other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": rank})})
-        return predict(other, world_size=world_size, device=device).required_bytes
+        return predict(other, world_size=world_size, device=device, data=data).required_bytes
 
     return _largest(required, budget_bytes, 1, MOST_RANK, 1)
 

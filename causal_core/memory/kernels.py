@@ -66,11 +66,10 @@ class DeviceKernels(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if enable_gqa and key.shape[1] != query.shape[1]:
-            if attn_mask is not None or not self._on_gpu:
-                repeats = query.shape[1] // key.shape[1]
-                key = key.repeat_interleave(repeats, dim=1)
-                value = value.repeat_interleave(repeats, dim=1)
+        repeats = query.shape[1] // key.shape[1] if enable_gqa else 1
+        if repeats > 1 and (attn_mask is not None or not self._on_gpu):
+            key = key.repeat_interleave(repeats, dim=1)
+            value = value.repeat_interleave(repeats, dim=1)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             before = self._tracker.making("attention_masks")
             attn_mask = _additive(attn_mask, query.dtype, pad=self._on_gpu)

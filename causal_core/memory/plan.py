@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from causal_core.config import Config
-from causal_core.memory.shapes import BatchShape, assumed_shape
+from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
 
 MIB, GIB = 2**20, 2**30
@@ -104,6 +104,7 @@ def predict(
     world_size: int | None = None,
     device: Device | None = None,
     shape: BatchShape | None = None,
+    data: DataProfile | None = None,
 ) -> MemoryPlan:
     """Memory of one worker, from the model's architecture and the project's own step.
 
@@ -114,7 +115,8 @@ def predict(
         micro_batch_tokens: Padded tree nodes of a micro-batch; default: the config's.
         world_size: Workers; default: the config's most.
         device: "cuda" or "cpu"; default: what the config's workers train on.
-        shape: Sizes of the worst real micro-batch, where data is known.
+        shape: Sizes of a real micro-batch; default: the worst of that many tokens.
+        data: What real micro-batches can look like, where data is known.
 
     Raises:
         ModelError: the architecture cannot be read or has no such target modules.
@@ -122,7 +124,7 @@ def predict(
     device = device or device_of(config)
     workers = world_size or max(1, config.resources.max_workers)
     if shape is None:
-        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config))
+        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config), data)
     key = (_key(config), device, workers, shape)
     known = _plans.get(key)
     if known is None:
@@ -133,8 +135,17 @@ def predict(
 
 
 def planned_tokens(config: Config) -> int:
-    """The micro-batch budget of a config as a number."""
-    return int(config.train.micro_batch_tokens)
+    """The micro-batch budget of a config as a number; `auto` is the largest that fits.
+
+    Raises:
+        ConfigError: `auto` without a known amount of memory, or with one that nothing fits.
+    """
+    tokens = config.train.micro_batch_tokens
+    if tokens != "auto":
+        return tokens
+    from causal_core.memory.fit import automatic_micro_batch
+
+    return automatic_micro_batch(config)
 
 
 _plans: dict[Any, MemoryPlan] = {}
@@ -148,7 +159,7 @@ def _key(config: Config) -> tuple[Any, ...]:
         model.name_or_path, model.revision, model.quantization, model.dtype,
         lora.rank, lora.dropout > 0, tuple(lora.target_modules),
         tuple(weight > 0 for weight in loss.weights().values()), loss.kind,
-        train.optimizer, train.gradient_checkpointing, config.engine,
+        train.optimizer, train.gradient_checkpointing, config.engine, repr(config.deepspeed),
     )  # fmt: skip
 
 
@@ -177,6 +188,7 @@ def _predict(config: Config, device: Device, workers: int, shape: BatchShape) ->
         phases={name: phases[name] for name in PHASES},
         outside_bytes=CUDA_CONTEXT if device == "cuda" else CPU_PROCESS,
     )
+    plan = _shared_among_workers(config, plan, largest)
     if config.train.optimizer == "paged_adamw_8bit" and device == "cuda":
         plan = _without(plan, "optimizer_state")
     if device == "cuda":
@@ -223,6 +235,47 @@ def _largest_weight(architecture: Any) -> int:
     return int(text.hidden_size * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0))
 
 
+def _shared_among_workers(config: Config, plan: MemoryPlan, largest: int) -> MemoryPlan:
+    """What engines of several workers change.
+
+    DDP keeps its gradient buckets, which the gradients are views of, through the whole step. ZeRO
+    (Rajbhandari et al., 2020) divides optimizer state (stage 1), gradients (2) and parameters (3)
+    by the workers; it reduces through buckets, and stage 3 gathers a layer at a time.
+    """
+    workers, phases = plan.world_size, dict(plan.phases)
+    trained = phases["load"].components["adapter"] + phases["load"].components["projection"]
+    if config.engine in ("auto", "ddp") and workers > 1:
+        for name in ("forward", "backward", "optimizer", "evaluation"):
+            missing = trained - phases[name].components["gradients"]
+            phases[name] = _added(phases[name], "gradients", max(0, missing))
+        return replace(plan, phases=phases)
+    if config.engine != "deepspeed":
+        return plan
+    stage, section = config.deepspeed.zero_stage, config.deepspeed
+    shared = {"optimizer_state": 1.0 / workers}
+    if section.offload_optimizer:
+        shared["optimizer_state"] = 0.0
+    if stage >= _ZERO_GRADIENTS:
+        shared["gradients"] = 1.0 / workers
+    if stage == _ZERO_PARAMETERS:
+        shared.update(base_weights=1.0 / workers, adapter=1.0 / workers, projection=1.0 / workers)
+    width = 2 if config.model.dtype == "bfloat16" else 4
+    buffers = 2 * 4 * section.reduce_bucket_size  # one is filled while the other is reduced
+    if stage == _ZERO_PARAMETERS:
+        buffers += 2 * 7 * largest * width  # the layer in use and the one fetched ahead
+    for name, phase in phases.items():
+        components = {
+            part: round(size * shared.get(part, 1.0)) for part, size in phase.components.items()
+        }
+        if name in ("forward", "backward", "optimizer"):
+            components["workspace"] += buffers
+        phases[name] = PhasePlan(sum(components.values()), components)
+    return replace(plan, phases=phases)
+
+
+_ZERO_GRADIENTS, _ZERO_PARAMETERS = 2, 3
+
+
 def _added(phase: PhasePlan, component: str, extra: int) -> PhasePlan:
     components = {**phase.components, component: phase.components[component] + extra}
     return PhasePlan(phase.peak_bytes + extra, components)
@@ -242,3 +295,25 @@ def _with_constant(plan: MemoryPlan, extra: int, names: tuple[str, ...]) -> Memo
         for name, phase in plan.phases.items()
     }
     return replace(plan, phases=phases)
+
+
+def reserved_bytes(config: Config, plan: MemoryPlan) -> int:
+    """What torch's CUDA caching allocator would *reserve* for the planned steps.
+
+    A trace of all layers, replayed through the allocator's rules: seconds for a 7B model. For rows
+    of one fixed shape; lengths that vary fragment more.
+    """
+    from causal_core.memory.allocator import replay
+    from causal_core.memory.architectures import architecture_of
+    from causal_core.memory.trace import trace_step
+
+    key = ("reserved", _key(config), plan.shape)
+    if key not in _reserved:
+        architecture = architecture_of(config.model, config.data.cache_dir)
+        layers = architecture.get_text_config().num_hidden_layers
+        trace = trace_step(config, architecture, plan.shape, plan.device, layers, with_events=True)
+        _reserved[key] = replay(trace.events or ()).peak_reserved + CUBLAS_WORKSPACE
+    return _reserved[key]
+
+
+_reserved: dict[Any, int] = {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from causal_core.config import Config
-from causal_core.prefix_tree import LabelGroup, TreeBatch
+from causal_core.dataset import TripletDataset
+from causal_core.prefix_tree import LabelGroup, TreeBatch, TreeRow
 from causal_core.step import needs_of
 from causal_core.triplet_trees import (
     BENIGN,
@@ -18,6 +20,8 @@ from causal_core.triplet_trees import (
     SHARED_CLEAN,
     TASK,
     Needs,
+    add_triplet,
+    tree_nodes,
 )
 
 # Without data, one node in eight is taken to predict a label (answers are short beside prompts).
@@ -86,17 +90,43 @@ class BatchShape:
         )
 
 
-def assumed_shape(config: Config, tokens: int) -> BatchShape:
-    """The largest micro-batch of `tokens` padded nodes, before any data is known.
+@dataclass(frozen=True)
+class DataProfile:
+    """What a dataset's micro-batches can look like."""
 
-    Rows are as wide as the tree of one triplet whose branches have `data.max_length` tokens each
-    and share nothing: wide rows cost most, because attention masks grow with the square of it.
+    longest_tree: int  # nodes of the largest triplet's tree
+    label_share: float  # nodes that predict a label, per node
+
+    @classmethod
+    def of(cls, dataset: TripletDataset, needs: Needs) -> DataProfile:
+        """From the largest triplets of a dataset: an upper end, not an average."""
+        bounds = dataset.size_bounds()
+        largest = [dataset.tokens(int(i)) for i in np.argsort(-bounds, kind="stable")[:_PROFILED]]
+        nodes = [tree_nodes(triplet, needs) for triplet in largest]
+        labels = 0
+        for triplet in largest:
+            row = TreeRow()
+            add_triplet(row, triplet, needs, owner=0)
+            labels += len({node for group in row.labels.values() for node, _, _ in group})
+        return cls(max(nodes), labels / sum(nodes))
+
+
+_PROFILED = 64  # triplets
+
+
+def assumed_shape(config: Config, tokens: int, data: DataProfile | None = None) -> BatchShape:
+    """The micro-batch of `tokens` padded nodes that needs most memory.
+
+    Rows are as wide as the largest triplet's tree; without data, as one whose branches have
+    `data.max_length` tokens each and share nothing. Wide rows cost most, because attention masks
+    grow with the square of it.
     """
     needs = needs_of(config.loss)
-    width = min(tokens, longest_tree(config))
+    share = data.label_share if data else ASSUMED_LABEL_SHARE
+    width = min(tokens, data.longest_tree if data else longest_tree(config))
     rows = -(-tokens // width)
     nodes = tokens // rows
-    answer = max(1, round(rows * nodes * ASSUMED_LABEL_SHARE / len(_labelled_branches(needs))))
+    answer = max(1, round(rows * nodes * share / len(_labelled_branches(needs))))
     return BatchShape(
         rows=rows,
         nodes=nodes,

@@ -75,7 +75,7 @@ def trace_step(
     for layer in model.peft_model.get_base_model().get_decoder().layers:
         for module in layer.children():
             kernels.inside(module)
-    step = _TracedStep(engine, config.loss, config.train, torch.device("meta"))
+    step = _TracedStep(engine, config.loss, config.train, torch.device("meta"), budget=shape.tokens)
     step.micro_batch = MicroBatch(batch, [0] * shape.triplets)
     try:
         with tracker:
