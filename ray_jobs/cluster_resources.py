@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from causal_core.config import Config
 
+_ACCELERATOR = "accelerator_type:"
 _EPSILON = 1e-6  # fractions of a GPU add up with rounding
 
 
@@ -50,6 +52,21 @@ def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
     """`3 nodes with 8 CPU and 2 GPU in all`."""
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPU and {gpus:g} GPU in all"
+
+
+def smallest_card(nodes: Sequence[Mapping[str, float]]) -> int | None:
+    """Bytes of the smallest GPU among the nodes; None where Ray names none that is known.
+
+    Ray gives every GPU node a resource such as `accelerator_type:A10G`.
+    """
+    from causal_core.errors import ConfigError
+    from causal_core.memory.units import card_bytes
+
+    found = []
+    for name in {name for node in nodes for name in node if name.startswith(_ACCELERATOR)}:
+        with contextlib.suppress(ConfigError):
+            found.append(card_bytes(name.removeprefix(_ACCELERATOR)))
+    return min(found, default=None)
 
 
 def verdict(ask: Ask, nodes: Sequence[Mapping[str, float]]) -> str | None:

@@ -59,12 +59,13 @@ def printable(line: str) -> str:
 def follow(
     client: JobSubmissionClient,
     job: str,
-    write: Callable[[str], object] = print,
+    lines: LogLines,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> JobDetails:
     """Writes a job's log as it grows and returns the job's details once it has ended.
 
-    A lost connection is tried again for `patience_seconds`; the log continues where it stopped.
+    Called again with the same `lines`, it continues where it was interrupted. A lost connection is
+    tried again for `patience_seconds`.
 
     Raises:
         RunFailedError: no connection for so long, or the cluster no longer knows the job.
@@ -73,7 +74,6 @@ def follow(
     import requests
 
     lost = (RuntimeError, OSError, requests.exceptions.RequestException, aiohttp.ClientError)
-    lines = LogLines(write)
     lost_since: float | None = None
     while True:
         try:

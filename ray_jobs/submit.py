@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from causal_core.config import Config, load_config
 from causal_core.errors import ConfigError, UserError
-from ray_jobs.cluster_resources import Ask, describe_nodes, verdict
-from ray_jobs.follow import exit_code, follow
+from ray_jobs.cluster_resources import Ask, describe_nodes, smallest_card, verdict
+from ray_jobs.follow import LogLines, exit_code, follow
 from ray_jobs.job_client import cluster_nodes, connect, explained, exposure, job_server_address
 from ray_jobs.packaging import JOB_CONFIG, pack
 
@@ -67,8 +67,6 @@ def submit_command(
     environment = _runtime_environment(runtime_env)
     if job.config is not None:
         _say("config", f"valid; writes {job.run_dir}")
-        for line in _memory_lines(job.config):
-            _say("memory", line)
     url = job_server_address(address)
     client = connect(url)
     for warning in exposure(url):
@@ -80,6 +78,7 @@ def submit_command(
         _say("asks for", str(ask))
         if (note := verdict(ask, nodes)) is not None:
             _say("note", note)
+        _say("memory", planned_memory(job.config, smallest_card(nodes)))
     _refuse_second_writer(client, url, job.run_dir)
     with tempfile.TemporaryDirectory(prefix="causal-submit-") as folder:
         texts = {} if job.config is None else {JOB_CONFIG: job.config.to_yaml()}
@@ -101,9 +100,10 @@ def submit_command(
 
 def follow_to_the_end(client: JobSubmissionClient, identity: str) -> int:
     """Follows a job and returns its exit code; Ctrl-C asks whether to detach or to stop it."""
+    lines = LogLines(print)
     while True:
         try:
-            details = follow(client, identity)
+            details = follow(client, identity, lines)
         except KeyboardInterrupt:
             answer = _ask_on_interrupt()
             if answer == "detach":
@@ -277,8 +277,38 @@ def _ask_on_interrupt() -> str:
             return choice
 
 
-def _memory_lines(config: Config) -> list[str]:
-    return []
+def planned_memory(config: Config, card: int | None) -> str:
+    """What a worker will need, in words.
+
+    Args:
+        card: Bytes of a GPU of the cluster, where it is known; the config's own figure wins.
+
+    Raises:
+        UserError: a worker needs more than it will have.
+    """
+    from causal_core.memory import predict
+    from causal_core.memory.units import gib
+
+    resources = config.resources
+    card = resources.gpu_memory_bytes or card
+    planned = config.model_copy(deep=True)
+    if resources.gpus_per_worker and card:
+        planned.resources.gpu_memory = str(card)
+    try:
+        plan = predict(planned)
+    except UserError as error:
+        first = str(error).strip().splitlines()[0]
+        return f"cannot be planned on this machine, the job does it: {first}"
+    needed = f"{gib(plan.required_bytes)} a worker"
+    if not resources.gpus_per_worker or card is None:
+        return f"{needed}, as planned"
+    share = round(card * min(1.0, resources.gpus_per_worker))
+    if plan.required_bytes > share:
+        raise UserError(
+            f"a worker needs {gib(plan.required_bytes)} of GPU memory and will have {gib(share)}. "
+            "causal plan CONFIG shows what would fit"
+        )
+    return f"{needed} of {gib(share)}, as planned"
 
 
 def _say(what: str, text: str) -> None:

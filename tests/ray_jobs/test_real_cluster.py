@@ -25,6 +25,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_SECONDS = 240.0
+FILL_OBJECT_STORES = """
+import ray, time
+ray.init()
+@ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
+class Holder:
+    def fill(self):
+        self.kept = [ray.put(bytes(20_000_000)) for _ in range(8)]
+        return len(self.kept)
+holders = [Holder.remote() for _ in range(3)]
+print("objects kept:", ray.get([holder.fill.remote() for holder in holders]), flush=True)
+time.sleep(60)
+"""
 # What an operator gives the nodes; none of it may be written anywhere.
 SECRETS = {
     "HF_TOKEN": "hf_canary_4c1f0a6e9d",
@@ -220,6 +232,9 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
     stopped = steps_of(run)
     assert 3 <= stopped < 220
     assert (run / "checkpoints" / f"step-{stopped:08d}" / MANIFEST).is_file()
+    # Meanwhile other users' objects fill the stores of all nodes (100 MB each) beyond their size.
+    command("ray", "job", "submit", "--address", nodes.address, "--no-wait", "--",
+            "python", "-c", FILL_OBJECT_STORES)  # fmt: skip
     command("causal", "submit", *arguments)
     assert_same_course(folder / "reference", run)
 

@@ -5,8 +5,11 @@ Against a real one: test_real_cluster.py.
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import random
+import signal
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +19,13 @@ import yaml
 
 from causal_core.config import parse_config
 from causal_core.errors import ConfigError, RunFailedError, UserError
+from causal_core.memory.units import card_bytes
 from ray_jobs import follow as following
 from ray_jobs import packaging
-from ray_jobs.cluster_resources import Ask, verdict
+from ray_jobs.cluster_resources import Ask, smallest_card, verdict
 from ray_jobs.follow import LogLines, exit_code, follow, printable
 from ray_jobs.job_client import exposure, job_server_address
-from ray_jobs.submit import _runtime_environment, job_of
+from ray_jobs.submit import _runtime_environment, follow_to_the_end, job_of, planned_memory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU_CONFIG = str(REPOSITORY / "configs" / "cpu.yaml")
@@ -185,6 +189,25 @@ def test_workers_are_counted_node_by_node(ask, nodes, fits, says):
     assert note is None if says is None else says in note
 
 
+def test_the_card_is_the_smallest_that_ray_names():
+    named = [{"accelerator_type:A10G": 1.0, "GPU": 1.0}, {"accelerator_type:A100": 1.0}, {}]
+    assert smallest_card(named) == card_bytes("A10G") < card_bytes("A100")
+    assert smallest_card([{"accelerator_type:UNHEARD-OF": 1.0}]) is None
+
+
+def test_memory_is_planned_and_what_needs_more_than_the_card_is_refused(tiny_model_directory):
+    config = parse_config({"model": {"name_or_path": str(tiny_model_directory)}})
+    assert planned_memory(config, None).endswith("a worker, as planned")
+    config.resources.gpus_per_worker = 1
+    assert " of 22.10 GiB" in planned_memory(config, card_bytes("A10G"))
+    with pytest.raises(UserError, match="will have 100 MiB"):
+        planned_memory(config, 100 * 2**20)
+    config.resources.gpus_per_worker = 0.5
+    assert " of 11.05 GiB" in planned_memory(config, card_bytes("A10G"))
+    config.model.name_or_path = "/only/on/the/cluster"
+    assert "the job does it" in planned_memory(config, None)
+
+
 # Following
 
 
@@ -201,7 +224,7 @@ class Details:
 class Server:
     """A job server that loses connections: each script is one connection's chunks and end."""
 
-    connections: list[tuple[list[str], Exception | None]]
+    connections: list[tuple[list[str], BaseException | None]]
     outcome: Details
     taken: int = 0
     errors: list[Exception] = field(default_factory=list)  # of the next status requests
@@ -219,6 +242,9 @@ class Server:
         self.taken += 1
         for chunk in chunks:
             yield chunk
+        if isinstance(error, KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
         if error is not None:
             raise error
 
@@ -247,7 +273,7 @@ def test_a_lost_connection_continues_where_it_stopped(at_once, capsys):
         errors=[],
     )
     lines: list[str] = []
-    assert follow(server, "job", lines.append) is server.outcome
+    assert follow(server, "job", LogLines(lines.append)) is server.outcome
     assert lines == ["one", "two", "three", "four", "last"]
     said = capsys.readouterr().err
     assert "connection lost" in said and "connected again" in said
@@ -256,13 +282,49 @@ def test_a_lost_connection_continues_where_it_stopped(at_once, capsys):
 def test_patience_ends_and_says_how_to_go_on(at_once):
     server = Server([([], None)], succeeded(), errors=[ConnectionError()] * 1000)
     with pytest.raises(RunFailedError, match="causal jobs logs job --follow"):
-        follow(server, "job", print, patience_seconds=0.01)
+        follow(server, "job", LogLines(print), patience_seconds=0.01)
 
 
 def test_a_cluster_that_forgot_the_job_is_the_end(at_once):
     server = Server([], succeeded(), errors=[RuntimeError("Request failed with status code 404")])
     with pytest.raises(RunFailedError, match="no longer knows job"):
-        follow(server, "job", print)
+        follow(server, "job", LogLines(print))
+
+
+class Terminal(io.StringIO):
+    """Typed answers."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass
+class Interrupted(Server):
+    """A job that is followed until Ctrl-C, and goes on or stops."""
+
+    stopped: list[str] = field(default_factory=list)
+
+    def stop_job(self, job: str) -> None:
+        from ray.job_submission import JobStatus
+
+        self.stopped.append(job)
+        self.outcome = Details(JobStatus.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "stopped"),
+    [("d\n", 0, []), ("what?\ns\n", 3, ["job"]), ("c\n", 0, []), ("", 0, []), (None, 0, [])],
+)
+def test_ctrl_c_asks_whether_to_detach_or_stop(at_once, monkeypatch, capsys, typed, code, stopped):
+    server = Interrupted([(["one\n"], KeyboardInterrupt()), (["one\ntwo\n"], None)], succeeded())
+    monkeypatch.setattr("sys.stdin", io.StringIO() if typed is None else Terminal(typed))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert follow_to_the_end(server, "job") == code
+    assert server.stopped == stopped
+    said = capsys.readouterr().out
+    assert said.count("one") == 1
+    assert ("two" in said) == (typed in ("c\n", "what?\ns\n"))
+    assert ("the job goes on" in said) == (typed in ("d\n", "", None))
 
 
 def test_log_lines_cannot_drive_the_terminal():
