@@ -222,9 +222,13 @@ class TrainStep:
 
         # Up to the last micro-batch no worker waits for another, so there they can agree.
         count = len(micro_batches)
-        if self.engine.world_size == 1:
+        if not self.engine.local_until_last:
+            if not accumulate(0, count):
+                raise RunFailedError(self._out_of_memory("under an engine that cannot go back"))
+            enough = True
+        elif self.engine.world_size == 1:
             enough = accumulate(0, count)
-        elif self.engine.local_until_last:
+        else:
             enough = accumulate(0, count - 1)
             if self._all_workers(enough):
                 if not accumulate(count - 1, count):
@@ -232,8 +236,6 @@ class TrainStep:
             else:
                 self._halve_budget(mine, enough)
                 return None
-        elif not accumulate(0, count):
-            raise RunFailedError(self._out_of_memory("while workers wait for each other"))
         if not enough:
             self._halve_budget(mine, enough)
             return None
