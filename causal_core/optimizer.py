@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from causal_core.config import TrainConfig
@@ -30,7 +31,10 @@ def build_optimizer(
     if config.optimizer == "paged_adamw_8bit" and device.type == "cuda":
         return bnb.optim.PagedAdamW8bit(groups, lr=config.learning_rate)
     if config.optimizer == "paged_adamw_8bit":
-        log.warning("paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same")
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            log.warning(
+                "paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same"
+            )
     return bnb.optim.AdamW8bit(groups, lr=config.learning_rate)
 
 

@@ -15,6 +15,7 @@ from causal_core.batches import StepPlan
 from causal_core.checkpoint import base_fingerprint
 from causal_core.config import CheckpointConfig, Config
 from causal_core.dataset import Progress, TripletDataset, load_dataset
+from causal_core.device import device_memory_bytes
 from causal_core.engine import Engine, build_engine, loading_device
 from causal_core.errors import UserError
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
@@ -49,6 +50,7 @@ class Session:
     engine: Engine
     base_fingerprint: str
     selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
+    token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
 
 
 def load_split(
@@ -89,7 +91,8 @@ def open_session(config: Config, device: torch.device) -> Session:
     """Loads and builds everything, the same on every worker."""
     data = load_run_data(config)
     needs = needs_of(config.loss)
-    check_micro_batch_budget(data.train, needs, config.train.micro_batch_tokens)
+    tokens = _token_budget(config, data.train, needs, device)
+    check_micro_batch_budget(data.train, needs, tokens)
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
@@ -99,7 +102,32 @@ def open_session(config: Config, device: torch.device) -> Session:
         engine=build_engine(config, model, device),
         base_fingerprint=base_fingerprint(source, base),
         selection=_selection(config, data.validation),
+        token_budget=tokens,
     )
+
+
+def _token_budget(
+    config: Config, dataset: TripletDataset, needs: Needs, device: torch.device
+) -> int:
+    """Tokens of a micro-batch: as given, or with `auto` the most that fit this worker's device.
+
+    By invariant I2 workers may differ in it, and the result stays the same.
+    """
+    tokens = config.train.micro_batch_tokens
+    if tokens != "auto":
+        return tokens
+    from causal_core.memory import DataProfile, automatic_micro_batch
+
+    memory, share = device_memory_bytes(device), config.resources.gpus_per_worker
+    if device.type == "cpu":
+        memory //= max(1, config.resources.max_workers)
+    elif 0 < share < 1:
+        memory = int(memory * share)
+    tokens = automatic_micro_batch(
+        config, available_bytes=memory, data=DataProfile.of(dataset, needs)
+    )
+    log.info("train.micro_batch_tokens=auto: %d fit the device", tokens)
+    return tokens
 
 
 def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int) -> None:
@@ -142,13 +170,14 @@ def count_parameters(model: Any) -> dict[str, int]:
     """Trainable parameters by part, and the frozen ones' count (packed 4-bit counted unpacked)."""
     counts = {"adapter": 0, "projection": 0, "base": 0}
     for name, parameter in model.named_parameters():
+        elements = getattr(parameter, "ds_numel", parameter.numel())  # whole, where ZeRO-3 shards
         if name.startswith("projection."):
-            counts["projection"] += parameter.numel()
+            counts["projection"] += elements
         elif parameter.requires_grad:
-            counts["adapter"] += parameter.numel()
+            counts["adapter"] += elements
         else:
             packed = type(parameter).__name__ == "Params4bit"
-            counts["base"] += parameter.numel() * (2 if packed else 1)
+            counts["base"] += elements * (2 if packed else 1)
     return counts
 
 

@@ -48,7 +48,7 @@ class DeepSpeedEngine:
         self._adam = _HoldableAdamW(
             parameter_groups(self.parameters, config.train), lr=config.train.learning_rate
         )
-        settings = _settings(config, self.world_size)
+        settings = _settings(config)
         if self.collective_forward:
             # Parameter by parameter, so that no worker's device ever holds the whole model.
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
@@ -198,7 +198,7 @@ class _WithLoss(nn.Module):
         return loss_of(self.model(batch), batch)
 
 
-def _settings(config: Config, world_size: int) -> dict[str, Any]:
+def _settings(config: Config) -> dict[str, Any]:
     section = config.deepspeed
     zero: dict[str, Any] = {
         "stage": section.zero_stage,
@@ -209,10 +209,9 @@ def _settings(config: Config, world_size: int) -> dict[str, Any]:
     if section.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        # Micro-batches and their number are this project's; these three only have to agree.
+        # Micro-batches and their number are this project's.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "train_batch_size": world_size,
         "gradient_clipping": config.train.clip_norm,
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,
@@ -241,6 +240,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
         set_accelerator(CPU_Accelerator())  # imported earlier, on a machine with GPUs
+    deepspeed.init_distributed(dist.get_backend(), verbose=False)
     return deepspeed
 
 
