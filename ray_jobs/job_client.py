@@ -41,8 +41,8 @@ def connect(address: str) -> JobSubmissionClient:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("dashboard_sdk", "modules.job.sdk"):  # they tell of every upload and socket
-        logging.getLogger(f"ray.dashboard.{module}").setLevel(logging.WARNING)
+    for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and socket
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     with explained(address):
         return JobSubmissionClient(address)
 

@@ -288,7 +288,9 @@ def planned_memory(config: Config, card: int | None) -> str:
     """
     from causal_core.memory import predict
     from causal_core.memory.units import gib
+    from ray_jobs.quiet import quiet_libraries
 
+    quiet_libraries()
     resources = config.resources
     card = resources.gpu_memory_bytes or card
     planned = config.model_copy(deep=True)

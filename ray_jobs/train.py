@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_jobs.exit_codes import exit_with_code
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray_jobs.train")  # __name__ is "__main__" in a job
 
 
 def train_command(
