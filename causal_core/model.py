@@ -20,8 +20,11 @@ from causal_core.config import LoraSection, ModelConfig
 from causal_core.demo_model import demo_model_directory
 from causal_core.device import bnb_device_map, dtype_of
 from causal_core.errors import ModelError
+from causal_core.fused import use_fused_layers
+from causal_core.lora import use_fused_lora
 from causal_core.losses import at_least_float32
 from causal_core.prefix_tree import TreeBatch
+from causal_core.tree_attention import ATTENTION
 
 
 class CausalProjection(nn.Module):
@@ -63,7 +66,14 @@ class CausalModel(nn.Module):
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
+            **({"tree_blocks": batch.blocks} if batch.blocks is not None else {}),
         ).last_hidden_state
+        if batch.blocks is not None and batch.blocks.calls == 0:
+            raise ModelError(
+                f"{type(base).__name__} does not hand `tree_blocks` to its attention function, so "
+                "prefix trees cannot be computed with it: use an architecture whose attention goes "
+                "through transformers' AttentionInterface (Llama, Mistral, Qwen and most others)"
+            )
         # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
         hidden_wide = at_least_float32(hidden_RNH)
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
@@ -160,6 +170,7 @@ def build_model(
             f"lora.target_modules: {', '.join(missing)} not among the linear modules of "
             f"{type(base).__name__}, which are {', '.join(sorted(linear))}"
         )
+    base.set_attn_implementation(ATTENTION)
     torch.manual_seed(seed)
     peft_model = get_peft_model(
         base,
@@ -171,6 +182,8 @@ def build_model(
             task_type="CAUSAL_LM",
         ),
     )
+    use_fused_lora(peft_model)
+    use_fused_layers(base)
     config = base.config.get_text_config()
     model = CausalModel(peft_model, config.hidden_size)
     # The head sits where the last hidden state is: on the device of the output embeddings' input.

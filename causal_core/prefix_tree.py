@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_core.tree_blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
+
 PAD_POSITION = 0
 
 
@@ -55,6 +57,8 @@ class TreeBatch:
     triplets: int
     nodes: int  # distinct tokens computed, without padding
     path_tokens: int  # tokens that separate, unpadded forwards would compute
+    # Flat batches (R = 1, no padding): how attention goes over the nodes; the mask is a dummy.
+    blocks: TreeBlocks | None = None
 
     def to(self, device: torch.device) -> TreeBatch:
         """The batch on a device; copies run asynchronously where memory is pinned."""
@@ -65,7 +69,8 @@ class TreeBatch:
         }
         labels = {name: group.to(device) for name, group in self.labels.items()}
         return TreeBatch(**moved, labels=labels, branches=self.branches, triplets=self.triplets,
-                         nodes=self.nodes, path_tokens=self.path_tokens)  # fmt: skip
+                         nodes=self.nodes, path_tokens=self.path_tokens,
+                         blocks=self.blocks)  # fmt: skip
 
 
 class PrefixTree:
@@ -187,6 +192,44 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
         triplets=sum(len(set(row.owners)) for row in rows),
         nodes=sum(len(row.tree) for row in rows),
         path_tokens=sum(row.path_tokens for row in rows),
+    )
+
+
+def collate_flat(
+    row: TreeRow, groups: Sequence[str], branches: int = 1, call_cost: float = DEFAULT_CALL_COST
+) -> TreeBatch:
+    """One tree as a flat batch without padding, its nodes in depth-first order.
+
+    The layout where attention runs block by block (`causal_core/tree_attention.py`); arguments as
+    for `collate`, `call_cost` as for `plan_blocks`.
+    """
+    order = depth_first_order(row.tree.parents)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    parents = np.array(row.tree.parents, dtype=np.int64)[order]
+    parents[parents >= 0] = rank[parents[parents >= 0]]
+    pool = np.zeros((1, len(row.pooled), len(order)), dtype=np.float32)
+    for b, path in enumerate(row.pooled):
+        pool[0, b, rank[path]] = 1.0 / len(path)
+    label_slots: dict[int, int] = {}
+    entries: dict[str, list[tuple[int, int, int]]] = {name: [] for name in groups}
+    for name in groups:
+        for node, target, owner in row.labels.get(name, ()):
+            slot = label_slots.setdefault(int(rank[node]), len(label_slots))
+            entries[name].append((slot, target, owner))
+    return TreeBatch(
+        input_ids=torch.from_numpy(np.array(row.tree.tokens, dtype=np.int64)[order][None]),
+        position_ids=torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None]),
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        pool_weights=torch.from_numpy(pool),
+        pool_index=torch.arange(len(row.pooled)),
+        branches=branches,
+        label_index=torch.tensor(list(label_slots), dtype=torch.long),
+        labels=_label_groups(entries),
+        triplets=len(set(row.owners)),
+        nodes=len(order),
+        path_tokens=row.path_tokens,
+        blocks=plan_blocks(parents, call_cost),
     )
 
 

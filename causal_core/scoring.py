@@ -26,6 +26,7 @@ from causal_core.triplet_trees import (
     Needs,
     TripletTokens,
     cut_micro_batches,
+    packing_for,
 )
 
 GROUPS = (TASK, ATTACKED_TASK, WITNESS_CLEAN, WITNESS_ATTACKED)
@@ -122,7 +123,7 @@ def score_triplets(
     z: list[np.ndarray] = [np.empty(0)] * count
     pooled: list[np.ndarray] = [np.empty(0)] * count
     budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
-    for micro in cut_micro_batches(triplets, needs, budget):
+    for micro in cut_micro_batches(triplets, needs, budget, packing_for(device)):
         batch = micro.batch.to(device)
         output = model(batch)
         logits = at_least_float32(output.label_logits)

@@ -32,6 +32,7 @@ from causal_core.triplet_trees import (
     Needs,
     TripletTokens,
     cut_micro_batches,
+    packing_for,
     tree_nodes,
 )
 
@@ -159,7 +160,7 @@ class TrainStep:
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
         """This worker's share as micro-batches under the token budget."""
-        return cut_micro_batches(triplets, self.needs, self.budget)
+        return cut_micro_batches(triplets, self.needs, self.budget, packing_for(self.device))
 
     def run(
         self,

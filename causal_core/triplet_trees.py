@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from causal_core.errors import UserError
-from causal_core.prefix_tree import TreeBatch, TreeRow, collate
+from causal_core.prefix_tree import TreeBatch, TreeRow, collate, collate_flat
+from causal_core.tree_blocks import DEFAULT_CALL_COST
 
 # Label groups, by what is predicted after which prompt.
 TASK = "task"  # the benign answer after U
@@ -85,6 +88,29 @@ class RowCost:
         return self.linear * nodes + self.quadratic * nodes * nodes
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How the nodes of a micro-batch are laid out; no choice changes the gradient (I2).
+
+    Rows: trees padded to the longest of a micro-batch, attention under one dense mask a row: few
+    large kernels, what a GPU wants. Flat: one tree in one sequence without padding, attention in
+    blocks (`tree_blocks.py`): no computation in vain, where a kernel's launch costs little.
+    """
+
+    flat: bool
+    row_cost: RowCost = RowCost()
+    call_cost: float = DEFAULT_CALL_COST  # of a block, see `plan_blocks`
+
+
+ROWS = Packing(flat=False)
+FLAT = Packing(flat=True)
+
+
+def packing_for(device: torch.device) -> Packing:
+    """The layout that is fast on a device."""
+    return FLAT if device.type == "cpu" else ROWS
+
+
 def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) -> None:
     """Adds the prompts and continuations of a triplet that `needs` asks for."""
     benign = [*triplet.system, *triplet.benign]
@@ -144,14 +170,7 @@ def build_rows(
         current: list[int] = []
         current_nodes = 0
         for index in members:
-            alone = _row([index], triplets, needs)
-            nodes = len(alone.tree)
-            if nodes > budget:
-                raise UserError(
-                    f"triplet {triplets[index].id!r} needs {nodes} tree nodes, more than "
-                    f"train.micro_batch_tokens={budget}: raise it to at least {nodes}, or lower "
-                    "data.max_length"
-                )
+            nodes = _checked_nodes(triplets[index], needs, budget)
             merged = current_nodes + nodes - len(system)
             pays = cost(merged) < cost(current_nodes) + cost(nodes)
             if current and merged <= budget and pays:
@@ -184,14 +203,24 @@ def cut_micro_batches(
     triplets: Sequence[TripletTokens],
     needs: Needs,
     budget: int,
-    cost: RowCost | None = None,
+    packing: Packing = ROWS,
 ) -> list[MicroBatch]:
-    """Cuts triplets into micro-batches of at most `budget` padded nodes (rows x longest row).
+    """Cuts triplets into micro-batches of at most `budget` nodes, padding included.
 
-    Pooled branches and owners of a micro-batch follow the order of its rows; `owners` maps them
-    back. Rows are sorted by length, so that padding is small.
+    Pooled branches of a micro-batch follow the order of its `owners`, which are positions in
+    `triplets`.
+
+    Raises:
+        UserError: the tree of a single triplet is larger than `budget` nodes.
     """
-    rows = build_rows(triplets, needs, budget, cost or RowCost())
+    return (_cut_flat if packing.flat else _cut_rows)(triplets, needs, budget, packing)
+
+
+def _cut_rows(
+    triplets: Sequence[TripletTokens], needs: Needs, budget: int, packing: Packing
+) -> list[MicroBatch]:
+    """Rows of trees, sorted by length so that padding is small."""
+    rows = build_rows(triplets, needs, budget, packing.row_cost)
     rows.sort(key=lambda row: -len(row.tree))
     micro_batches: list[MicroBatch] = []
     start = 0
@@ -206,3 +235,79 @@ def cut_micro_batches(
         micro_batches.append(MicroBatch(collate(chosen, needs.groups, len(needs.branches)), owners))
         start += len(chosen)
     return micro_batches
+
+
+def _cut_flat(
+    triplets: Sequence[TripletTokens], needs: Needs, budget: int, packing: Packing
+) -> list[MicroBatch]:
+    """One tree a micro-batch; triplets with common prefixes together, trees of similar size."""
+    members = sorted(
+        range(len(triplets)), key=lambda i: (triplets[i].system, triplets[i].benign, i)
+    )
+    alone = [_checked_nodes(triplets[i], needs, budget) for i in members]
+    together, added = TreeRow(), []  # how many nodes each adds to those before it
+    for index in members:
+        before = len(together.tree)
+        add_triplet(together, triplets[index], needs, owner=index)
+        added.append(len(together.tree) - before)
+    limit = _even_limit(alone, added, budget)
+    micro_batches: list[MicroBatch] = []
+
+    def close(chosen: list[int]) -> None:
+        batch = collate_flat(
+            _row(chosen, triplets, needs), needs.groups, len(needs.branches), packing.call_cost
+        )
+        micro_batches.append(MicroBatch(batch, chosen))
+
+    current, size, row = [members[0]], alone[0], _row(members[:1], triplets, needs)
+    for index, nodes, more in zip(members[1:], alone[1:], added[1:], strict=True):
+        fits = size + more <= limit
+        if fits:
+            add_triplet(row, triplets[index], needs, owner=index)
+        if fits and len(row.tree) <= budget:
+            current.append(index)
+            size += more
+        else:
+            close(current)
+            current, size, row = [index], nodes, _row([index], triplets, needs)
+    close(current)
+    return micro_batches
+
+
+def _checked_nodes(triplet: TripletTokens, needs: Needs, budget: int) -> int:
+    nodes = tree_nodes(triplet, needs)
+    if nodes > budget:
+        raise UserError(
+            f"triplet {triplet.id!r} needs {nodes} tree nodes, more than "
+            f"train.micro_batch_tokens={budget}: raise it to at least {nodes}, or lower "
+            "data.max_length"
+        )
+    return nodes
+
+
+def _even_limit(alone: Sequence[int], added: Sequence[int], budget: int) -> int:
+    """The smallest limit that needs no more micro-batches than `budget` does: even sizes.
+
+    Args:
+        alone: Nodes of each triplet's own tree, in order.
+        added: Nodes that each adds to a micro-batch that holds its predecessor.
+    """
+
+    def bins(limit: int) -> int:
+        count, size = 0, limit + 1
+        for nodes, more in zip(alone, added, strict=True):
+            if size + more <= limit:
+                size += more
+            else:
+                count, size = count + 1, nodes
+        return count
+
+    fewest = bins(budget)
+    low, high = max(alone), budget
+    while low < high:
+        middle = (low + high) // 2
+        if bins(middle) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -19,7 +19,7 @@ from causal_core.batches import share
 from causal_core.config import LossConfig
 from causal_core.prefix_tree import TreeRow, collate
 from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
-from causal_core.triplet_trees import RowCost, cut_micro_batches
+from causal_core.triplet_trees import FLAT, ROWS, Packing, RowCost, cut_micro_batches
 from tests.tiny import (
     gradients,
     plain_forward,
@@ -44,14 +44,14 @@ LOSSES = {
 }
 
 
-def packed_gradients(model, triplets, loss, budget, cost, workers=1):
+def packed_gradients(model, triplets, loss, budget, packing=FLAT, workers=1):
     """Loss and gradients by packed micro-batches, summed over the shares of `workers`."""
     model.zero_grad(set_to_none=True)
     denominators = Denominators.of(triplets)
     total = 0.0
     for positions in share([t.size_bound() for t in triplets], workers):
         mine = [triplets[i] for i in positions]
-        for micro in cut_micro_batches(mine, needs_of(loss), budget, cost) if mine else []:
+        for micro in cut_micro_batches(mine, needs_of(loss), budget, packing) if mine else []:
             value = weighted_loss(
                 loss_sums(model(micro.batch), micro.batch, loss), loss, denominators
             )
@@ -60,13 +60,14 @@ def packed_gradients(model, triplets, loss, budget, cost, workers=1):
     return total, gradients(model)
 
 
+@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_packed_equals_separate_forwards_for_every_term(name):
+def test_packed_equals_separate_forwards_for_every_term(name, packing):
     model, triplets = tiny_model().double(), random_triplets(6, seed=1)
     value, _ = plain_loss(model, triplets, LOSSES[name])
     value.backward()
     expected = gradients(model)
-    packed, found = packed_gradients(model, triplets, LOSSES[name], 200, RowCost())
+    packed, found = packed_gradients(model, triplets, LOSSES[name], 200, packing)
     assert packed == pytest.approx(float(value.detach()), rel=TOLERANCE)
     assert relative_error(found, expected) < TOLERANCE
 
@@ -77,41 +78,47 @@ def test_packed_equals_separate_forwards_for_every_term(name):
     seed=st.integers(0, 10_000),
     systems=st.integers(1, 3),
     budget=st.integers(70, 400),
-    quadratic=st.sampled_from([0.0, 1 / 4096, 1.0]),
+    packing=st.one_of(
+        st.sampled_from([0.0, 1 / 4096, 1.0]).map(
+            lambda q: Packing(flat=False, row_cost=RowCost(quadratic=q))
+        ),
+        st.sampled_from([0.0, 30.0, 1e9]).map(lambda cost: Packing(flat=True, call_cost=cost)),
+    ),
     workers=st.integers(1, 3),
 )
 def test_any_packing_and_partition_gives_the_same_gradient(
-    count, seed, systems, budget, quadratic, workers
+    count, seed, systems, budget, packing, workers
 ):
     model, triplets = tiny_model().double(), random_triplets(count, seed, systems)
     loss = LOSSES["all"]
     value, _ = plain_loss(model, triplets, loss)
     value.backward()
     expected = gradients(model)
-    cost = RowCost(quadratic=quadratic)
-    packed, found = packed_gradients(model, triplets, loss, budget, cost, workers)
+    packed, found = packed_gradients(model, triplets, loss, budget, packing, workers)
     assert packed == pytest.approx(float(value.detach()), rel=TOLERANCE, abs=1e-6)
     assert relative_error(found, expected) < TOLERANCE
 
 
-def test_packed_equals_separate_forwards_in_float32():
+@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+def test_packed_equals_separate_forwards_in_float32(packing):
     model, triplets, loss = tiny_model(), random_triplets(12, seed=2), LOSSES["all"]
     value, _ = plain_loss(model, triplets, loss)
     value.backward()
     expected = gradients(model)
-    packed, found = packed_gradients(model, triplets, loss, 200, RowCost())
+    packed, found = packed_gradients(model, triplets, loss, 200, packing)
     assert packed == pytest.approx(float(value.detach()), rel=1e-5)
     whole = [torch.cat([g.flatten() for g in grads.values()]) for grads in (found, expected)]
     assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 1e-5
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+def test_gradient_checkpointing_changes_nothing(packing):
     triplets, loss = random_triplets(4, seed=3), LOSSES["all"]
     plain, checkpointed = tiny_model(), tiny_model(gradient_checkpointing=True)
     checkpointed.train()
     plain.train()
-    _, expected = packed_gradients(plain, triplets, loss, 300, RowCost())
-    _, found = packed_gradients(checkpointed, triplets, loss, 300, RowCost())
+    _, expected = packed_gradients(plain, triplets, loss, 300, packing)
+    _, found = packed_gradients(checkpointed, triplets, loss, 300, packing)
     assert checkpointed.peft_model.get_base_model().is_gradient_checkpointing
     assert relative_error(found, expected) < 1e-6
 
@@ -158,7 +165,7 @@ def test_logits_exist_on_label_positions_only():
     triplets, loss, model = random_triplets(3, seed=5), LOSSES["all"], tiny_model()
     answers = sum(2 * len(t.benign_answer) + len(t.injection_answer) for t in triplets)
     computed = 0
-    for micro in cut_micro_batches(triplets, needs_of(loss), 10_000, RowCost()):
+    for micro in cut_micro_batches(triplets, needs_of(loss), 10_000, FLAT):
         computed += model(micro.batch).label_logits.shape[0]
         assert micro.batch.label_index.unique().numel() == len(micro.batch.label_index)
     assert 0 < computed <= answers
@@ -168,7 +175,7 @@ def test_nothing_is_computed_that_no_term_needs():
     triplets = random_triplets(4, seed=6)
 
     def nodes(loss):
-        return sum(m.batch.nodes for m in cut_micro_batches(triplets, needs_of(loss), 10_000))
+        return sum(m.batch.nodes for m in cut_micro_batches(triplets, needs_of(loss), 10_000, FLAT))
 
     by_loss = {name: nodes(loss) for name, loss in LOSSES.items()}
     benign_only = {tuple(t.system + t.benign + t.benign_answer[:-1])[: k + 1] for t in triplets
