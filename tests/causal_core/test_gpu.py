@@ -67,6 +67,27 @@ def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory():
     assert distributed_backend(0.5) == "gloo" and distributed_backend(1) == "nccl"
 
 
+def test_the_efficient_attention_kernel_takes_the_tree_mask():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from causal_core.config import LossConfig
+    from causal_core.step import needs_of
+    from causal_core.triplet_trees import RowCost, cut_micro_batches
+
+    model = tiny_model().to("cuda").eval()
+    needs = needs_of(LossConfig())
+    (micro,) = cut_micro_batches(random_triplets(3, seed=1), needs, 10_000, RowCost())[:1]
+    batch = micro.batch.to(torch.device("cuda", 0))
+    outputs = []
+    for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(kernel):
+            outputs.append(model(batch))
+    torch.testing.assert_close(outputs[0].z, outputs[1].z, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        outputs[0].label_logits, outputs[1].label_logits, rtol=1e-3, atol=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     "sections",
     [
