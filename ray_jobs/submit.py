@@ -126,7 +126,7 @@ def job_of(command: Sequence[str], gpus: int | None = None) -> Job:
     Raises:
         UserError: an unknown command, bad arguments or config, or paths that no node could read.
     """
-    if not command or command[0] not in COMMANDS:
+    if not command or command[0] not in COMMANDS or command[0] not in _known_commands():
         given = f"{command[0]!r} is no command" if command else "no command was given"
         raise UserError(
             f"{given} that can be submitted: causal submit [options] -- "
@@ -135,6 +135,14 @@ def job_of(command: Sequence[str], gpus: int | None = None) -> Job:
         )
     name, arguments = command[0], command[1:]
     return _evaluation(arguments) if name == "evaluate" else _run(name, arguments, gpus)
+
+
+def _known_commands() -> set[str]:
+    """What `causal` itself can do: a job must not find out that it cannot."""
+    from ray_jobs.cli import app
+
+    named = ((command.name, command.callback) for command in app.registered_commands)
+    return {name or (callback.__name__ if callback else "") for name, callback in named}
 
 
 def _run(name: str, arguments: Sequence[str], gpus: int | None) -> Job:

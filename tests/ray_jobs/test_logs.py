@@ -47,8 +47,7 @@ def test_text_lines_have_no_events_and_are_said_once(capsys):
     assert capsys.readouterr().err.splitlines() == ["WARNING look here", "error: why"]
 
 
-@pytest.mark.ray
-def test_scalars_of_the_run_log_become_metrics(local_ray, monkeypatch):
+def test_scalars_of_the_run_log_become_metrics(monkeypatch):
     from ray.util.metrics import Counter, Gauge
 
     seen: list[tuple[str, float]] = []
