@@ -30,6 +30,7 @@ from causal_core.device import peak_memory_bytes
 from causal_core.engine import EngineState
 from causal_core.errors import RunFailedError, StorageError
 from causal_core.evaluation import evaluate_rows
+from causal_core.memory.measure import MemoryMeter
 from causal_core.run_context import RunContext
 from causal_core.run_log import RunLog
 from causal_core.schedule import learning_rate
@@ -68,11 +69,14 @@ class _Loop:
 
     def run(self) -> dict[str, Any]:
         config = self.config
+        self._meter = MemoryMeter(config, self.session.engine, self.context.device)
         step = TrainStep(
             self.session.engine,
             config.loss,
             config.train,
             self.context.device,
+            self.session.token_budget,
+            self._meter.saw,
         )
         self._restore()
         run_log = None
@@ -114,7 +118,8 @@ class _Loop:
         mine = [batch[i] for i in positions[self.context.rank]]
         rate = self._learning_rate(self.step)
         seed_step(seed, self.step, self.context.rank)
-        report = step.run(mine, Denominators.of(batch), rate, stand_in=batch[0])
+        with self._meter.step():
+            report = step.run(mine, Denominators.of(batch), rate, stand_in=batch[0])
         if not report.applied:
             log.warning(
                 "step %d: loss %s, gradient norm %s: not finite, the optimizer did not move; "
@@ -215,7 +220,7 @@ class _Loop:
         rows, engine = self._rows(len(triplets)), self.session.engine
         mine = [triplets[i] for i in rows]
         head_trained = is_contrastive(self.config.loss)
-        budget = self.config.train.micro_batch_tokens
+        budget = self.session.token_budget
         own = score_triplets(engine.model, mine, self.context.device, budget, head_trained)
         if rows == range(len(triplets)):
             return own
@@ -329,6 +334,7 @@ class _Loop:
             "workers": self.context.world_size,
             "seconds": time.monotonic() - self.started,
             "peak_memory_bytes": peak_memory_bytes(self.context.device),
+            "memory": self._meter.summary(),
         }
 
 

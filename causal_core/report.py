@@ -28,6 +28,8 @@ from causal_core.visible_text import visible
 REPORT = "report.html"
 SUMMARY = "summary.json"
 
+MEMORY_TOLERANCE = 0.10  # of the measurement: a plan further off is worth a note
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -157,7 +159,20 @@ def _fact_list(run: _Run) -> list[tuple[str, str]]:
         ("Workers", _count(facts, "workers")),
         ("Time", _duration(facts.get("seconds"))),
         ("Peak memory", _bytes(facts.get("peak_memory_bytes"))),
+        *_planned_memory(facts.get("memory")),
     ]
+
+
+def _planned_memory(memory: object) -> list[tuple[str, str]]:
+    """What was planned beside what was measured; nothing where nothing was measured."""
+    if not isinstance(memory, Mapping) or "measured_bytes" not in memory:
+        return []
+    rows = [("Memory measured (allocated)", _bytes(memory["measured_bytes"]))]
+    if "predicted_bytes" in memory:
+        error = memory.get("error")
+        off = f" ({error:+.1%})" if isinstance(error, int | float) else ""
+        rows.append(("Memory planned (allocated)", _bytes(memory["predicted_bytes"]) + off))
+    return rows
 
 
 def _notes(run: _Run) -> list[str]:
@@ -167,6 +182,13 @@ def _notes(run: _Run) -> list[str]:
         notes.append(f"The run's status is “{run.status}”: the numbers below are not final.")
     elif isinstance(steps, int) and isinstance(planned, int) and steps < planned:
         notes.append(f"The run stopped after {steps} of {planned} planned steps.")
+    memory = run.facts.get("memory")
+    error = memory.get("error") if isinstance(memory, Mapping) else None
+    if isinstance(error, int | float) and abs(error) > MEMORY_TOLERANCE:
+        notes.append(
+            f"Memory was planned {error:+.0%} off what was measured: keep that margin when you "
+            "choose micro-batches for this model."
+        )
     if skipped := run.facts.get("skipped_steps"):
         steps_were = "step was" if skipped == 1 else "steps were"
         notes.append(f"{skipped} optimizer {steps_were} skipped: loss or gradient not finite.")

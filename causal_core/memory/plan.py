@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from causal_core.config import Config
 from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
+from causal_core.triplet_trees import packing_for
 
 MIB, GIB = 2**20, 2**30
 
@@ -105,6 +108,7 @@ def predict(
     device: Device | None = None,
     shape: BatchShape | None = None,
     data: DataProfile | None = None,
+    micro_batches: int = 2,
 ) -> MemoryPlan:
     """Memory of one worker, from the model's architecture and the project's own step.
 
@@ -117,6 +121,8 @@ def predict(
         device: "cuda" or "cpu"; default: what the config's workers train on.
         shape: Sizes of a real micro-batch; default: the worst of that many tokens.
         data: What real micro-batches can look like, where data is known.
+        micro_batches: Of an optimizer step. From two on, gradients of the first are there while
+            the next one runs.
 
     Raises:
         ModelError: the architecture cannot be read or has no such target modules.
@@ -124,13 +130,14 @@ def predict(
     device = device or device_of(config)
     workers = world_size or max(1, config.resources.max_workers)
     if shape is None:
-        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config), data)
-    key = (_key(config), device, workers, shape)
+        flat = packing_for(torch.device(device)).flat
+        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config), data, flat)
+    key = (_key(config), device, workers, shape, micro_batches)
     known = _plans.get(key)
     if known is None:
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        known = _plans[key] = _predict(config, device, workers, shape)
+        known = _plans[key] = _predict(config, device, workers, shape, micro_batches)
     return known
 
 
@@ -163,17 +170,20 @@ def _key(config: Config) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _predict(config: Config, device: Device, workers: int, shape: BatchShape) -> MemoryPlan:
+def _predict(
+    config: Config, device: Device, workers: int, shape: BatchShape, micro_batches: int
+) -> MemoryPlan:
     from causal_core.memory.architectures import architecture_of
     from causal_core.memory.trace import SHORT, extrapolate, trace_step
 
     architecture = architecture_of(config.model, config.data.cache_dir)
     layers = architecture.get_text_config().num_hidden_layers
     if layers <= SHORT + 1:
-        peaks = trace_step(config, architecture, shape, device, layers).peaks
+        peaks = trace_step(config, architecture, shape, device, layers, micro_batches).peaks
     else:
         short, long = (
-            trace_step(config, architecture, shape, device, n) for n in (SHORT, SHORT + 1)
+            trace_step(config, architecture, shape, device, n, micro_batches)
+            for n in (SHORT, SHORT + 1)
         )
         peaks = extrapolate(short, long, layers)
     phases = _by_phase(peaks)

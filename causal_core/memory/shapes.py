@@ -12,6 +12,7 @@ from causal_core.config import Config
 from causal_core.dataset import TripletDataset
 from causal_core.prefix_tree import LabelGroup, TreeBatch, TreeRow
 from causal_core.step import needs_of
+from causal_core.tree_blocks import TreeBlocks, plan_blocks
 from causal_core.triplet_trees import (
     BENIGN,
     INJECTION,
@@ -45,6 +46,8 @@ class BatchShape:
     branches: int  # pooled branches per triplet
     positions: int  # nodes that predict at least one label
     labels: tuple[tuple[str, int], ...]  # predictions by label group
+    flat: bool = False  # one sequence with attention in blocks, instead of rows with a mask
+    block_scores: int = 0  # elements of the blocks' masks
 
     @property
     def tokens(self) -> int:
@@ -62,6 +65,8 @@ class BatchShape:
             branches=batch.branches,
             positions=len(batch.label_index),
             labels=tuple((name, len(group.target)) for name, group in batch.labels.items()),
+            flat=batch.blocks is not None,
+            block_scores=_mask_elements(batch.blocks),
         )
 
     def meta_batch(self) -> TreeBatch:
@@ -72,10 +77,11 @@ class BatchShape:
 
         rows, nodes = self.rows, self.nodes
         pooled = self.triplets * self.branches
+        mask = (1, 1, 1, 1) if self.flat else (rows, 1, nodes, nodes)
         return TreeBatch(
             input_ids=integers(rows, nodes),
             position_ids=integers(rows, nodes),
-            attention_mask=torch.empty((rows, 1, nodes, nodes), dtype=torch.bool, device="meta"),
+            attention_mask=torch.empty(mask, dtype=torch.bool, device="meta"),
             pool_weights=torch.empty((rows, -(-pooled // rows), nodes), device="meta"),
             pool_index=integers(pooled),
             branches=self.branches,
@@ -87,7 +93,27 @@ class BatchShape:
             triplets=self.triplets,
             nodes=self.tokens,
             path_tokens=self.tokens,
+            blocks=_forked_blocks(nodes, self.triplets) if self.flat else None,
         )
+
+
+def _mask_elements(blocks: TreeBlocks | None) -> int:
+    if blocks is None:
+        return 0
+    return sum(block.allowed.size for block in blocks.blocks if block.allowed is not None)
+
+
+def _forked_blocks(nodes: int, trees: int) -> TreeBlocks:
+    """Blocks of `nodes` nodes in `trees` trees: a chain of a third, and two more from its end."""
+    parents: list[int] = []
+    for number in range(trees):
+        size = nodes * (number + 1) // trees - len(parents)
+        root, third = len(parents), max(1, size // 3)
+        for offset in range(size):
+            fork = offset in (third, 2 * third)
+            parent = root + third - 1 if fork else root + offset - 1
+            parents.append(parent if offset else -1)
+    return plan_blocks(parents)
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,9 @@ class DataProfile:
 _PROFILED = 64  # triplets
 
 
-def assumed_shape(config: Config, tokens: int, data: DataProfile | None = None) -> BatchShape:
+def assumed_shape(
+    config: Config, tokens: int, data: DataProfile | None = None, flat: bool = False
+) -> BatchShape:
     """The micro-batch of `tokens` padded nodes that needs most memory.
 
     Rows are as wide as the largest triplet's tree; without data, as one whose branches have
@@ -124,16 +152,19 @@ def assumed_shape(config: Config, tokens: int, data: DataProfile | None = None) 
     needs = needs_of(config.loss)
     share = data.label_share if data else ASSUMED_LABEL_SHARE
     width = min(tokens, data.longest_tree if data else longest_tree(config))
-    rows = -(-tokens // width)
+    trees = -(-tokens // width)
+    rows = 1 if flat else trees
     nodes = tokens // rows
     answer = max(1, round(rows * nodes * share / len(_labelled_branches(needs))))
     return BatchShape(
         rows=rows,
         nodes=nodes,
-        triplets=rows,
+        triplets=trees,
         branches=len(needs.branches),
         positions=answer * len(_labelled_branches(needs)),
         labels=tuple((group, answer) for group in needs.groups),
+        flat=flat,
+        block_scores=_mask_elements(_forked_blocks(nodes, trees)) if flat else 0,
     )
 
 

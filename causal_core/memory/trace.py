@@ -75,7 +75,16 @@ def trace_step(
     for layer in model.peft_model.get_base_model().get_decoder().layers:
         for module in layer.children():
             kernels.inside(module)
-    step = _TracedStep(engine, config.loss, config.train, torch.device("meta"), budget=shape.tokens)
+    block_masks: list[Tensor] = []  # they live as long as their micro-batch: to the step's end
+
+    def begin(_: TreeBatch) -> None:
+        dtype = dtype_of(config.model.dtype)
+        before = tracker.making("attention_masks")
+        block_masks.append(torch.empty(shape.block_scores, dtype=dtype, device="meta"))
+        tracker.making(before)
+
+    meta = torch.device("meta")
+    step = _TracedStep(engine, config.loss, config.train, meta, shape.tokens, begin)
     step.micro_batch = MicroBatch(batch, [0] * shape.triplets)
     try:
         with tracker:
@@ -84,6 +93,7 @@ def trace_step(
             for count in (1, micro_batches):
                 step.count = count
                 step.run([_TOKENS], Denominators(1, 1, 1, 1), 1e-4, _TOKENS)
+                block_masks.clear()
                 for state in engine.optimizer.state.values():
                     for value in state.values():
                         if isinstance(value, Tensor):

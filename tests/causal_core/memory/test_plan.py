@@ -1,0 +1,195 @@
+"""The plan against what real steps allocate, against full traces, and against itself."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from causal_core.config import parse_config
+from causal_core.errors import ConfigError, ModelError
+from causal_core.loop import train
+from causal_core.memory import (
+    BatchShape,
+    automatic_micro_batch,
+    largest_micro_batch,
+    largest_rank,
+    predict,
+)
+from causal_core.memory.architectures import architecture_of
+from causal_core.memory.levers import levers, nearest_fit, with_overrides
+from causal_core.memory.plan import CUDA_CONTEXT, PHASES
+from causal_core.memory.shapes import assumed_shape
+from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
+from causal_core.run_context import LocalContext
+from tests.tiny_run import tiny_config, write_tiny_data, write_tiny_model
+
+
+def planned(**sections):
+    tree = {
+        "model": {"name_or_path": "HuggingFaceTB/SmolLM2-135M", "dtype": "bfloat16"},
+        "lora": {"rank": 8},
+        "data": {"max_length": 256},
+        "train": {"micro_batch_tokens": 512},
+        "resources": {"gpus_per_worker": 1},
+    }
+    for name, values in sections.items():
+        tree.setdefault(name, {}).update(values)
+    return parse_config(tree)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    model = write_tiny_model(directory / "model", hidden=128)
+    sizes = {"train": 16, "validation": 4, "test_seen": 4, "test_novel": 4}
+    return model, write_tiny_data(directory / "data", sizes)
+
+
+@pytest.fixture
+def small(tiny):
+    """A plan config over the tiny model: two layers are traced whole, in a moment."""
+
+    def make(**sections):
+        sections["model"] = {"name_or_path": str(tiny[0]), **sections.get("model", {})}
+        return planned(**sections)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"train": {"gradient_checkpointing": True}}, {"quantization": "nf4"},
+     {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "reports"}}],
+    ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss"],
+)  # fmt: skip
+def test_what_a_run_allocates_is_what_was_planned(tiny, tmp_path, sections):
+    (model, data), sections = tiny, dict(sections)
+    quantization = sections.pop("quantization", "none")
+    config = tiny_config(model, data, tmp_path / "run", **sections)
+    config.model.quantization = quantization
+    memory = train(config, LocalContext(tmp_path / "run", torch.device("cpu")))["memory"]
+    assert memory["kind"] == "allocated" and memory["measured_bytes"] > 2**20
+    assert abs(memory["error"]) < 0.03
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_and_three_layers_tell_the_whole_model(checkpointing):
+    config = planned(train={"gradient_checkpointing": checkpointing})
+    architecture, shape = architecture_of(config.model), assumed_shape(config, 512)
+    short, long, full = (
+        trace_step(config, architecture, shape, "cuda", layers) for layers in (SHORT, LONG, 8)
+    )
+    peaks = extrapolate(short, long, 8)
+    for phase in ("forward", "backward", "optimizer", "evaluation"):
+        expected = max(p.total for (name, _), p in full.peaks.items() if name == phase)
+        found = max(p.total for (name, _), p in peaks.items() if name == phase)
+        assert found == pytest.approx(expected, rel=1e-3), phase
+
+
+def test_components_add_up_in_every_phase_and_survive_json():
+    plan = predict(planned())
+    assert set(plan.phases) == set(PHASES)
+    for phase in plan.phases.values():
+        assert sum(phase.components.values()) == pytest.approx(phase.peak_bytes, rel=1e-6)
+    assert plan.required_bytes == plan.peak_bytes + CUDA_CONTEXT
+    assert json.loads(json.dumps(plan.to_dict()))["peak_bytes"] == plan.peak_bytes
+
+
+def test_parameters_are_counted_as_they_are():
+    parts = predict(planned()).phases["load"].components
+    hidden, intermediate, layers, kv = 576, 1536, 30, 192
+    per_layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * intermediate + 2 * hidden
+    assert parts["base_weights"] == pytest.approx(
+        2 * (49152 * hidden + layers * per_layer + hidden), rel=1e-3
+    )
+    ranks = 2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + intermediate)
+    assert parts["adapter"] == pytest.approx(4 * 8 * layers * ranks, rel=0.01)
+
+
+def test_a_known_plan_is_looked_up():
+    config = planned()
+    predict(config)
+    begin = time.perf_counter()
+    for _ in range(100):
+        predict(config)
+    assert (time.perf_counter() - begin) / 100 < 1e-3
+
+
+def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(small):
+    config = small()
+    budget = CUDA_CONTEXT + int(predict(config).peak_bytes * 1.7)
+    tokens = largest_micro_batch(config, budget)
+    assert tokens is not None and tokens > 512
+    assert predict(config, micro_batch_tokens=tokens).required_bytes <= budget
+    assert predict(config, micro_batch_tokens=tokens + 128).required_bytes > budget
+    assert largest_micro_batch(config, CUDA_CONTEXT) is None
+    rank = largest_rank(config, budget)
+    assert rank is not None and rank > 8
+    assert predict(with_overrides(config, (f"lora.rank={rank}",))).required_bytes <= budget
+
+
+def test_auto_takes_the_configured_memory_and_says_when_nothing_fits(small):
+    config = small(train={"micro_batch_tokens": "auto"}, resources={"gpu_memory": "560MiB"})
+    tokens = automatic_micro_batch(config)
+    assert predict(config).required_bytes <= 560 * 2**20 and tokens >= 256
+    with pytest.raises(ConfigError, match="not even"):
+        automatic_micro_batch(small(resources={"gpu_memory": "520MiB"}))
+    with pytest.raises(ConfigError, match=r"resources\.gpu_memory"):
+        automatic_micro_batch(small())
+
+
+def test_levers_save_what_they_say_and_the_nearest_config_fits(small):
+    config = small(train={"micro_batch_tokens": 2048}, data={"max_length": 1024})
+    base = predict(config)
+    found = {lever.name: lever for lever in levers(config)}
+    lever = found["gradient checkpointing"]
+    with_it = predict(with_overrides(config, lever.overrides))
+    assert lever.saved_bytes == base.peak_bytes - with_it.peak_bytes > 0
+    budget = CUDA_CONTEXT + base.peak_bytes // 2
+    nearest = nearest_fit(config, budget)
+    assert nearest is not None
+    overrides, plan = nearest
+    assert plan.required_bytes <= budget
+    assert predict(with_overrides(config, overrides)).required_bytes <= budget
+
+
+def test_sharing_among_workers_divides_what_zero_says(small):
+    single = predict(small()).phases["optimizer"].components
+    for stage in (1, 2, 3):
+        tree = small().model_dump(mode="json")
+        tree["engine"], tree["resources"]["workers"] = "deepspeed", 4
+        tree["deepspeed"]["zero_stage"] = stage
+        parts = predict(parse_config(tree)).phases["optimizer"].components
+        assert parts["optimizer_state"] == round(single["optimizer_state"] / 4)
+        assert (parts["gradients"] < single["gradients"]) == (stage >= 2)
+        assert (parts["base_weights"] < single["base_weights"]) == (stage == 3)
+
+
+def test_paged_state_is_not_on_the_device(small):
+    eight = predict(small(train={"optimizer": "adamw_8bit"}))
+    paged = predict(small(train={"optimizer": "paged_adamw_8bit"}))
+    assert paged.phases["resume"].components["optimizer_state"] == 0
+    assert paged.peak_bytes < eight.peak_bytes
+
+
+def test_planning_leaves_the_libraries_as_they_were(small):
+    """The quantisation table that bitsandbytes keeps for the process stays a real one."""
+    import bitsandbytes as bnb
+
+    predict(small(model={"quantization": "nf4"}))
+    assert bnb.functional.name2qmap["dynamic"].device.type == "cpu"
+
+
+def test_an_unknown_model_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ModelError, match="no model there"):
+        predict(planned(model={"name_or_path": str(tmp_path / "nothing")}))
+
+
+def test_a_shape_on_meta_is_that_shape():
+    config = planned()
+    for flat in (False, True):
+        shape = assumed_shape(config, 512, flat=flat)
+        assert BatchShape.of(shape.meta_batch()) == shape
