@@ -110,3 +110,29 @@ def test_paths_relative_to_the_drivers_directory_work_on_workers(
     result = run_training(config, Console(quiet=True))
     assert result["run"]["steps"] == 1
     assert result["evaluation"]["models"]["trained"]["sets"]["seen"]["n"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_deepspeed_run_on_ray_is_continued_by_one_plain_worker(local_ray, config_of, stage):
+    """Validation with generated answers included: in ZeRO-3 every forward takes both workers."""
+    common = {"lora": {"dropout": 0.0}, "checkpoint": {"metric": "attack_success"}}
+    plain = config_of("plain", 0, **common)
+    sharded = config_of("sharded", 2, **common, deepspeed={"zero_stage": stage})
+    sharded.engine = "deepspeed"
+    fit(plain)
+    half = fit(sharded, stop_at=3)
+    assert half["steps"] == 3 and half["workers"] == 2 and not half["finished"]
+    sharded.resources.workers = 0
+    sharded.engine = "plain"
+    assert fit(sharded)["finished"]
+    records = list(zip(metric_lines_of(plain), metric_lines_of(sharded), strict=True))
+    assert {r["kind"] for r, _ in records} == {"train", "validation"}
+    for record, other in records:
+        for key in ("step", "loss", "grad_norm", "benign_nll", "uplift", "attack_success"):
+            if key in record and record["kind"] == other["kind"]:
+                assert other[key] == pytest.approx(record[key], rel=1e-3, abs=1e-5), key
+    for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
+        a, b = (load_file(final_checkpoint(c) / name) for c in (plain, sharded))
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
