@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from causal_core.batches import share
 from causal_core.checkpoint import (
     TrainerState,
     checkpoint_name,
@@ -31,6 +30,7 @@ from causal_core.engine import EngineState
 from causal_core.errors import RunFailedError, StorageError
 from causal_core.evaluation import evaluate_rows
 from causal_core.memory.measure import MemoryMeter
+from causal_core.prefetch import Prefetcher
 from causal_core.run_context import RunContext
 from causal_core.run_log import RunLog
 from causal_core.schedule import learning_rate
@@ -38,7 +38,7 @@ from causal_core.scoring import Scores, score_triplets
 from causal_core.seeding import seed_step
 from causal_core.selection import Best
 from causal_core.session import Session, count_parameters, open_session
-from causal_core.step import Denominators, StepReport, TrainStep, is_contrastive
+from causal_core.step import StepReport, TrainStep, is_contrastive
 from causal_core.triplet_trees import BRANCHES, TripletTokens
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,15 @@ class _Loop:
             self._meter.saw,
         )
         self._restore()
+        plan = self.session.plan
+        self._batches = Prefetcher(
+            self.session.data.train,
+            lambda number: plan.batch(number, config.run.seed),
+            step.cut,
+            self.context.rank,
+            self.context.world_size,
+            plan.total_steps,
+        )
         run_log = None
         if self.context.rank == 0:
             run_log = RunLog(
@@ -95,6 +104,7 @@ class _Loop:
                 last_validation = self._validate(run_log)
             if save or stopped:
                 self._save(report, last_validation if validate else {}, run_log)
+        self._batches.close()
         if run_log is not None:
             run_log.close()
         return self._summary(last_validation)
@@ -110,16 +120,14 @@ class _Loop:
         return bool(self.session.engine.sum_over_workers(asked)[0] > 0)
 
     def _one_step(self, step: TrainStep, run_log: RunLog | None) -> StepReport:
-        plan, seed = self.session.plan, self.config.run.seed
+        plan = self.session.plan
         begin = time.perf_counter()
-        dataset = self.session.data.train
-        batch = [dataset.tokens(int(i)) for i in plan.batch(self.step, seed)]
-        positions = share([t.size_bound() for t in batch], self.context.world_size)
-        mine = [batch[i] for i in positions[self.context.rank]]
+        ready = self._batches.get(self.step)
+        batch = ready.triplets
         rate = self._learning_rate(self.step)
-        seed_step(seed, self.step, self.context.rank)
+        seed_step(self.config.run.seed, self.step, self.context.rank)
         with self._meter.step():
-            report = step.run(mine, Denominators.of(batch), rate, stand_in=batch[0])
+            report = step.run(ready.mine, ready.denominators, rate, batch[0], ready.micro_batches)
         if not report.applied:
             log.warning(
                 "step %d: loss %s, gradient norm %s: not finite, the optimizer did not move; "

@@ -168,6 +168,7 @@ class TrainStep:
         denominators: Denominators,
         learning_rate: float,
         stand_in: TripletTokens,
+        ready: Sequence[MicroBatch] | None = None,
     ) -> StepReport:
         """One optimizer step.
 
@@ -177,21 +178,27 @@ class TrainStep:
             learning_rate: Of this step.
             stand_in: Any triplet; a worker with too small a share runs it with weight 0, so that
                 all workers take part in the same collective operations.
+            ready: `mine` cut already, by `cut`.
 
         Raises:
             RunFailedError: memory ran out and no smaller micro-batch is possible.
         """
         random = RandomState.of(self.device)
-        while (totals := self._gradients(mine, denominators, stand_in)) is None:
+        while (totals := self._gradients(mine, denominators, stand_in, ready)) is None:
             random.restore()
+            ready = None  # cut for the budget that was too large
         return self._finish(totals, denominators, learning_rate)
 
     def _gradients(
-        self, mine: Sequence[TripletTokens], denominators: Denominators, stand_in: TripletTokens
+        self,
+        mine: Sequence[TripletTokens],
+        denominators: Denominators,
+        stand_in: TripletTokens,
+        ready: Sequence[MicroBatch] | None,
     ) -> Tensor | None:
         """Gradients of the global batch and this worker's totals; None: do it again."""
         self.engine.model.train()
-        own = self.cut(mine) if mine else []
+        own = self._cut_unless(ready, mine)
         missing = self.engine.rounds(len(own)) - len(own)
         micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
         totals = torch.zeros(len(TERMS) + 5, dtype=torch.float64)
@@ -241,6 +248,14 @@ class TrainStep:
             self._halve_budget(mine, enough)
             return None
         return totals
+
+    def _cut_unless(
+        self, ready: Sequence[MicroBatch] | None, mine: Sequence[TripletTokens]
+    ) -> list[MicroBatch]:
+        """`ready`, unless the budget has been halved since."""
+        if ready is not None and all(m.batch.input_ids.numel() <= self.budget for m in ready):
+            return list(ready)
+        return self.cut(mine) if mine else []
 
     def _all_workers(self, enough: bool) -> bool:
         short = torch.tensor([float(not enough)], dtype=torch.float64)
