@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray.train
@@ -11,6 +11,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from causal_core.storage import CheckpointStore
+from causal_core.trackers import Tracker
 from ray_jobs.prometheus import PrometheusTracker
 
 # A driver that is asked to stop puts this file into the run directory; see `trainer.fit`.
@@ -28,7 +29,9 @@ class RayContext:
         self.directory = directory
         self.store = CheckpointStore(location)
         self._stop_at = stop_at
-        self.trackers = [PrometheusTracker(directory.name)] if self.rank == 0 else []
+        self.trackers: Sequence[Tracker] = (
+            [PrometheusTracker(directory.name)] if self.rank == 0 else []
+        )
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, name: str) -> None:
         if checkpoint is None:  # this rank adds no file; Ray merges the ranks' directories
