@@ -150,7 +150,21 @@ def load_base(config: ModelConfig, device: torch.device, cache_dir: str | None =
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("model", source, error)) from error
     model.requires_grad_(False)
-    return model if config.quantization == "nf4" else model.to(device)
+    if config.quantization == "nf4":
+        _keep_backward(model)
+        return model
+    return model.to(device)
+
+
+def _keep_backward(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights at the first forward in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16, into a format without a backward: after a validation, the
+    gradient would silently miss all that flows through the base.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def build_model(

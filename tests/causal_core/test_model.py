@@ -88,3 +88,22 @@ def test_nf4_runs_forward_and_backward_on_cpu(tmp_path):
     for name, parameter in model.trainable_parameters().items():
         assert parameter.dtype == torch.float32
         assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_a_validation_leaves_the_gradient_of_an_nf4_model_as_it_is(tmp_path):
+    directory = write_tiny_model(tmp_path, hidden=128)
+    base = load_base(ModelConfig(name_or_path=str(directory), quantization="nf4"), CPU)
+    model = build_model(base, LoraSection(rank=2, dropout=0.0), seed=0)
+    triplets, loss = random_triplets(2, seed=0), LossConfig()
+    micro = cut_micro_batches(triplets, needs_of(loss), 500)[0]
+
+    def gradient() -> list[torch.Tensor]:
+        model.train().zero_grad()
+        sums = loss_sums(model(micro.batch), micro.batch, loss)
+        weighted_loss(sums, loss, Denominators.of(triplets)).backward()
+        return [p.grad.clone() for p in model.trainable_parameters().values()]
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(micro.batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, gradient(), strict=True))
