@@ -65,6 +65,7 @@ class _Loop:
     skipped: int = 0
     skipped_in_a_row: int = 0
     first_step: int = 0  # where this session began
+    _told_memory: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> dict[str, Any]:
@@ -272,7 +273,20 @@ class _Loop:
                 "storage and run the same command again"
             ) from error
         if run_log is not None:
-            run_log.performance(self.step, {"save_seconds": time.perf_counter() - begin})
+            seconds = time.perf_counter() - begin
+            run_log.performance(self.step, {"save_seconds": seconds, **self._memory()})
+
+    def _memory(self) -> dict[str, int]:
+        """Memory planned and measured, once a session: to plan for the real batches takes a second.
+
+        Rank 0 says it at its first checkpoint, so that trackers show it while the run goes on.
+        """
+        if self._told_memory:
+            return {}
+        self._told_memory = True
+        found = self._meter.summary()
+        names = {"predicted_bytes": "planned", "measured_bytes": "measured"}
+        return {f"{names[key]}_memory_bytes": found[key] for key in names if key in found}
 
     def _write_checkpoint(self, trained: EngineState, metrics: dict[str, float]) -> Path:
         """A whole checkpoint in a local temporary directory."""

@@ -16,12 +16,16 @@ METRICS: dict[str, tuple[str, str]] = {
         "Distinct tokens (nodes of the prefix trees) computed a second by rank 0.",
     ),
     "performance/peak_memory_bytes": (
-        "causal_memory_measured_bytes",
+        "causal_memory_peak_bytes",
         "Peak so far on rank 0: CUDA allocator, or resident set on CPU.",
+    ),
+    "performance/measured_memory_bytes": (
+        "causal_memory_measured_bytes",
+        "Peak of allocated memory on rank 0 until the first checkpoint.",
     ),
     "performance/planned_memory_bytes": (
         "causal_memory_planned_bytes",
-        "Peak that was predicted before the start.",
+        "What the planner says of that peak.",
     ),
     "train/loss": ("causal_loss", "Of the last step."),
     "train/skipped": ("causal_skipped_steps_total", "Steps whose gradient was not finite."),

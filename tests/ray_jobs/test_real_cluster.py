@@ -222,10 +222,12 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
     job = re.search(r"^job +(\S+)", output, re.M)[1]
     wait_until(lambda: steps_of(run) >= 3, "step 3")
     exported = r'^ray_causal_(\w+)\{.*run="stopped".*\} (\S+)$'
-    wait_until(lambda: "ray_causal_step{" in nodes.prometheus(), "metrics on Ray's endpoint")
+    wait_until(lambda: "memory_planned" in nodes.prometheus(), "metrics on Ray's endpoint")
     metrics = dict(re.findall(exported, nodes.prometheus(), re.M))
     say(f"\nmetrics of the run, as Prometheus scrapes them: {metrics}")
-    assert float(metrics["step"]) >= 3 and float(metrics["memory_measured_bytes"]) > 1e8
+    assert float(metrics["step"]) >= 3 and float(metrics["memory_peak_bytes"]) > 1e8
+    planned, measured = (float(metrics[f"memory_{x}_bytes"]) for x in ("planned", "measured"))
+    assert planned == pytest.approx(measured, rel=0.1)
     assert {"step_seconds", "tokens_per_second", "loss"} <= metrics.keys()
     command("causal", "jobs", "stop", job)
     assert "STOPPED, exit code 3" in command("causal", "jobs", "logs", job, "--follow", code=3)
