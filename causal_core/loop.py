@@ -100,10 +100,11 @@ class _Loop:
             report = self._one_step(step, run_log)
             self._watch_skipped(report)
             stopped = self._stop_requested()
+            leaving = self.context.save_requested()
             save, validate = self._due()
             if validate:
                 last_validation = self._validate(run_log)
-            if save or stopped:
+            if save or stopped or leaving:
                 self._save(report, last_validation if validate else {}, run_log)
         self._batches.close()
         if run_log is not None:

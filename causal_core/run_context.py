@@ -37,6 +37,12 @@ class RunContext(Protocol):
         """Whether this worker knows of a request to stop after `step` optimizer steps; the loop
         asks all workers and stops where any of them knows."""
 
+    def save_requested(self) -> bool:
+        """Whether a checkpoint is wanted now, out of turn: a machine is about to be taken away.
+
+        All ranks call it after every step and get the same answer.
+        """
+
 
 @dataclass
 class LocalContext:
@@ -65,3 +71,6 @@ class LocalContext:
 
     def stop_requested(self, step: int) -> bool:
         return self.stop or (self.stop_at is not None and step >= self.stop_at)
+
+    def save_requested(self) -> bool:
+        return False

@@ -19,6 +19,8 @@ _ENVIRONMENT = {
     # The controller polls its workers this often; 2 s by default, which every report waits for.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # How often Train asks whether a node is being drained; 5 s by default, of a grace of 30.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Otherwise every line that a worker prints arrives twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from causal_core.storage import CheckpointStore
 from causal_core.trackers import Tracker
 from ray_jobs.prometheus import PrometheusTracker
+
+log = logging.getLogger(__name__)
 
 # A driver that is asked to stop puts this file into the run directory; see `trainer.fit`.
 STOP_FILE = ".stop"
@@ -29,6 +32,7 @@ class RayContext:
         self.directory = directory
         self.store = CheckpointStore(location)
         self._stop_at = stop_at
+        self._leaving: list[str] = []
         self.trackers: Sequence[Tracker] = (
             [PrometheusTracker(directory.name)] if self.rank == 0 else []
         )
@@ -48,3 +52,13 @@ class RayContext:
     def stop_requested(self, step: int) -> bool:
         asked = self._stop_at is not None and step >= self._stop_at
         return asked or (self.directory / STOP_FILE).exists()
+
+    def save_requested(self) -> bool:
+        """Once for every set of nodes that Ray says are being drained (preempted, scaled down)."""
+        info = ray.train.get_preemption_info()
+        leaving = info.preempted_node_ids if info is not None else []
+        if not leaving or leaving == self._leaving:
+            return False
+        self._leaving = leaving
+        log.warning("nodes %s are leaving the cluster: saving a checkpoint", ", ".join(leaving))
+        return True

@@ -78,6 +78,13 @@ class RayNodes:
         assert any("raylet" in title for title in titles), titles
         return titles
 
+    def preempt_node(self, name: str) -> None:
+        """SIGTERM to a node's `ray start --block`, as a cloud or Kubernetes takes a machine away:
+        Ray drains the node for a while and then ends it."""
+        for process in self._processes(name):
+            if "--block" in _title(process):
+                process.terminate()
+
     def titles(self, name: str) -> list[str]:
         """What runs on a node."""
         return [_title(process) for process in self._processes(name)]

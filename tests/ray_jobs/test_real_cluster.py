@@ -242,6 +242,35 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
 
 
 @pytest.mark.slow
+def test_a_preempted_node_costs_no_step(nodes, files, command, say, tmp_path):
+    """SIGTERM to one of two nodes: Ray drains it, the run saves at the next step boundary."""
+    folder, config = files
+    for name in ("node-5", "node-6"):
+        nodes.add_node(name)
+    run, follower = folder / "preempted", tmp_path / "preempted.log"
+    arguments = ["submit", "--", "train", str(config), "--no-evaluate", f"run.dir={run}",
+                 "resources.workers=[1,2]", "checkpoint.every_steps=1000",
+                 "ray.max_failures=0"]  # fmt: skip
+    with follower.open("w") as log:
+        following = subprocess.Popen(
+            [str(BIN / "causal"), *arguments], env=nodes.environment(), cwd=tmp_path,
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: steps_of(run) >= 3 or following.poll() is not None, "step 3")
+        assert following.poll() is None, follower.read_text()
+        nodes.preempt_node("node-6")
+        assert following.wait(timeout=PATIENCE_SECONDS) == 0, follower.read_text()
+    finally:
+        following.kill()
+    say(follower.read_text())
+    assert "leaving the cluster: saving a checkpoint" in follower.read_text()
+    summary = json.loads((run / "summary.json").read_text())["run"]
+    assert summary["finished"]
+    assert_same_course(folder / "reference", run)
+
+
+@pytest.mark.slow
 def test_no_secret_is_written_anywhere(nodes, files, tmp_path):
     """Runs last: scans logs, uploads, run directories and checkpoints of the tests above."""
     folder, _ = files
