@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from causal_core.errors import RunFailedError, UserError
 from causal_core.report import write_report
 from causal_core.session import RunData, load_run_data, run_directory, step_plan
 from causal_core.trackers import check_trackers
+from ray_jobs.logs import event
 from ray_jobs.evaluate import (
     PROGRESS,
     evaluate,
@@ -26,6 +28,8 @@ from ray_jobs.plan import plan_of, show_plan
 from ray_jobs.progress import evaluation_progress, training_progress
 from ray_jobs.quiet import quiet_libraries
 from ray_jobs.trainer import fit, set_aside
+
+log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
@@ -47,7 +51,9 @@ def run_training(
     if fresh and (moved := set_aside(directory)) is not None:
         console.print(f"The earlier run is now in {moved}", markup=False)
     data = _prepared_data(config, console)
-    show_plan(console, plan_of(config, data))
+    plan = plan_of(config, data)
+    show_plan(console, plan)
+    event(log, "plan", **plan)
     directory.mkdir(parents=True, exist_ok=True)
     steps = step_plan(config, len(data.train)).total_steps
     if not (directory / CONFIG).exists():
