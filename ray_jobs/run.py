@@ -15,7 +15,6 @@ from causal_core.errors import RunFailedError, UserError
 from causal_core.report import write_report
 from causal_core.session import RunData, load_run_data, run_directory, step_plan
 from causal_core.trackers import check_trackers
-from ray_jobs.logs import event
 from ray_jobs.evaluate import (
     PROGRESS,
     evaluate,
@@ -23,6 +22,7 @@ from ray_jobs.evaluate import (
     record_evaluation,
     test_sets,
 )
+from ray_jobs.logs import event
 from ray_jobs.overlap import refuse_overlap
 from ray_jobs.plan import plan_of, show_plan
 from ray_jobs.progress import evaluation_progress, training_progress
