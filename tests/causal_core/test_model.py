@@ -94,7 +94,7 @@ def test_a_validation_leaves_the_gradient_of_an_nf4_model_as_it_is(tmp_path):
     directory = write_tiny_model(tmp_path, hidden=128)
     base = load_base(ModelConfig(name_or_path=str(directory), quantization="nf4"), CPU)
     model = build_model(base, LoraSection(rank=2, dropout=0.0), seed=0)
-    triplets, loss = random_triplets(2, seed=0), LossConfig()
+    triplets, loss = random_triplets(2, seed=0), LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
     micro = cut_micro_batches(triplets, needs_of(loss), 500)[0]
 
     def gradient() -> list[torch.Tensor]:
