@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_core.device import to_device
 from causal_core.tree_blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
 
 PAD_POSITION = 0
@@ -37,9 +38,7 @@ class LabelGroup:
     owner: Tensor
 
     def to(self, device: torch.device) -> LabelGroup:
-        return LabelGroup(
-            *(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self))
-        )
+        return LabelGroup(*(to_device(getattr(self, f.name), device) for f in fields(self)))
 
 
 @dataclass
@@ -61,9 +60,9 @@ class TreeBatch:
     blocks: TreeBlocks | None = None
 
     def to(self, device: torch.device) -> TreeBatch:
-        """The batch on a device; copies run asynchronously where memory is pinned."""
+        """The batch on a device (see `to_device` for how it gets there)."""
         moved = {
-            f.name: value.to(device, non_blocking=True)
+            f.name: to_device(value, device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
