@@ -189,7 +189,7 @@ def report(
 def submit(
     command: Annotated[
         list[str],
-        typer.Argument(metavar="-- train|tune|evaluate ...", help="As on this machine."),
+        typer.Argument(metavar="COMMAND", help="train, tune or evaluate, as on this machine."),
     ],
     address: Address = None,
     gpus: Annotated[
@@ -206,7 +206,7 @@ def submit(
         bool, typer.Option("--follow/--no-follow", help="Show the log until the job ends.")
     ] = True,
 ) -> None:
-    """Run a command as a job on a Ray cluster; ends with the job's exit code.
+    """Run a command, given after `--`, as a job on a Ray cluster; ends with the job's exit code.
 
     The code, the resolved config and data files named by relative paths are uploaded; everything
     else must be at an absolute path that every node reaches.
