@@ -13,10 +13,18 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from causal_core.errors import ConfigError
 
@@ -29,6 +37,8 @@ LLAMA_PROJECTIONS = (
     "up_proj",
     "down_proj",
 )
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 ContrastiveKind = Literal["causal_contrastive", "info_nce", "triplet"]
 LossPreset = Literal["default", "reports", "task_only"]
@@ -499,10 +509,19 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     Raises:
         ConfigError: names every bad key or value, what was found and what is possible.
     """
+    tree = read_tree(path, overrides)
+    if "tune" in tree:
+        raise ConfigError(
+            f"{source_of(path)} describes a sweep (its section `tune`): run it with `causal tune`, "
+            "which writes the best run's config to best.yaml"
+        )
+    return parse_config(tree, source_of(path))
+
+
+def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file with overrides as a tree of plain values, not validated (`ConfigError`)."""
     tree: dict[str, Any] = {}
-    source = "the defaults"
     if path is not None:
-        source = str(path)
         try:
             loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -525,15 +544,33 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
     for item in items:
         apply_override(tree, item)
-    return parse_config(tree, source)
+    return tree
+
+
+def source_of(path: str | Path | None) -> str:
+    """How errors name where a config comes from."""
+    return "the defaults" if path is None else str(path)
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
     """Validates a tree of plain values; `source` names it in errors (`ConfigError`)."""
+    return parse_section(Config, tree, source)
+
+
+def parse_section(section: type[AnySection], tree: Any, source: str, at: str = "") -> AnySection:
+    """Validates a tree as any typed section.
+
+    Args:
+        source: Names the tree in errors.
+        at: The path of the section within it, which errors begin their paths with.
+
+    Raises:
+        ConfigError: names every bad key or value; an unknown key with the nearest known one.
+    """
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors(include_url=False)]
+        lines = [_explain(problem, section, at) for problem in error.errors(include_url=False)]
         raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
 
 
@@ -566,11 +603,11 @@ def apply_override(tree: dict[str, Any], item: str) -> None:
     node[leaf] = value
 
 
-def _explain(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"]) or "config"
+def _explain(problem: Any, section: type[BaseModel], at: str) -> str:
+    path = ".".join(part for part in (at, *map(str, problem["loc"])) if part) or "config"
     found = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
+        known = _known_keys(section, problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
         return f"  {path}: unknown key{hint}"
@@ -580,14 +617,27 @@ def _explain(problem: Any) -> str:
     return f"  {path}: {message}; found {found!r}"
 
 
-def _known_keys(location: Iterable[int | str]) -> list[str]:
-    section: type[BaseModel] = Config
+def _known_keys(section: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Keys of the model at a location of an error, which goes through fields, keys of mappings and
+    tags of unions."""
+    models = [section]
     for part in location:
-        field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        candidates = [annotation, *typing.get_args(annotation)]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
-    return list(section.model_fields)
+        inner = [model for outer in models for model in _models_below(outer, str(part))]
+        models = inner or [model for model in models if _has_tag(model, str(part))]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_below(model: type[BaseModel], part: str) -> list[type[BaseModel]]:
+    field = model.model_fields.get("root" if issubclass(model, RootModel) else part)
+    return [] if field is None else _models_in(field.annotation)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    fields = model.model_fields.values()
+    return any(tag in typing.get_args(field.annotation) for field in fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from ray_jobs.cluster import ray_session, worker_threads
 CHECKPOINTS = "checkpoints"
 
 
-def fit(config: Config, stop_at: int | None = None) -> dict[str, Any]:
+def fit(
+    config: Config, stop_at: int | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Runs or resumes the training that `config` describes and returns its summary.
 
     SIGTERM ends the run at the next step boundary, with a checkpoint; so does `stop_at`, a number
     of optimizer steps. The summary then says `finished: False`.
+
+    Args:
+        callbacks: Ray Train `UserCallback`s, which see every report (a run on Ray only).
 
     Raises:
         UserError: something the user gave cannot work.
@@ -31,7 +36,7 @@ def fit(config: Config, stop_at: int | None = None) -> dict[str, Any]:
     if config.resources.max_workers == 0:
         return _fit_in_process(config, stop_at)
     with ray_session(config):
-        return _fit_on_ray(config, stop_at)
+        return _fit_on_ray(config, stop_at, callbacks)
 
 
 def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
         return train(config, context)
 
 
-def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
+def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> dict[str, Any]:
     from ray.exceptions import RayActorError
     from ray.train import (
         CheckpointConfig,
@@ -101,6 +106,7 @@ def _fit_on_ray(config: Config, stop_at: int | None) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=config.ray.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
         ),
     )
     stop_file = directory / STOP_FILE
