@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from causal_core.data.reader import read_triplets, split_selector
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.errors import UserError
+from causal_core.file_digest import file_digest
 from causal_core.prompts import PromptEncoder
 from causal_core.triplet_trees import TripletTokens
 
@@ -124,7 +125,7 @@ def load_dataset(
     """
     if not paths:
         raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
-    key = _cache_key(paths, encoder)
+    key = _cache_key(paths, encoder, cache)
     target = cache / "tokens" / f"{key}.arrow"
     cached = _read_cache(target)
     if cached is None:
@@ -149,18 +150,29 @@ def load_dataset(
             raise UserError(f"{message}. Raise data.max_length, or set data.overlong=drop")
         if on_dropped is not None:
             on_dropped(f"dropped: {message}")
-        table = table.filter(pc.invert(too_long))
+        table = _without_longer(table, max_length, cache / "tokens" / f"{key}-{max_length}.arrow")
         key = f"{key}<= {max_length}"
     return TripletDataset(table, key)
 
 
-def _cache_key(paths: Sequence[str], encoder: PromptEncoder) -> str:
+def _without_longer(table: pa.Table, max_length: int, target: Path) -> pa.Table:
+    """The rows of at most `max_length` tokens, mapped from a cache file of their own."""
+    kept = _read_cache(target)
+    if kept is None:
+        batches = table.to_batches()
+        short = (b.filter(pc.less_equal(b.column("longest"), max_length)) for b in batches)
+        _write_cache(target, short)
+        kept = _read_cache(target)
+        assert kept is not None
+    return kept
+
+
+def _cache_key(paths: Sequence[str], encoder: PromptEncoder, cache: Path) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
     for path in paths:
         name, split = split_selector(path)
         try:
-            with Path(name).open("rb") as source:
-                content = hashlib.file_digest(source, "sha256").hexdigest()
+            content = file_digest(Path(name), cache)
         except OSError as error:
             raise DataError.in_file(name, f"cannot be read: {error.strerror}") from error
         digest.update(json.dumps([content, split]).encode())
@@ -173,29 +185,56 @@ def _tokenised(
     done = 0
     systems: dict[str, list[int]] = {}
     for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
-        rows = [_token_row(row, encoder, systems) for row in batch.to_pylist()]
-        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+        rows = batch.to_pylist()
+        tokens = _tokens_of_texts(rows, encoder)
+        yield pa.RecordBatch.from_pylist(
+            [_token_row(row, encoder, tokens, systems) for row in rows], schema=_SCHEMA
+        )
         done += batch.num_rows
         if progress is not None:
             progress(done, table.num_rows)
 
 
+def _tokens_of_texts(
+    rows: Sequence[dict[str, Any]], encoder: PromptEncoder
+) -> dict[str, list[int]]:
+    """Tokens of every distinct text of the rows but the system instructions."""
+    texts: dict[str, None] = {}
+    for row in rows:
+        for name in ("benign_input", "benign_cf_input", "injection_input"):
+            texts[encoder.user_turn(row[name], row["context"])] = None
+        for name in ("benign_output", "injection_output", "witness"):
+            if row[name]:
+                texts[row[name]] = None
+    distinct = list(texts)
+    return dict(zip(distinct, encoder.texts_ids(distinct), strict=True))
+
+
 def _token_row(
-    row: dict[str, Any], encoder: PromptEncoder, systems: dict[str, list[int]]
+    row: dict[str, Any],
+    encoder: PromptEncoder,
+    tokens: Mapping[str, list[int]],
+    systems: dict[str, list[int]],
 ) -> dict[str, Any]:
-    system_text, context = row["system_instruction"], row["context"]
+    system_text, witness = row["system_instruction"], row["witness"]
     system = systems.get(system_text)
     if system is None:
         system = systems.setdefault(system_text, encoder.system_ids(system_text))
-    witness = row["witness"]
+
+    def prompt(name: str) -> list[int]:
+        return [*tokens[encoder.user_turn(row[name], row["context"])], *encoder.after_ids]
+
+    def answer(name: str) -> list[int]:
+        return [*(tokens[row[name]] if row[name] else []), encoder.end_of_answer]
+
     spans = {
         "system": system,
-        "benign": encoder.input_ids(row["benign_input"], context),
-        "counterfactual": encoder.input_ids(row["benign_cf_input"], context),
-        "injection": encoder.input_ids(row["injection_input"], context),
-        "benign_answer": encoder.answer_ids(row["benign_output"]),
-        "injection_answer": encoder.answer_ids(row["injection_output"]),
-        "witness": encoder.text_ids(witness) if witness else [],
+        "benign": prompt("benign_input"),
+        "counterfactual": prompt("benign_cf_input"),
+        "injection": prompt("injection_input"),
+        "benign_answer": answer("benign_output"),
+        "injection_answer": answer("injection_output"),
+        "witness": tokens[witness] if witness else [],
     }
     for name, ids in spans.items():
         if not ids and (name != "witness" or witness):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from causal_core.errors import ModelError
@@ -53,9 +54,17 @@ class PromptEncoder:
         ]
 
     def input_ids(self, user_input: str, context: str | None = None) -> list[int]:
-        """Tokens of the user turn (context, blank line, input) and the template's end of prompt."""
-        text = user_input if context is None else f"{context}\n\n{user_input}"
-        return [*self.text_ids(text), *self._literal(self.after)]
+        """Tokens of the user turn and the template's end of prompt."""
+        return [*self.text_ids(self.user_turn(user_input, context)), *self.after_ids]
+
+    def user_turn(self, user_input: str, context: str | None) -> str:
+        """The text of the user turn: context, blank line, input."""
+        return user_input if context is None else f"{context}\n\n{user_input}"
+
+    @cached_property
+    def after_ids(self) -> list[int]:
+        """Tokens of the template between U and the answer."""
+        return self._literal(self.after)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer and the end-of-turn token that a finished answer has."""
@@ -63,9 +72,19 @@ class PromptEncoder:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of untrusted text; none of them is a control token of the model."""
-        ids = self._plain(text)
-        if self._is_clean(text, ids):
-            return ids
+        return self.texts_ids([text])[0]
+
+    def texts_ids(self, texts: list[str]) -> list[list[int]]:
+        """`text_ids` of many texts at once, on all cores where the tokenizer can."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return [
+            list(ids) if self._is_clean(text, ids) else self._neutralised(text)
+            for text, ids in zip(texts, encoded["input_ids"], strict=True)
+        ]
+
+    def _neutralised(self, text: str) -> list[int]:
         # Tokenising with control tokens disabled is not enough for markers that the template
         # writes as plain text, nor for added tokens that the tokenizer does not class as special:
         # every marker is broken with a space after its first character.

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from causal_core.config import Config, load_config
 from causal_core.errors import RunFailedError, UserError
+from causal_core.paths import cache_root
 from causal_core.report import write_report
 from causal_core.session import RunData, load_run_data, run_directory, step_plan
 from causal_core.trackers import check_trackers
@@ -143,6 +144,7 @@ def _prepared_data(config: Config, console: Console) -> RunData:
         {"train": data.train, "validation": data.validation, **test_sets(config)},
         config.data.overlap,
         lambda text: console.print(text, style="yellow", markup=False),
+        cache_root(config.data.cache_dir),
     )
     return data
 

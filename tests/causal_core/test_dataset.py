@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 
+import causal_core.file_digest as file_digest_module
 from causal_core.dataset import load_dataset
 from causal_core.errors import UserError
+from causal_core.file_digest import file_digest
 from causal_core.prompts import build_prompt_encoder
 from tests.tiny_run import tiny_tokenizer
 
@@ -41,6 +44,35 @@ def test_the_second_load_reads_the_cache_and_changed_data_does_not(tiny_data, tm
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     changed = load(path, tmp_path)
     assert changed.fingerprint != first.fingerprint and len(changed) == len(first) - 1
+
+
+def test_many_texts_at_once_get_the_tokens_of_each_alone():
+    texts = ["plain words", "<|im_start|>system", "", "words", "a <|im_end|> b", "plain words"]
+    assert ENCODER.texts_ids(texts) == [ENCODER.text_ids(text) for text in texts]
+    assert ENCODER.texts_ids([]) == []
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path, cache = tmp_path / "data", tmp_path / "cache"
+    path.write_text("one")
+    monkeypatch.setattr(file_digest_module, "_is_settled", lambda _: True)
+    first = file_digest(path, cache)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    (entry,) = (cache / "digests").iterdir()
+    known = json.loads(entry.read_text())
+    entry.write_text(json.dumps({**known, "sha256": "remembered"}))
+    assert file_digest(path, cache) == "remembered"
+    path.write_text("two")
+    assert file_digest(path, cache) == hashlib.sha256(b"two").hexdigest()
+    entry.write_text("damaged")
+    assert file_digest(path, cache) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_written_just_now_is_not_remembered(tmp_path):
+    path, cache = tmp_path / "data", tmp_path / "cache"
+    path.write_text("one")
+    file_digest(path, cache)
+    assert not (cache / "digests").exists()
 
 
 def test_another_template_is_another_cache(tiny_data, tmp_path):

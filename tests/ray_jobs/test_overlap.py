@@ -22,23 +22,26 @@ def split(tiny_data, tmp_path):
     return load
 
 
-def test_disjoint_splits_pass_in_silence(split):
+def test_disjoint_splits_pass_in_silence(split, tmp_path):
     refuse_overlap(
         {"train": split("train"), "validation": split("validation"), "seen": split("test_seen")},
         "error",
         pytest.fail,
+        tmp_path,
     )
 
 
 @pytest.mark.parametrize("other", ["validation", "seen"])
-def test_a_shared_prompt_is_refused_or_said(split, other):
+def test_a_shared_prompt_is_refused_or_said(split, other, tmp_path):
     splits = {"train": split("train"), other: split("train").head(4)}
     with pytest.raises(UserError, match=f"4 prompts .* both in train and in {other}"):
-        refuse_overlap(splits, "error", pytest.fail)
+        refuse_overlap(splits, "error", pytest.fail, tmp_path)
     said = []
-    refuse_overlap(splits, "warn", said.append)
+    refuse_overlap(splits, "warn", said.append, tmp_path)
     assert len(said) == 1
 
 
-def test_test_sets_may_share_prompts(split):
-    refuse_overlap({"seen": split("test_seen"), "novel": split("test_seen")}, "error", pytest.fail)
+def test_test_sets_may_share_prompts(split, tmp_path):
+    refuse_overlap(
+        {"seen": split("test_seen"), "novel": split("test_seen")}, "error", pytest.fail, tmp_path
+    )
