@@ -78,6 +78,7 @@ class _Loop:
             self.context.device,
             self.session.token_budget,
             self._meter.saw,
+            self.session.packing,
         )
         self._restore()
         plan = self.session.plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ from causal_core.device import device_memory_bytes
 from causal_core.engine import Engine, build_engine, loading_device
 from causal_core.errors import UserError
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
+from causal_core.packing_cost import cost_of, packing_from, packing_of
 from causal_core.paths import cache_root
 from causal_core.prompts import PromptEncoder, build_prompt_encoder
 from causal_core.step import needs_of
-from causal_core.triplet_trees import Needs, tree_nodes
+from causal_core.triplet_trees import Needs, Packing, tree_nodes
 
 log = logging.getLogger(__name__)
+
+PACKING = "packing.json"  # in the run directory
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Session:
     engine: Engine
     base_fingerprint: str
     selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
+    packing: Packing
     token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
 
 
@@ -96,14 +101,33 @@ def open_session(config: Config, device: torch.device) -> Session:
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
+    measured = packing_of(model, device, cache_root(config.data.cache_dir))
+    engine = build_engine(config, model, device)
     return Session(
         data=data,
         plan=step_plan(config, len(data.train)),
-        engine=build_engine(config, model, device),
+        engine=engine,
+        packing=_kept_packing(measured, engine, device, run_directory(config) / PACKING),
         base_fingerprint=base_fingerprint(source, base),
         selection=_selection(config, data.validation),
         token_budget=tokens,
     )
+
+
+def _kept_packing(measured: Packing, engine: Engine, device: torch.device, path: Path) -> Packing:
+    """The layout that this run began with, on all workers that of rank 0.
+
+    Another layout would be as exact, but a resumed run is to repeat every rounding.
+    """
+    cost = cost_of(measured)
+    if engine.rank == 0:
+        try:
+            cost = float(json.loads(path.read_text(encoding="utf-8"))["cost"])
+        except (OSError, ValueError, KeyError, TypeError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"cost": cost}) + "\n", encoding="utf-8")
+    shared = torch.tensor([cost if engine.rank == 0 else 0.0], dtype=torch.float64)
+    return packing_from(float(engine.sum_over_workers(shared)[0]), device)
 
 
 def _token_budget(

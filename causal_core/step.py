@@ -30,6 +30,7 @@ from causal_core.triplet_trees import (
     TASK,
     MicroBatch,
     Needs,
+    Packing,
     TripletTokens,
     cut_micro_batches,
     packing_for,
@@ -149,6 +150,7 @@ class TrainStep:
     device: torch.device
     budget: int = 0  # 0: the config's
     on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs
+    packing: Packing | None = None  # None: the device's, with an unmeasured cost
     needs: Needs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,7 +162,8 @@ class TrainStep:
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
         """This worker's share as micro-batches under the token budget."""
-        return cut_micro_batches(triplets, self.needs, self.budget, packing_for(self.device))
+        packing = self.packing or packing_for(self.device)
+        return cut_micro_batches(triplets, self.needs, self.budget, packing)
 
     def run(
         self,

@@ -45,7 +45,9 @@ def test_plain_peft_gives_the_same_logits(trained, tiny_model_directory):
     plain = base_of(tiny_model_directory)(input_ids=ids).logits
     expected = theirs(input_ids=ids).logits
     assert not torch.allclose(plain, expected, atol=1e-3)  # the adapter does something
-    torch.testing.assert_close(ours.peft_model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        ours.peft_model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_checkpoint_holds_no_pickle_and_no_base_weights(trained):

@@ -1,0 +1,158 @@
+"""What decides how trees are laid out, measured once on the device and remembered.
+
+On CPU the price of one more attention block in units of scores; on a GPU the price of a score in
+units of a node's linear layers. Both are rounded to powers of two: a layout changes rounding in
+the last digits, so it should not follow the noise of a clock. A run keeps what it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_core.model import CausalModel
+from causal_core.tree_attention import tree_attention_forward
+from causal_core.tree_blocks import DEFAULT_CALL_COST, Block, TreeBlocks
+from causal_core.triplet_trees import Packing, RowCost
+
+log = logging.getLogger(__name__)
+
+_REPEATS = 15
+_SMALL, _LARGE = 48, 448  # nodes of the two blocks (or rows) that are timed
+_CALL_COSTS = (2**10, 2**18)
+
+
+def packing_of(model: CausalModel, device: torch.device, cache: Path) -> Packing:
+    """The layout for a model on a device; measured in about a second where it is not known."""
+    flat = device.type == "cpu"
+    shape = _attention_shape(model)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    key = "-".join(map(str, (name.replace(" ", "_"), torch.get_num_threads(), *shape)))
+    entry = cache / "packing" / f"{key}.json"
+    try:
+        value = float(json.loads(entry.read_text(encoding="utf-8"))["cost"])
+    except (OSError, ValueError, KeyError, TypeError):
+        value = measured_call_cost(*shape) if flat else measured_score_cost(model, device)
+        _remember(entry, value)
+    return packing_from(value, device)
+
+
+def packing_from(cost: float, device: torch.device) -> Packing:
+    """The layout for a cost that was measured before."""
+    if device.type == "cpu":
+        return Packing(flat=True, call_cost=cost)
+    return Packing(flat=False, row_cost=RowCost(quadratic=cost))
+
+
+def cost_of(packing: Packing) -> float:
+    """The measured number within a layout."""
+    return packing.call_cost if packing.flat else packing.row_cost.quadratic
+
+
+def measured_call_cost(heads: int, grouped: int, width: int) -> float:
+    """Scores that could be computed in the time that one more block takes, forward and backward.
+
+    From the times of a small and a large masked block, as t = call + score * nodes^2.
+    """
+    small, large = (
+        _seconds(_block_step(heads, grouped, width, n), lambda: None) for n in (_SMALL, _LARGE)
+    )
+    score = (large - small) / (_LARGE**2 - _SMALL**2)
+    if score <= 0:
+        return DEFAULT_CALL_COST
+    return _power_of_two(max(small / score - _SMALL**2, 1.0), *_CALL_COSTS)
+
+
+def measured_score_cost(model: CausalModel, device: torch.device) -> float:
+    """Time of one score over the time of one node's linear layers, of one decoder layer."""
+    heads, _, width = _attention_shape(model)
+    layer = model.peft_model.get_base_model().get_decoder().layers[0]
+    weight = next(p for p in layer.mlp.parameters() if p.is_floating_point())
+    nodes, dtype = 4 * _LARGE, weight.dtype
+    hidden = model.projection.input.in_features
+    x = torch.randn(1, nodes, hidden, device=device, dtype=dtype, requires_grad=True)
+    q = torch.randn(1, heads, nodes, width, device=device, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, 1, nodes, nodes, device=device, dtype=torch.bool).tril()
+
+    def linear() -> None:
+        torch.autograd.grad(layer.mlp(x).sum(), x)
+
+    def attend() -> None:
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+        torch.autograd.grad(out.sum(), q)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    share = sum(p.numel() for p in layer.parameters()) / sum(
+        p.numel() for p in layer.mlp.parameters()
+    )
+    per_node = _seconds(linear, wait) * share / nodes
+    per_score = _seconds(attend, wait) / nodes**2
+    return _power_of_two(per_score / per_node, 2.0**-20, 1.0)
+
+
+def _block_step(heads: int, grouped: int, width: int, nodes: int) -> Callable[[], None]:
+    def values(count: int) -> Tensor:
+        return torch.randn(1, count, nodes, width, requires_grad=True)
+
+    query, key, value = values(heads), values(grouped), values(grouped)
+    allowed = np.tril(np.ones((nodes, nodes), dtype=bool))
+    tree = TreeBlocks((Block(0, nodes, ((0, nodes),), allowed),))
+
+    def step() -> None:
+        out, _ = tree_attention_forward(
+            torch.nn.Module(), query, key, value, None, tree, scaling=width**-0.5
+        )
+        torch.autograd.grad(out.sum(), (query, key, value))
+
+    return step
+
+
+def _seconds(step: Callable[[], None], wait: Callable[[], None]) -> float:
+    for _ in range(3):
+        step()
+    times = []
+    for _ in range(_REPEATS):
+        wait()
+        begin = time.perf_counter()
+        step()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _power_of_two(value: float, least: float, most: float) -> float:
+    return float(min(most, max(least, 2.0 ** round(math.log2(value)))))
+
+
+def _attention_shape(model: CausalModel) -> tuple[int, int, int]:
+    config: Any = model.peft_model.get_base_model().config.get_text_config()
+    heads = int(config.num_attention_heads)
+    grouped = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return heads, grouped, width
+
+
+def _remember(entry: Path, value: float) -> None:
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            json.dump({"cost": value}, target)
+        Path(temporary).replace(entry)
+    except OSError as error:  # a read-only cache costs a second at the next start
+        log.info("the measured packing cost is not kept: %s", error)
