@@ -426,8 +426,9 @@ class Config(Section):
             )
         if section.zero_stage == 3 and self.model.quantization == "nf4":
             raise ValueError(
-                "deepspeed.zero_stage=3 with model.quantization=nf4: ZeRO-3 shards the base, and "
-                "packed 4-bit weights cannot be computed with from shards. Set "
+                "deepspeed.zero_stage=3 with model.quantization=nf4: ZeRO-3 takes the base from "
+                "host memory shard by shard, but bitsandbytes keeps the constants of its 4-bit "
+                "weights outside the parameters, so they would stay behind. Set "
                 "deepspeed.zero_stage=2 (the 4-bit base stays whole on each worker), or "
                 "model.quantization=none"
             )

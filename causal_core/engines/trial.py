@@ -210,7 +210,7 @@ def run_worker(job: dict[str, Any], rank: int) -> None:
         dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
     for described in job["trials"]:
         trial = Trial(**{**described, "config": parse_config(described["config"])})
-        result = _run(trial, directory, device, rank, workers)
+        result = run_trial(trial, directory, device, rank, workers)
         path = _path(directory, trial.name, rank)
         path.with_suffix(".partial").write_text(json.dumps(asdict(result)))
         path.with_suffix(".partial").replace(path)
@@ -218,7 +218,8 @@ def run_worker(job: dict[str, Any], rank: int) -> None:
         dist.destroy_process_group()
 
 
-def _run(trial: Trial, directory: Path, device: Any, rank: int, workers: int) -> TrialResult:
+def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: int) -> TrialResult:
+    """One trial in this process, as worker `rank` of the process group (if there is one)."""
     from safetensors.torch import save_file
 
     from causal_core.batches import share

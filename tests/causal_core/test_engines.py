@@ -36,7 +36,7 @@ from causal_core.engine import EngineState
 from causal_core.engines.plain import PlainEngine
 from causal_core.engines.trial import (
     CLIP_NORM,
-    TrialResult,
+    run_trial,
     run_trials,
     trainer_state,
     trial_config,
@@ -64,31 +64,53 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(base, tmp_path_factory):
-    """Straight and resumed runs of all engines: results by name, and the directory of weights."""
+    """Straight, halved, resumed and poisoned runs of all engines: results by name, directory.
+
+    One plain worker runs in this process; two workers are processes, the same for all cases.
+    """
     directory = tmp_path_factory.mktemp("runs")
 
-    def checkpoint(case):
-        return str(directory / f"checkpoint-{case.name}")
+    def straight(case):
+        return case.trial(base, case.name, last=STEPS)
 
-    def halves(cases):
-        return [c.trial(base, f"half-{c.name}", last=HALF, save=checkpoint(c)) for c in cases]
+    def half(case):
+        return case.trial(base, f"half-{case.name}", last=HALF, save=_checkpoint(directory, case))
+
+    def poisoned(case):
+        return case.trial(base, f"poisoned-{case.name}", last=STEPS)
 
     def resumed(workers):
         return [
-            b.trial(base, f"{a.name} to {b.name}", first=HALF, resume=checkpoint(a))
+            b.trial(base, _name(a, b), first=HALF, resume=_checkpoint(directory, a))
             for a, b in RESUMED
             if b.workers == workers
         ]
 
-    def straight(cases):
-        return [c.trial(base, c.name, last=STEPS) for c in cases]
+    def here(trials):
+        return [run_trial(t, directory, torch.device("cpu"), 0, 1) for t in trials]
 
-    results = run_trials([*straight([PLAIN]), *halves([PLAIN])], directory)
+    results = here([straight(PLAIN), half(PLAIN)])
     results += run_trials(
-        [*straight(TWO_WORKERS), *halves(TWO_WORKERS), *resumed(2)], directory, workers=2
+        [
+            *map(straight, TWO_WORKERS),
+            *map(half, TWO_WORKERS),
+            *resumed(2),
+            *map(poisoned, TWO_WORKERS),
+        ],
+        directory,
+        workers=2,
+        module="tests.poisoned_trial",
     )
-    results += run_trials(resumed(1), directory)
+    results += here(resumed(1))
     return {result.name: result for result in results}, directory
+
+
+def _checkpoint(directory, case):
+    return str(directory / f"checkpoint-{case.name}")
+
+
+def _name(saved_under, resumed_under):
+    return f"{saved_under.name} to {resumed_under.name}"
 
 
 @pytest.mark.parametrize("case", TWO_WORKERS, ids=lambda c: c.name)
@@ -103,11 +125,11 @@ def test_every_engine_ends_where_one_plain_worker_does(runs, case):
     assert difference(*weights) < TOLERANCE
 
 
-@pytest.mark.parametrize("pair", RESUMED, ids=lambda p: f"{p[0].name} to {p[1].name}")
+@pytest.mark.parametrize("pair", RESUMED, ids=lambda pair: _name(*pair))
 def test_a_checkpoint_continues_under_another_engine(runs, pair):
     results, directory = runs
     saved_under, resumed_under = pair
-    name = f"{saved_under.name} to {resumed_under.name}"
+    name = _name(saved_under, resumed_under)
     assert results[name].error is None
     resumed = directory / f"{name}.safetensors"
     assert difference(resumed, directory / f"{PLAIN.name}.safetensors") < TOLERANCE
@@ -130,22 +152,22 @@ def test_checkpoints_of_all_engines_have_the_same_files_and_tensors(runs):
             assert shapes[0] == shapes[1], path.name
 
 
-def test_all_workers_skip_what_one_of_them_finds_not_finite(base, tmp_path):
-    cases = (DDP, ZERO_1, ZERO_2, ZERO_3)
-    trials = [case.trial(base, case.name, last=STEPS) for case in cases]
-    results = run_trials(trials, tmp_path, workers=2, module="tests.poisoned_trial")
-    for case, result in zip(cases, results, strict=True):
-        other = worker_result(tmp_path, case.name, 1)
-        assert isinstance(result, TrialResult) and result.error is None, result.error
-        assert result.applied == other.applied
-        skipped = [step for step, applied in enumerate(result.applied) if not applied]
-        assert skipped == [NAN_STEP, INFINITE_STEP]
-        assert not math.isfinite(result.grad_norms[NAN_STEP])
-        assert math.isfinite(result.grad_norms[INFINITE_STEP])
-        assert math.isinf(result.losses[INFINITE_STEP])
-        assert result.losses == pytest.approx(other.losses, rel=0, abs=0, nan_ok=True)
-        weights = tmp_path / f"{case.name}.safetensors"
-        assert difference(weights, tmp_path / f"{DDP.name}.safetensors") < TOLERANCE
+@pytest.mark.parametrize("case", TWO_WORKERS, ids=lambda c: c.name)
+def test_all_workers_skip_what_one_of_them_finds_not_finite(runs, case):
+    results, directory = runs
+    name = f"poisoned-{case.name}"
+    result, other = results[name], worker_result(directory, name, 1)
+    assert result.error is None
+    skipped = [step for step, applied in enumerate(result.applied) if not applied]
+    assert skipped == [NAN_STEP, INFINITE_STEP]
+    assert other.applied == result.applied
+    assert not math.isfinite(result.grad_norms[NAN_STEP])
+    assert math.isfinite(result.grad_norms[INFINITE_STEP])
+    assert math.isinf(result.losses[INFINITE_STEP])
+    assert result.losses == pytest.approx(other.losses, rel=0, abs=0, nan_ok=True)
+    # A skipped step leaves no trace: all engines go on from the same parameters and moments.
+    weights = directory / f"{name}.safetensors"
+    assert difference(weights, directory / f"poisoned-{DDP.name}.safetensors") < TOLERANCE
 
 
 @pytest.mark.slow
