@@ -7,6 +7,7 @@ same entry points as the local commands.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from causal_core.config import Config, load_config
 from causal_core.errors import ConfigError, UserError
 from ray_jobs.cluster_resources import Ask, describe_nodes, smallest_card, verdict
-from ray_jobs.follow import LogLines, exit_code, follow
+from ray_jobs.follow import LogLines, exit_code, follow, printable
 from ray_jobs.job_client import cluster_nodes, connect, explained, exposure, job_server_address
 from ray_jobs.packaging import JOB_CONFIG, pack
 
@@ -100,7 +101,7 @@ def submit_command(
 
 def follow_to_the_end(client: JobSubmissionClient, identity: str) -> int:
     """Follows a job and returns its exit code; Ctrl-C asks whether to detach or to stop it."""
-    lines = LogLines(print)
+    lines = LogLines(functools.partial(print, flush=True))
     while True:
         try:
             details = follow(client, identity, lines)
@@ -111,12 +112,13 @@ def follow_to_the_end(client: JobSubmissionClient, identity: str) -> int:
                 return 0
             if answer == "stop":
                 _say("stopping", "the run saves a checkpoint at the next step boundary")
-                client.stop_job(identity)
+                with explained(client.get_address()):
+                    client.stop_job(identity)
             continue
         code = exit_code(details)
         _say("outcome", f"{details.status.value}, exit code {code}")
         if code and details.driver_exit_code is None and details.message:
-            _say("reason", details.message.strip())
+            _say("reason", "\n".join(map(printable, details.message.strip().splitlines())))
         return code
 
 

@@ -304,6 +304,9 @@ class Interrupted(Server):
 
     stopped: list[str] = field(default_factory=list)
 
+    def get_address(self) -> str:
+        return "http://127.0.0.1:8265"
+
     def stop_job(self, job: str) -> None:
         from ray.job_submission import JobStatus
 
