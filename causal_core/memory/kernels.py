@@ -28,10 +28,15 @@ class DeviceKernels(TorchFunctionMode):
 
     It is entered by the modules of each decoder layer, not around the step: torch leaves such a
     mode during `backward`, where checkpointed layers run again.
+
+    Args:
+        repeat_grouped: Keys and values that heads share are copied for each of them, also where
+            a kernel would take them as they are.
     """
 
-    def __init__(self, device: str, tracker: StorageTracker) -> None:
+    def __init__(self, device: str, tracker: StorageTracker, repeat_grouped: bool = False) -> None:
         super().__init__()
+        self._repeat_grouped = repeat_grouped
         self._on_gpu = device == "cuda"
         self._tracker = tracker
 
@@ -67,7 +72,7 @@ class DeviceKernels(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         repeats = query.shape[1] // key.shape[1] if enable_gqa else 1
-        if repeats > 1 and (attn_mask is not None or not self._on_gpu):
+        if repeats > 1 and (attn_mask is not None or not self._on_gpu or self._repeat_grouped):
             key = key.repeat_interleave(repeats, dim=1)
             value = value.repeat_interleave(repeats, dim=1)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
