@@ -183,12 +183,11 @@ def _tokenised(
     table: pa.Table, encoder: PromptEncoder, progress: Progress | None
 ) -> Iterator[pa.RecordBatch]:
     done = 0
-    systems: dict[str, list[int]] = {}
     for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
         rows = batch.to_pylist()
         tokens = _tokens_of_texts(rows, encoder)
         yield pa.RecordBatch.from_pylist(
-            [_token_row(row, encoder, tokens, systems) for row in rows], schema=_SCHEMA
+            [_token_row(row, encoder, tokens) for row in rows], schema=_SCHEMA
         )
         done += batch.num_rows
         if progress is not None:
@@ -198,9 +197,10 @@ def _tokenised(
 def _tokens_of_texts(
     rows: Sequence[dict[str, Any]], encoder: PromptEncoder
 ) -> dict[str, list[int]]:
-    """Tokens of every distinct text of the rows but the system instructions."""
+    """Tokens of every distinct text of the rows."""
     texts: dict[str, None] = {}
     for row in rows:
+        texts[row["system_instruction"]] = None
         for name in ("benign_input", "benign_cf_input", "injection_input"):
             texts[encoder.user_turn(row[name], row["context"])] = None
         for name in ("benign_output", "injection_output", "witness"):
@@ -211,15 +211,10 @@ def _tokens_of_texts(
 
 
 def _token_row(
-    row: dict[str, Any],
-    encoder: PromptEncoder,
-    tokens: Mapping[str, list[int]],
-    systems: dict[str, list[int]],
+    row: dict[str, Any], encoder: PromptEncoder, tokens: Mapping[str, list[int]]
 ) -> dict[str, Any]:
-    system_text, witness = row["system_instruction"], row["witness"]
-    system = systems.get(system_text)
-    if system is None:
-        system = systems.setdefault(system_text, encoder.system_ids(system_text))
+    system = encoder.around_system(tokens[row["system_instruction"]])
+    witness = row["witness"]
 
     def prompt(name: str) -> list[int]:
         return [*tokens[encoder.user_turn(row[name], row["context"])], *encoder.after_ids]

@@ -51,8 +51,9 @@ def train(config: Config, context: RunContext) -> dict[str, Any]:
         UserError: the configuration, data or checkpoint cannot be used.
         RunFailedError: too many non-finite steps in a row.
     """
+    begin = time.monotonic()
     session = open_session(config, context.device)
-    return _Loop(config, context, session).run()
+    return _Loop(config, context, session, opening_seconds=time.monotonic() - begin).run()
 
 
 @dataclass
@@ -60,6 +61,7 @@ class _Loop:
     config: Config
     context: RunContext
     session: Session
+    opening_seconds: float = 0.0
     best: Best = field(default_factory=Best)
     step: int = 0
     skipped: int = 0
@@ -95,6 +97,7 @@ class _Loop:
             run_log = RunLog(
                 self.context.directory, self.step, config.logging, self.context.trackers
             )
+            run_log.performance(self.step, {"opening_seconds": self.opening_seconds})
         last_validation: dict[str, float] = {}
         stopped = False
         while not stopped and not self._is_over():

@@ -47,11 +47,11 @@ class PromptEncoder:
 
     def system_ids(self, system: str) -> list[int]:
         """Tokens of everything before U: template, S, template."""
-        return [
-            *self._literal(self.before),
-            *self.text_ids(system),
-            *self._literal(self.between),
-        ]
+        return self.around_system(self.text_ids(system))
+
+    def around_system(self, ids: list[int]) -> list[int]:
+        """The template's tokens around those of S."""
+        return [*self._before_ids, *ids, *self._between_ids]
 
     def input_ids(self, user_input: str, context: str | None = None) -> list[int]:
         """Tokens of the user turn and the template's end of prompt."""
@@ -60,6 +60,14 @@ class PromptEncoder:
     def user_turn(self, user_input: str, context: str | None) -> str:
         """The text of the user turn: context, blank line, input."""
         return user_input if context is None else f"{context}\n\n{user_input}"
+
+    @cached_property
+    def _before_ids(self) -> list[int]:
+        return self._literal(self.before)
+
+    @cached_property
+    def _between_ids(self) -> list[int]:
+        return self._literal(self.between)
 
     @cached_property
     def after_ids(self) -> list[int]:
@@ -78,7 +86,13 @@ class PromptEncoder:
         """`text_ids` of many texts at once, on all cores where the tokenizer can."""
         if not texts:
             return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
         return [
             list(ids) if self._is_clean(text, ids) else self._neutralised(text)
             for text, ids in zip(texts, encoded["input_ids"], strict=True)

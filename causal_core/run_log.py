@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ class RunLog:
         self._scalars(kind, step, values)
 
     def performance(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of `performance.jsonl`."""
-        self._write(PERFORMANCE, {"step": step, **values})
+        """One line of `performance.jsonl`; `time` is in seconds since 1970."""
+        self._write(PERFORMANCE, {"step": step, "time": time.time(), **values})
         self._scalars("performance", step, values)
 
     def close(self) -> None:

@@ -18,6 +18,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # The controller polls its workers this often; 2 s by default, which every report waits for.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Workers run 15 levels nicer than everything else by default: any process of the machine then
+    # stalls one of their threads, and all others wait for that one.
+    "RAY_worker_niceness": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # How often Train asks whether a node is being drained; 5 s by default, of a grace of 30.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
