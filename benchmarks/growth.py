@@ -1,0 +1,170 @@
+"""Whether a run slows down or grows with its data: the same training on more and more rows.
+
+    python -m benchmarks.growth [--rows 1000 10000 100000] [--steps 60] [--json OUT]
+
+Generated triplets, the demo model's tokenizer, a two-layer model (so that the data path is a large
+part of a step). For each size: tokenising once, then in a fresh process with a warm cache the time
+to the first step, tokens a second, and the worker's own memory (anonymous pages: the mapped token
+cache belongs to the page cache and is shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from causal_core.config import Config, parse_config
+from causal_core.data.generator import generate_dataset
+from causal_core.data.writer import to_table, write_triplets
+
+CHUNK = 50_000
+WARM_UP = 5
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Generated triplets with distinct ids."""
+    tables = []
+    for start in range(0, rows, CHUNK):
+        part = generate_dataset({"train": min(CHUNK, rows - start)}, seed=start)["train"]
+        tables.append(to_table(replace(t, id=f"{start}-{t.id}") for t in part))
+    write_triplets(pa.concat_tables(tables), path)
+
+
+def write_model(directory: Path) -> None:
+    """Two Llama layers under the demo model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from causal_core.demo_model import demo_model_directory
+
+    source = demo_model_directory(None)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=49152, num_attention_heads=4, num_key_value_heads=2, **sizes)
+    ).save_pretrained(directory)
+    for file in source.iterdir():
+        if "token" in file.name or file.suffix in (".jinja", ".txt"):
+            shutil.copy(file, directory)
+
+
+def config_of(folder: Path, rows: int, steps: int) -> Config:
+    """A run over `rows` triplets that stops after a few steps."""
+    return parse_config(
+        {
+            "run": {"dir": str(folder / f"run-{rows}")},
+            "model": {"name_or_path": str(folder / "model")},
+            "data": {
+                "train": [str(folder / f"{rows}.parquet")],
+                "cache_dir": str(folder / "cache"),
+            },
+            "lora": {"rank": 4},
+            "train": {"max_steps": steps + WARM_UP, "global_batch": 16, "epochs": 100},
+            "checkpoint": {"every_steps": 10**6},
+            "resources": {"workers": 0},
+            "logging": {"trackers": []},
+        }
+    )
+
+
+def worker(path: Path) -> None:
+    """Trains in this process and prints what it took."""
+    begin = time.perf_counter()
+    from causal_core.config import load_config
+    from causal_core.loop import train
+    from causal_core.run_context import LocalContext
+    from causal_core.run_log import PERFORMANCE, read_records
+
+    import torch  # isort: skip
+
+    config = load_config(path)
+    directory = Path(config.run.dir)
+    imported = time.perf_counter() - begin
+    train(config, LocalContext(directory, torch.device("cpu")))
+    records = read_records(directory / PERFORMANCE)
+    steps = [r for r in records if "seconds" in r]
+    (opened,) = (r for r in records if "opening_seconds" in r)
+    rates = [r["nodes_per_second"] for r in steps[WARM_UP:]]
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    anonymous = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    found = {
+        "imports": imported,
+        "to_first_step": opened["opening_seconds"] + steps[0]["seconds"],
+        "tokens_per_second": statistics.median(rates),
+        "anonymous_bytes": int(anonymous.split()[1]) * 1024,
+    }
+    print(json.dumps(found))
+
+
+def measure(folder: Path, rows: int, steps: int) -> dict[str, Any]:
+    """Writes, tokenises and trains on `rows` triplets."""
+    from causal_core.session import load_run_data
+
+    write_rows(folder / f"{rows}.parquet", rows)
+    config = config_of(folder, rows, steps)
+    begin = time.perf_counter()
+    load_run_data(config)
+    tokenising = time.perf_counter() - begin
+    time.sleep(3)  # a file written just now is read again, whatever is known of it
+    load_run_data(config)
+    path = folder / f"{rows}.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    shutil.rmtree(config.run.dir, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.growth", "--worker", str(path)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (folder / f"{rows}.parquet").unlink()
+    shutil.rmtree(folder / "cache" / "tokens")
+    return {"rows": rows, "tokenising": tokenising, **json.loads(output.splitlines()[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.worker)
+        return
+    console, results = Console(), []
+    table = Table()
+    for name in ("rows", "tokenising", "rows/s", "to the first step", "tokens/s", "memory"):
+        table.add_column(name, justify="right")
+    with tempfile.TemporaryDirectory(prefix="causal-growth-") as name:
+        folder = Path(name)
+        write_model(folder / "model")
+        measure(folder, min(options.rows), 2)  # warms up: page cache, measured costs
+        for rows in options.rows:
+            found = measure(folder, rows, options.steps)
+            results.append(found)
+            table.add_row(
+                f"{rows:,}",
+                f"{found['tokenising']:.1f} s",
+                f"{rows / found['tokenising']:,.0f}",
+                f"{found['to_first_step']:.2f} s",
+                f"{found['tokens_per_second']:,.0f}",
+                f"{found['anonymous_bytes'] / 1e6:,.0f} MB",
+            )
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
