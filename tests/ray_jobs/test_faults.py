@@ -230,6 +230,7 @@ def test_a_worker_killed_while_it_saves(command, undisturbed, row):
     command.wait_until(lambda: saving() or None, "a save", interval=0.0005)
     command.kill(WORKER)
     assert saving(), "the save had ended before the kill"
+    command.wait_for_recovery(max(command.steps()))
     command.finish()
     row("kill -9 of the worker, in a save", command, undisturbed, "went on by itself")
 
@@ -252,6 +253,7 @@ def test_a_worker_killed_while_it_uploads(command, undisturbed, row):
         command.wait_until(lambda: uploading() or None, "an upload", interval=0.0002)
         command.kill(WORKER, victims)
         if caught := uploading():
+            command.wait_for_recovery(max(command.steps()))
             break
         command.wait_for_new(WORKER, victims)
         known |= {p.name for p in folder.glob("step-*")}
@@ -292,11 +294,16 @@ def test_sigterm_saves_at_the_next_step_boundary(command, undisturbed, row):
     command.start()
     command.wait_for_step(6)
     command.process.send_signal(signal.SIGTERM)
+    command.killed_at = time.monotonic()
     command.finish(code=3)
     assert "as asked" in command.text()
     stopped = max(command.steps())
     verify_checkpoint(command.directory / "checkpoints" / f"step-{stopped:08d}")
-    command.run()
+    command.start()
+    command.wait_for_step(stopped + 1)
+    command.seconds_to_new_step.append(time.monotonic() - command.killed_at)
+    command.steps_repeated.append(0)
+    command.finish()
     row("SIGTERM", command, undisturbed, "saved, exit 3, next call resumed")
 
 
@@ -306,7 +313,10 @@ def test_no_failures_left_then_the_next_call_resumes(command, undisturbed, row):
     command.wait_for_step(7)
     command.kill(WORKER)
     command.finish(code=3)
-    command.run()
+    last = max(command.steps())
+    command.start()
+    command.wait_for_recovery(last)
+    command.finish()
     row("kill -9, max_failures 0", command, undisturbed, "exit 3, next call resumed")
 
 
