@@ -1,15 +1,16 @@
-# make demo | make test | make test-all | make clean; `make demo ARGS=--fresh` passes options on
+# make demo | make test | make test-all | make bench | make clean; `make demo ARGS=--fresh` passes options on
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint types clean help
+.PHONY: demo test test-all lint types bench clean help
 
 help:
 	@echo "make demo      set up .venv and run the main job on the built-in data and model"
 	@echo "make test      set up .venv and run lint, types and the fast tests"
 	@echo "make test-all  the slow tests as well"
+	@echo "make bench     the training step against its rivals, side by side (benchmarks/README.md)"
 	@echo "make clean     remove .venv and caches (runs/ stays)"
 
 $(BIN)/python:
@@ -42,6 +43,9 @@ test: lint types
 
 test-all: lint types
 	@$(BIN)/python -m pytest -m 'not gpu'
+
+bench: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.step $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
