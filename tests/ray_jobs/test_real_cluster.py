@@ -235,9 +235,11 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
     assert 3 <= stopped < 220
     assert (run / "checkpoints" / f"step-{stopped:08d}" / MANIFEST).is_file()
     # Meanwhile other users' objects fill the stores of all nodes (100 MB each) beyond their size.
-    command("ray", "job", "submit", "--address", nodes.address, "--no-wait", "--",
-            "python", "-c", FILL_OBJECT_STORES)  # fmt: skip
+    output = command("ray", "job", "submit", "--address", nodes.address, "--no-wait", "--",
+                     "python", "-c", FILL_OBJECT_STORES)  # fmt: skip
+    filler = re.search(r"Job '(\S+)' submitted", output)[1]
     command("causal", "submit", *arguments)
+    assert "objects kept: [8, 8, 8]" in command("causal", "jobs", "logs", filler)
     assert_same_course(folder / "reference", run)
 
 
