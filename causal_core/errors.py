@@ -33,5 +33,9 @@ class RunFailedError(Exception):
     """The run itself failed after a valid start (exit 3)."""
 
 
-class StorageError(RunFailedError):
+class OneWorkerFailedError(RunFailedError):
+    """One worker failed where the others wait for it: all of them have to be started again."""
+
+
+class StorageError(OneWorkerFailedError):
     """A checkpoint could not be written (storage full, read-only or gone)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from causal_core.config import LossConfig, TrainConfig
 from causal_core.engine import Engine
-from causal_core.errors import RunFailedError
+from causal_core.errors import OneWorkerFailedError, RunFailedError
 from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_sum
 from causal_core.model import CausalOutput
 from causal_core.out_of_memory import RandomState, is_out_of_memory, release_cached_memory
@@ -235,7 +235,8 @@ class TrainStep:
         count = len(micro_batches)
         if not self.engine.local_until_last:
             if not accumulate(0, count):
-                raise RunFailedError(self._out_of_memory("under an engine that cannot go back"))
+                where = "under an engine that cannot go back"
+                raise OneWorkerFailedError(self._out_of_memory(where))
             enough = True
         elif self.engine.world_size == 1:
             enough = accumulate(0, count)
@@ -243,7 +244,8 @@ class TrainStep:
             enough = accumulate(0, count - 1)
             if self._all_workers(enough):
                 if not accumulate(count - 1, count):
-                    raise RunFailedError(self._out_of_memory("in the last micro-batch of a step"))
+                    where = "in the last micro-batch of a step"
+                    raise OneWorkerFailedError(self._out_of_memory(where))
             else:
                 self._halve_budget(mine, enough)
                 return None

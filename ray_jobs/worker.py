@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.config import parse_config
-from causal_core.errors import RunFailedError, StorageError, UserError
+from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
 from ray_jobs.logs import configure_logs
 from ray_jobs.quiet import quiet_libraries
 
@@ -42,7 +42,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
         return train(config, context)
     except UserError as error:
         return {"user_error": str(error)}
-    except StorageError:  # of rank 0 alone: the others wait for it, Ray restarts them all
+    except OneWorkerFailedError:  # the others wait for it: Ray restarts them all
         raise
     except RunFailedError as error:
         return {"run_failed": str(error)}

@@ -165,17 +165,19 @@ def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str 
         ]
         deadline = time.monotonic() + timeout
         why = None
-        while why is None and any(process.poll() is None for process in running):
-            time.sleep(0.02)
-            codes = [process.poll() for process in running]
-            if failed := [code for code in codes if code not in (None, 0)]:
-                why = f"a worker ended with exit code {failed[0]}"
-            elif time.monotonic() > deadline:
-                why = f"no answer for {timeout:.0f} s"
-        for process in running:
-            if why is not None:
-                process.kill()
-            process.wait()
+        try:
+            while why is None and any(process.poll() is None for process in running):
+                time.sleep(0.02)
+                codes = [process.poll() for process in running]
+                if failed := [code for code in codes if code not in (None, 0)]:
+                    why = f"a worker ended with exit code {failed[0]}"
+                elif time.monotonic() > deadline:
+                    why = f"no answer for {timeout:.0f} s"
+        finally:  # none outlives the job: not after a failure, not after Ctrl-C
+            for process in running:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.strip()]
     return why and f"{why}: {lines[-1].strip() if lines else 'it said nothing'}"
