@@ -1,7 +1,7 @@
 """Invariant I1 on the real demo model over real triplets: tree against separate forwards.
 
 In float64, which tells rounding from error: in float32 the two ways' gradients differ by about
-1e-4 after 30 layers, as `python -m benchmarks.tree` shows.
+1e-4 after 30 layers, as `python -m benchmarks.step` shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from causal_core.errors import ModelError
 from causal_core.model import build_model, load_base, load_tokenizer
 from causal_core.prompts import build_prompt_encoder
 from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
-from causal_core.triplet_trees import cut_micro_batches
+from causal_core.triplet_trees import FLAT, cut_micro_batches
 from tests.tiny import gradients, plain_loss
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, c
     expected = gradients(model)
     model.zero_grad()
     packed = 0.0
-    for micro in cut_micro_batches(triplets, needs_of(loss), 1500):
+    for micro in cut_micro_batches(triplets, needs_of(loss), 1500, FLAT):
         part = weighted_loss(
             loss_sums(model(micro.batch), micro.batch, loss), loss, Denominators.of(triplets)
         )
