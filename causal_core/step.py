@@ -159,11 +159,19 @@ class TrainStep:
             if self.train.micro_batch_tokens == "auto":
                 raise ValueError("train.micro_batch_tokens=auto is resolved before a step is made")
             self.budget = self.train.micro_batch_tokens
+        self._first_budget = self.budget
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
-        """This worker's share as micro-batches under the token budget."""
+        """This worker's share as micro-batches under the token budget.
+
+        A budget that was halved for one step leaves room for the largest triplet of a later one.
+        """
         packing = self.packing or packing_for(self.device)
-        return cut_micro_batches(triplets, self.needs, self.budget, packing)
+        budget = self.budget
+        if budget < self._first_budget:
+            largest = max(tree_nodes(triplet, self.needs) for triplet in triplets)
+            budget = max(budget, min(largest, self._first_budget))
+        return cut_micro_batches(triplets, self.needs, budget, packing)
 
     def run(
         self,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from causal_core.config import LossConfig, TrainConfig
 from causal_core.engines.plain import PlainEngine
+from causal_core.engines.trial import Trial, run_trials, trial_config, write_base
 from causal_core.errors import RunFailedError
 from causal_core.out_of_memory import is_out_of_memory
 from causal_core.step import Denominators, TrainStep, needs_of
@@ -76,7 +78,7 @@ def test_a_single_triplet_that_does_not_fit_stops_with_what_to_do():
     batch = random_triplets(6, 5)
     smallest = min(tree_nodes(t, needs_of(LOSS)) for t in batch)
     error = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RunFailedError, match="single triplet.*gradient_checkpointing=true"):
+    with pytest.raises(RunFailedError, match=r"single triplet.*gradient_checkpointing=true"):
         steps(lambda m, t: ExhaustedEngine(m, t, smallest - 1, error), budget=300, count=1)
 
 
@@ -85,3 +87,23 @@ def test_other_errors_are_not_taken_for_exhausted_memory():
     error = RuntimeError("element 0 of tensors does not require grad")
     with pytest.raises(RuntimeError, match="does not require grad"):
         steps(lambda m, t: ExhaustedEngine(m, t, 100, error), budget=300, count=1)
+
+
+@pytest.mark.slow
+def test_all_workers_do_the_step_again_when_one_runs_out_of_memory(tmp_path):
+    config = trial_config(
+        write_base(tmp_path / "base"), engine="ddp", train={"micro_batch_tokens": 60}
+    )
+    names = ("enough", "exhausted")
+    enough, exhausted = run_trials(
+        [Trial(name, config, last=3) for name in names],
+        tmp_path,
+        workers=2,
+        module="tests.exhausted_trial",
+    )
+    assert enough.error is None and exhausted.error is None
+    assert (tmp_path / "exhausted.txt").is_file()  # it did run out
+    assert exhausted.losses == pytest.approx(enough.losses, rel=1e-6)
+    weights = [load_file(tmp_path / f"{name}.safetensors") for name in names]
+    for name, expected in weights[0].items():
+        assert torch.allclose(weights[1][name], expected, rtol=1e-4, atol=1e-6), name

@@ -1,0 +1,43 @@
+"""A trial worker (see `causal_core.engines.trial`) whose memory runs out once, alone.
+
+In trials whose name begins with `exhausted` the last worker fails in the backward of the first
+micro-batch that is not the last one of its step, and leaves `exhausted.txt` beside the job file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from causal_core.engines import trial as trial_module
+from causal_core.engines.ddp import DdpEngine
+
+
+def exhaust_last_worker(marker: Path) -> None:
+    plain_trial, plain_accumulate = trial_module.run_trial, DdpEngine.accumulate
+    exhausts = False
+
+    def run_trial(trial, *arguments):
+        nonlocal exhausts
+        exhausts = trial.name.startswith("exhausted")
+        return plain_trial(trial, *arguments)
+
+    def accumulate(self, batch, loss_of, last):
+        nonlocal exhausts
+        plain_accumulate(self, batch, loss_of, last)
+        if exhausts and not last:
+            exhausts = False
+            marker.write_text(str(batch.input_ids.numel()))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    trial_module.run_trial, DdpEngine.accumulate = run_trial, accumulate
+
+
+if __name__ == "__main__":
+    job, rank = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
+    if rank == job["workers"] - 1:
+        exhaust_last_worker(Path(job["directory"]) / "exhausted.txt")
+    trial_module.run_worker(job, rank)
