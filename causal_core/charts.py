@@ -8,10 +8,11 @@ matplotlib; `report.py` does so only when it draws.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +74,22 @@ class Group:
     bars: Mapping[str, Estimate]
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The style of all figures, for the `with` block that draws one."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def finished(figure: Figure, alt: str, caption: str) -> Chart:
+    """A drawn figure as a picture for a page (within `drawing`)."""
+    return Chart(_uri(figure), alt, caption)
+
+
 def bar_chart(title: str, groups: Sequence[Group], models: Sequence[str], caption: str) -> Chart:
     """Horizontal grouped bars of proportions with their intervals, one group per family."""
     thickness = 0.8 / len(models)
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(5.4, 1.0 + len(groups) * (0.16 + 0.17 * len(models))))
         axes = figure.add_subplot()
         for place, model in enumerate(models):
@@ -101,7 +114,7 @@ def bar_chart(title: str, groups: Sequence[Group], models: Sequence[str], captio
             loc="outside lower center", ncols=len(models), handlelength=1.2, columnspacing=1.5
         )
         figure.set_layout_engine("constrained")
-        return Chart(_uri(figure), _bars_in_words(title, groups), caption)
+        return finished(figure, _bars_in_words(title, groups), caption)
 
 
 def line_chart(
@@ -120,7 +133,7 @@ def line_chart(
         mark: A labelled vertical line, such as the best step.
         crosses: Steps marked on the axis, such as skipped ones.
     """
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(4.6, 2.7))
         axes = figure.add_subplot()
         if faint is not None:
@@ -150,7 +163,7 @@ def line_chart(
         if len(labels) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
         figure.set_layout_engine("constrained")
-        return Chart(_uri(figure), _lines_in_words(title, lines), caption)
+        return finished(figure, _lines_in_words(title, lines), caption)
 
 
 def running_mean(values: Sequence[float | None], window: int) -> list[float]:

@@ -1,15 +1,14 @@
 """The run report: one self-contained HTML file made from what a run directory holds.
 
 The way of the data: run directory -> `_Run` (what is there) -> template context -> page. Training
-text is hostile by nature, so every value the template prints passes `_finalize` (hidden characters
-made visible) and then the template engine's escaping; no text ever becomes a template.
+text is hostile by nature: `page.render` makes every value visible and escapes it, and no text ever
+becomes a template.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from causal_core import report_evaluation as evaluation
 from causal_core import report_training as training
 from causal_core import verdict as v
 from causal_core.errors import UserError
+from causal_core.page import render, write_page
 from causal_core.paired import paired_sentences
 from causal_core.run_log import METRICS, PERFORMANCE, read_records
-from causal_core.visible_text import visible
 
 REPORT = "report.html"
 SUMMARY = "summary.json"
@@ -52,15 +51,7 @@ def write_report(run_directory: Path) -> Path:
         UserError: the directory has no readable `summary.json`.
     """
     run = _read(run_directory)
-    page = _render(_context(run))
-    path = run_directory / REPORT
-    temporary = run_directory / f".{REPORT}.{os.getpid()}.partial"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_page(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
 
 
 def _read(directory: Path) -> _Run:
@@ -90,28 +81,6 @@ def _read(directory: Path) -> _Run:
         validation=[r for r in records if r.get("kind") == "validation"],
         performance=read_records(directory / PERFORMANCE),
     )
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("causal_core"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"{REPORT}.j2").render(context)
-
-
-def _finalize(value: Any) -> Any:
-    """Runs on every printed value before it is escaped; what is already markup passes."""
-    if hasattr(value, "__html__"):
-        return value
-    text = str(value)
-    return text if text.isascii() and text.isprintable() else visible(text)
 
 
 def _context(run: _Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from causal_core.config import Config, load_config
+from causal_core.config import Config, parse_config, read_tree
 from causal_core.errors import ConfigError, UserError
 from ray_jobs.cluster_resources import Ask, describe_nodes, smallest_card, verdict
 from ray_jobs.follow import LogLines, exit_code, follow, printable
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 COMMANDS = ("train", "tune", "evaluate")
+PROGRAM = "tune_spaces.cli"
 RUN_DIR = "run_dir"  # metadata of a job: which run directory it writes
 
 # Ray gives a stopped job 3 seconds by default; a run saves a checkpoint at the next step boundary.
@@ -44,7 +45,16 @@ class Job:
     entrypoint: list[str]
     run_dir: str
     config: Config | None = None  # the one that is uploaded
+    sweep: dict[str, Any] = field(default_factory=dict)  # the section `tune` beside it
     data: list[Path] = field(default_factory=list)  # files that are uploaded
+
+    def yaml(self) -> str:
+        """The file that is uploaded."""
+        import yaml
+
+        assert self.config is not None
+        rest = yaml.safe_dump(self.sweep, sort_keys=False) if self.sweep else ""
+        return self.config.to_yaml() + rest
 
 
 def submit_command(
@@ -82,7 +92,7 @@ def submit_command(
         _say("memory", planned_memory(job.config, smallest_card(nodes)))
     _refuse_second_writer(client, url, job.run_dir)
     with tempfile.TemporaryDirectory(prefix="causal-submit-") as folder:
-        texts = {} if job.config is None else {JOB_CONFIG: job.config.to_yaml()}
+        texts = {} if job.config is None else {JOB_CONFIG: job.yaml()}
         upload = pack(Path(folder) / "job.zip", texts, job.data)
         _say("upload", f"{upload}: " + ", ".join(["code", *texts, *map(str, job.data)]))
         environment["working_dir"] = str(upload.archive)
@@ -158,16 +168,20 @@ def _run(name: str, arguments: Sequence[str], gpus: int | None) -> Job:
         parser.add_argument(flag, action=action)
     options = parser.parse_intermixed_args(arguments)
     asked = [] if gpus is None else _gpu_overrides(gpus)
-    config = load_config(options.config, [*options.overrides, *asked])
+    tree = read_tree(options.config, [*options.overrides, *asked])
+    sweep = {"tune": tree.pop("tune")} if name == "tune" and "tune" in tree else {}
+    if "tune" in tree:
+        raise ConfigError(f"{options.config} describes a sweep: causal submit -- tune ...")
+    config = parse_config(tree, str(options.config))
     config.ray.address = None  # the job is on its cluster already
     passed = [flag for flag in flags if getattr(options, flag[2:].replace("-", "_"))]
-    module = (
-        ["-m", "ray_jobs.train", "--config"] if name == "train" else ["-m", "ray_jobs.cli", name]
-    )
+    # The program of the commands above this package, which it must not import.
+    module = ["-m", "ray_jobs.train", "--config"] if name == "train" else ["-m", PROGRAM, name]
     return Job(
         entrypoint=["python", *module, JOB_CONFIG, *passed],
         run_dir=config.run.dir,
         config=config,
+        sweep=sweep,
         data=_files_to_upload(config),
     )
 

@@ -1,0 +1,290 @@
+"""The campaign without Ray: the gate, the ledger, what continues after a crash, what wins."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from causal_core.config import load_config
+from causal_core.errors import ConfigError, UserError
+from causal_core.memory import predict
+from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
+from tune_spaces.budget import Gate, expected_slots, survey
+from tune_spaces.campaign import OUTCOME, Campaign
+from tune_spaces.config import load_sweep
+from tune_spaces.ledger import Ledger, ranked
+from tune_spaces.objectives import dominates, pareto_front
+from tune_spaces.report import write_report
+from tune_spaces.results import write_best, write_results
+
+RANKS = {
+    "lora.rank": {"kind": "choice", "values": [2, 512]},
+    "loss.lambda_robust": {"kind": "log_uniform", "low": 0.1, "high": 10, "zero": 0.3},
+}
+
+
+@pytest.fixture
+def sweep_of(tiny_model_directory, tiny_data, tmp_path):
+    def make(**tune):
+        return tiny_sweep(tiny_model_directory, tiny_data, tmp_path / "sweep", **tune)
+
+    return make
+
+
+@pytest.fixture
+def budget_between(sweep_of):
+    """A budget that the small rank fits and the large one does not."""
+    sweep = sweep_of(space=RANKS)
+    gate = Gate(None)
+    small, large = (
+        gate.smallest_plan(sweep.tune.space.apply(sweep.run, {"lora.rank": rank})).required_bytes
+        for rank in (2, 512)
+    )
+    assert small < large
+    return f"{(small + large) // 2}"
+
+
+def finish(campaign, number, uplift, benign=1.0, memory=2**30):
+    directory = campaign.directory(number)
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics = {"uplift": {"value": uplift, "low": uplift - 1, "high": uplift + 1, "n": 9},
+               "benign_exact": {"value": benign}, "peak_memory_bytes": {"value": memory},
+               "seconds": {"value": 3.0}}  # fmt: skip
+    outcome = {"status": "finished", "metrics": metrics, "steps": 5}
+    (directory / OUTCOME).write_text(json.dumps(outcome))
+    campaign.end(number, error=False)
+
+
+def opened(sweep):
+    ledger = Ledger(sweep.directory)
+    ledger.begin(sweep)
+    return Campaign(sweep, ledger, Gate(sweep.budget_bytes), threads=1)
+
+
+def test_points_over_the_budget_never_start_and_are_listed(sweep_of, budget_between):
+    sweep = sweep_of(space=RANKS, trials=4, gpu_memory=budget_between)
+    campaign = opened(sweep)
+    started = []
+    while (start := campaign.next()) is not None:
+        started.append(start)
+        finish(campaign, start.number, float(start.number))
+    refused = [t for t in campaign.ledger.trials if t.status == "refused"]
+    assert len(started) == 4 and refused
+    assert {s.config.lora.rank for s in started} == {2}
+    assert {t.point["lora.rank"] for t in refused} == {512}
+    for trial in refused:
+        assert trial.predicted_bytes > sweep.budget_bytes
+        assert "even at the smallest micro-batch" in trial.reason
+    rows = pq.read_table(write_results(campaign)).to_pylist()
+    assert len(rows) == len(campaign.ledger.trials)
+    assert sum(row["status"] == "refused" for row in rows) == len(refused)
+    assert all(row["predicted_bytes"] > 0 and row["config"] for row in rows)
+    best = load_config(write_best(campaign))
+    assert best.lora.rank == 2 and best.run.dir == str(sweep.directory / "best")
+    assert [row["number"] for row in rows if row["best"]] == [0]
+
+
+def test_what_fits_gets_the_largest_micro_batch_at_the_same_global_batch(sweep_of):
+    sweep = sweep_of(space=RANKS)
+    config = sweep.tune.space.apply(sweep.run, {"lora.rank": 2})
+    budget = Gate(None).smallest_plan(config).required_bytes + 2**20
+    gate = Gate(budget)
+    admitted = gate.admit(config)
+    data, tokens = gate.profile(config), admitted.micro_batch_tokens
+    assert data.longest_tree < tokens < data.longest_tree * config.train.global_batch
+    assert admitted.config.train.global_batch == config.train.global_batch
+    assert predict(admitted.config, data=data).required_bytes == admitted.predicted_bytes <= budget
+    larger = predict(config, micro_batch_tokens=tokens + 64, data=data)
+    assert larger.required_bytes > budget
+
+
+def test_a_space_that_cannot_fit_is_refused_with_the_nearest_change(sweep_of):
+    sweep = sweep_of(gpu_memory="1KiB")
+    with pytest.raises(ConfigError, match=r"no point of tune\.space fits.*needs .* of "):
+        survey(sweep, Gate(sweep.budget_bytes))
+    small = sweep_of(space={"lora.rank": {"kind": "choice", "values": [512]}})
+    gate = Gate(None)
+    need = gate.smallest_plan(small.tune.space.apply(small.run, {"lora.rank": 512}))
+    tight = sweep_of(space={"lora.rank": {"kind": "choice", "values": [512]}},
+                     gpu_memory=str(need.required_bytes - 2**20))  # fmt: skip
+    with pytest.raises(ConfigError, match="Nearest that fits") as refused:
+        survey(tight, Gate(tight.budget_bytes))
+    changes = re.search(r"Nearest that fits \(.*?\): (.*)", str(refused.value)).group(1).split()
+    tree = tight.tune.space.apply(tight.run, {"lora.rank": 512}).model_dump(mode="json")
+    from causal_core.config import apply_override, parse_config
+
+    for change in changes:
+        apply_override(tree, change)
+    assert Gate(tight.budget_bytes).fits(parse_config(tree)), "the advice must be true"
+
+
+def test_the_survey_says_how_much_fits(sweep_of, budget_between):
+    sweep = sweep_of(space=RANKS, gpu_memory=budget_between)
+    found = survey(sweep, Gate(sweep.budget_bytes))
+    assert 0.3 < found.fitting / found.points < 0.7
+    assert found.smallest["lora.rank"] == 2 and found.smallest_bytes <= sweep.budget_bytes
+
+
+def test_a_killed_sweep_continues_where_it_was(sweep_of, budget_between):
+    sweep = sweep_of(space=RANKS, trials=5, gpu_memory=budget_between)
+    whole = opened(sweep)
+    points = []
+    while (start := whole.next()) is not None:
+        points.append(start.config.model_dump())
+        finish(whole, start.number, 1 / (1 + start.number))
+    uninterrupted = [(t.number, t.status, t.point) for t in whole.ledger.trials]
+    path = whole.ledger.path
+    lines = path.read_bytes().splitlines(keepends=True)
+    # Killed anywhere, also in the middle of a line.
+    for cut in (1, 2, len(lines) // 2, len(lines) - 1):
+        for torn in (b"", lines[cut][: len(lines[cut]) // 2]):
+            path.write_bytes(b"".join(lines[:cut]) + torn)
+            again = opened(sweep)
+            kept = {t.number: t.metrics for t in again.ledger.trials if t.is_over}
+            again.settle()
+            while (start := again.next()) is not None:
+                assert start.number not in kept, "a trial that was over ran again"
+                finish(again, start.number, 1 / (1 + start.number))
+            found = [(t.number, t.status, t.point) for t in again.ledger.trials]
+            assert found == uninterrupted
+
+
+def test_an_interrupted_trial_comes_first_and_in_its_own_directory(sweep_of):
+    sweep = sweep_of(trials=3)
+    before = opened(sweep)
+    one, two = before.next(), before.next()
+    after = opened(sweep)
+    again = [after.next(), after.next()]
+    assert [s.config for s in again] == [one.config, two.config]
+    assert again[0].config.run.dir == str(after.directory(one.number))
+
+
+def test_another_sweep_in_the_same_directory_is_refused(sweep_of):
+    opened(sweep_of(trials=3))
+    opened(sweep_of(trials=9))  # more of the same is welcome
+    with pytest.raises(UserError, match=r"tune\.objectives"):
+        opened(sweep_of(objectives=["benign_nll"]))
+
+
+def test_a_trial_without_an_outcome_was_stopped_or_died(sweep_of):
+    campaign = opened(sweep_of(trials=3))
+    stopped, died = campaign.next().number, campaign.next().number
+    campaign.report(stopped, {"step": 2, "validation_uplift": 7.5, "loss": 1.0})
+    campaign.end(stopped, error=False)
+    campaign.end(died, error=True)
+    trials = {t.number: t for t in campaign.ledger.trials}
+    assert trials[stopped].status == "stopped" and "step 2: uplift 7.5" in trials[stopped].reason
+    assert trials[died].status == "failed" and "died" in trials[died].reason
+    assert campaign.next() is not None, "others go on"
+
+
+def test_the_winner_keeps_the_constraints(sweep_of):
+    sweep = sweep_of(trials=3, constraints={"benign_exact": {"at_least": 0.5}})
+    campaign = opened(sweep)
+    for uplift, benign in ((0.1, 0.0), (2.0, 0.9), (3.0, 0.9)):
+        finish(campaign, campaign.next().number, uplift, benign)
+    assert ranked(campaign.ledger.trials, sweep) == [1]
+
+
+def test_pareto_fronts_respect_directions():
+    names = ["uplift", "benign_exact"]  # lower, higher
+    points = {0: [1.0, 0.9], 1: [2.0, 0.95], 2: [2.0, 0.9], 3: [1.0, 0.9]}
+    assert pareto_front(points, names) == [0, 3, 1]
+    assert dominates([1.0, 0.9], [2.0, 0.9], names)
+    assert not dominates([1.0, 0.9], [1.0, 0.9], names)
+
+
+def test_the_report_shows_every_trial_and_escapes(sweep_of, budget_between):
+    sweep = sweep_of(space=RANKS, trials=6, gpu_memory=budget_between)
+    campaign = opened(sweep)
+    while (start := campaign.next()) is not None:
+        finish(campaign, start.number, 1.0 + start.number, memory=2**29)
+    campaign.ledger.append({"event": "ended", "number": 0, "status": "failed",
+                            "reason": "<script>alert(1)</script>"})  # fmt: skip
+    page = write_report(campaign).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert page.count('<th scope="row">') == len(campaign.ledger.trials)
+    assert page.count("data:image/svg+xml") >= 3
+    assert "http://" not in page and "https://" not in page.replace("https://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "slots"),
+    [
+        ([{"CPU": 3}], {"workers": 1}, 2),
+        ([{"CPU": 9}], {"workers": 2}, 4),
+        ([{"CPU": 16, "GPU": 4}], {"workers": 2, "gpus_per_worker": 1}, 2),
+        ([{"CPU": 16, "GPU": 2}], {"workers": 1, "gpus_per_worker": 0.6}, 2),
+        ([{"CPU": 16, "GPU": 1}, {"CPU": 16, "GPU": 1}], {"workers": 1, "gpus_per_worker": 0.5}, 4),
+        ([{"CPU": 2, "GPU": 8}], {"workers": 1, "gpus_per_worker": 1}, 1),
+    ],
+)
+def test_as_many_trials_at_a_time_as_have_their_workers(nodes, resources, slots):
+    config = load_config(None, [f"resources.{k}={v}" for k, v in resources.items()])
+    assert expected_slots(config, nodes) == slots
+
+
+def test_one_trial_that_does_not_fit_the_cluster_is_refused():
+    config = load_config(None, ["resources.workers=4", "resources.gpus_per_worker=1"])
+    with pytest.raises(UserError, match=r"4 worker\(s\)"):
+        expected_slots(config, [{"CPU": 8, "GPU": 2}])
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"trails": 3}, r"tune\.trails: unknown key; did you mean `trials`"),
+        ({"space": {"lora.rnak": {"kind": "choice", "values": [1]}}}, "did you mean `rank`"),
+        ({"space": {"lora.rank": {"kind": "choice", "valuse": [1]}}}, "did you mean `values`"),
+        ({"space": {}}, "space is empty"),
+        ({"objectives": ["uplift", "uplift"]}, "names one twice"),
+        ({"objectives": ["loss"]}, "attack_success"),
+        ({"objectives": ["uplift", "benign_nll"], "asha": {"enabled": True}}, "leave one"),
+        ({"objectives": ["seconds"], "asha": {"enabled": True}}, "seconds has none"),
+        ({"gpu_memory": "24 apples"}, "amount of memory"),
+        ({"constraints": {"benign_exact": {}}}, "at_most, at_least"),
+        ({"space": {"run.seed": {"kind": "choice", "values": [1]}}}, "must be the same"),
+        ({"space": {"lora.alpha": {"kind": "choice", "values": [1]},
+                    "lora.alpha_ratio": {"kind": "choice", "values": [1]}}}, "one of the two"),
+        ({"space": {"loss.margin": {"kind": "uniform", "low": 0, "high": 1,
+                                    "when": {"loss.kind": "triplet"}}}}, "no unconditional choice"),
+    ],
+)  # fmt: skip
+def test_a_bad_tune_section_is_refused(section, message, tiny_model_directory, tiny_data, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    write_sweep(path, tiny_model_directory, tiny_data, tmp_path / "run", {}, **section)
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("resources.workers=0", r"set resources\.workers=1"),
+        ("data.validation=[]", r"data\.validation is empty"),
+        ("tune.trials=0", "greater than or equal to 1"),
+    ],
+)
+def test_a_run_that_no_sweep_can_vary_is_refused(sweep_of, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(sweep_of().directory.with_suffix(".yaml"), [override])
+
+
+def test_a_sweep_file_is_no_run_file_and_the_other_way(sweep_of, tmp_path):
+    sweep = sweep_of()
+    with pytest.raises(ConfigError, match="causal tune"):
+        load_config(sweep.directory.with_suffix(".yaml"))
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("run: {dir: x}\n")
+    with pytest.raises(ConfigError, match="no section `tune`"):
+        load_sweep(plain)
+
+
+def test_the_alpha_ratio_follows_the_rank(sweep_of):
+    sweep = sweep_of(space={"lora.rank": {"kind": "choice", "values": [2, 8]},
+                            "lora.alpha_ratio": {"kind": "choice", "values": [1, 2]}})  # fmt: skip
+    config = sweep.tune.space.apply(sweep.run, {"lora.rank": 8, "lora.alpha_ratio": 2})
+    assert (config.lora.rank, config.lora.alpha) == (8, 16.0)

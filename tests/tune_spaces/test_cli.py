@@ -1,0 +1,62 @@
+"""`causal tune` from outside: help, errors, --dry-run, and that nothing heavy loads before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.tune_spaces.sweeps import SPACE, write_sweep
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def tune(*arguments):
+    return python("-m", "tune_spaces.cli", "tune", *arguments)
+
+
+@pytest.fixture
+def sweep_file(tiny_model_directory, tiny_data, tmp_path):
+    run = tmp_path / "run"
+    return write_sweep(tmp_path / "sweep.yaml", tiny_model_directory, tiny_data, run, {})
+
+
+def test_the_program_has_all_commands_and_starts_light():
+    code = (
+        "import sys, tune_spaces.cli as c; "
+        "print([m for m in ('torch','ray','transformers','pyarrow','optuna') if m in sys.modules],"
+        "sorted(i.name or i.callback.__name__ for i in c.app.registered_commands))"
+    )
+    outcome = python("-c", code)
+    assert outcome.stdout.startswith("[]"), outcome.stdout + outcome.stderr
+    assert "'train'" in outcome.stdout and "'tune'" in outcome.stdout
+
+
+def test_a_dry_run_says_what_fits_and_writes_nothing(sweep_file):
+    outcome = tune(sweep_file, "--dry-run", "--json", "tune.gpu_memory=2GiB")
+    assert outcome.returncode == 0, outcome.stderr
+    plan = json.loads(outcome.stdout)
+    assert plan["fitting"] == plan["points"] == 200 and plan["trials"] == 3
+    assert plan["budget_bytes"] == 2**31 and plan["steps_per_trial"] == 5
+    assert plan["expected_seconds"] > 0
+    assert set(plan["space"]) == set(SPACE)
+    for words in ("lora.rank", "2 | 4", "0 in 30% of draws", "200 of 200 points fit 2.00 GiB"):
+        assert words in outcome.stderr
+    assert not (sweep_file.parent / "run").exists()
+
+
+def test_what_cannot_work_is_refused_before_ray_starts(sweep_file):
+    for arguments, message in (
+        (["tune.gpu_memory=1MiB"], "no point of tune.space fits"),
+        (["tune.trails=3"], "did you mean `trials`"),
+    ):
+        outcome = tune(sweep_file, *arguments)
+        assert outcome.returncode == 1 and message in outcome.stderr, outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert not (sweep_file.parent / "run" / "ledger.jsonl").exists()

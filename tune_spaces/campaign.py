@@ -1,0 +1,192 @@
+"""A sweep without Ray: what to start next, what is over, what it came to. Ray Tune only runs it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import Config
+from causal_core.errors import ConfigError
+from causal_core.run_log import PERFORMANCE, read_records
+from tune_spaces.budget import Admission, Gate
+from tune_spaces.config import SweepConfig
+from tune_spaces.ledger import Ledger, Trial
+from tune_spaces.searcher import searcher_of
+
+OUTCOME = "outcome.json"  # in a trial's directory: what its driver says it came to
+TRIALS = "trials"
+MOST_IN_VAIN = 100  # suggestions in a row that cannot be used, before the search ends
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trial to run now."""
+
+    number: int
+    config: Config
+
+
+class Campaign:
+    """Asks the searcher, passes what it suggests through the gate, and writes the ledger.
+
+    Args:
+        threads: CPU threads of each worker; None leaves the config's.
+    """
+
+    def __init__(
+        self, sweep: SweepConfig, ledger: Ledger, gate: Gate, threads: int | None = None
+    ) -> None:
+        self.sweep, self.ledger = sweep, ledger
+        self._gate, self._threads = gate, threads
+        self._searcher = searcher_of(sweep)
+        self._next_number = max((t.number for t in ledger.trials), default=-1) + 1
+        self._interrupted = [t.number for t in ledger.trials if not t.is_over]
+        self.ended_now: set[int] = set()  # trials that ended in this session
+        self.ended_because = ""  # why it ended before all its trials, where it did
+
+    def settle(self) -> None:
+        """Ends the interrupted trials whose drivers had said the last word already."""
+        for number in list(self._interrupted):
+            if read_outcome(self.directory(number)) is not None:
+                self._interrupted.remove(number)
+                self.end(number, error=False)
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self._interrupted and self._trained() >= self.sweep.tune.trials
+
+    def next(self) -> Start | None:
+        """The next trial: an interrupted one, else a new point that fits; None: no more.
+
+        Refused points are written to the ledger, where the searcher sees them as infeasible.
+        """
+        if self._interrupted:
+            number = self._interrupted.pop(0)
+            trial = next(t for t in self.ledger.trials if t.number == number)
+            return Start(number, self.config_of(trial))
+        for _ in range(MOST_IN_VAIN):
+            history = self.ledger.trials
+            if self._trained() >= self.sweep.tune.trials:
+                return None
+            number = self._next_number
+            self._next_number += 1
+            point = self._searcher.suggest(number, history)
+            if point is None:
+                self.ended_because = "every point of the grid has been tried"
+                return None
+            if any(trial.point == point for trial in history):
+                continue  # it would come to the same
+            admission = self._admit(number, point)
+            self.ledger.append(
+                {
+                    "event": "refused" if admission.config is None else "started",
+                    "number": number,
+                    "point": point,
+                    "predicted_bytes": admission.predicted_bytes,
+                    "comparable_bytes": admission.comparable_bytes,
+                    "micro_batch_tokens": admission.micro_batch_tokens,
+                    "reason": admission.reason,
+                }
+            )
+            if admission.config is not None:
+                return Start(number, self._placed(number, admission.config))
+        self.ended_because = (
+            f"{MOST_IN_VAIN} suggestions in a row did not fit the budget or had been tried"
+        )
+        return None
+
+    def report(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """A validation inside a running trial."""
+        kept = {
+            key: float(value)
+            for key, value in metrics.items()
+            if (key == "step" or key.startswith("validation_"))
+            and isinstance(value, int | float)
+            and math.isfinite(value)
+        }
+        if "step" in kept:
+            self.ledger.append({"event": "report", "number": number, "metrics": kept})
+
+    def end(self, number: int, *, error: bool) -> None:
+        """A trial is over; its directory says how.
+
+        Args:
+            error: Its driver died, more often than it may.
+        """
+        directory = self.directory(number)
+        outcome = read_outcome(directory)
+        if outcome is None:
+            steps, metrics = cost(directory)
+            if error:
+                status, reason = "failed", "its processes died more often than ray.max_failures"
+            else:
+                trial = next(t for t in self.ledger.trials if t.number == number)
+                status, reason = "stopped", self._why_stopped(trial)
+            outcome = {"status": status, "reason": reason, "metrics": metrics, "steps": steps}
+        self.ended_now.add(number)
+        self.ledger.append({"event": "ended", "number": number, **outcome})
+
+    def directory(self, number: int) -> Path:
+        """A trial's run directory."""
+        return self.sweep.directory / TRIALS / f"{number:04d}"
+
+    def config_of(self, trial: Trial) -> Config:
+        """The run of a trial that was admitted."""
+        config = self.sweep.tune.space.apply(self.sweep.run, trial.point)
+        if trial.micro_batch_tokens is not None:
+            train = {"micro_batch_tokens": trial.micro_batch_tokens}
+            config = config.model_copy(update={"train": config.train.model_copy(update=train)})
+        return self._placed(trial.number, config)
+
+    def _placed(self, number: int, config: Config) -> Config:
+        placed = config.model_copy(deep=True)
+        placed.run.dir = str(self.directory(number))
+        if placed.resources.threads is None:
+            placed.resources.threads = self._threads
+        return placed
+
+    def _admit(self, number: int, point: Mapping[str, Any]) -> Admission:
+        try:
+            config = self.sweep.tune.space.apply(self.sweep.run, dict(point))
+        except ConfigError as error:
+            reason = str(error).splitlines()[-1].strip()
+            return Admission(None, None, None, None, f"no valid config: {reason}")
+        return self._gate.admit(config)
+
+    def _trained(self) -> int:
+        return sum(trial.status != "refused" for trial in self.ledger.trials)
+
+    def _why_stopped(self, trial: Trial) -> str:
+        metric = self.sweep.tune.in_run_metric()
+        last = trial.reports[-1] if trial.reports else {}
+        if metric is None or f"validation_{metric}" not in last:
+            return "stopped"
+        return (
+            f"behind the others at step {last['step']:.0f}: {metric} "
+            f"{last[f'validation_{metric}']:.3g}"
+        )
+
+
+def read_outcome(directory: Path) -> dict[str, Any] | None:
+    """What a trial's driver wrote last; None while it has not."""
+    try:
+        return dict(json.loads((directory / OUTCOME).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def cost(directory: Path) -> tuple[int, dict[str, dict[str, float]]]:
+    """Steps of a run, and what they took: seconds, and peak memory of the first worker."""
+    records = read_records(directory / PERFORMANCE)
+    seconds = [r["seconds"] for r in records if "seconds" in r]
+    peaks = [r["peak_memory_bytes"] for r in records if "peak_memory_bytes" in r]
+    if not seconds:
+        return 0, {}
+    return max(r["step"] for r in records), {
+        "seconds": {"value": sum(seconds)},
+        "peak_memory_bytes": {"value": float(max(peaks))},
+    }
