@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,20 @@ def tiny_data(tmp_path_factory) -> Path:
 
     sizes = {"train": 18, "validation": 6, "test_seen": 6, "test_novel": 6}
     return write_tiny_data(tmp_path_factory.mktemp("tiny-data"), sizes)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A local Ray with a short path for its sockets (they are limited to 107 bytes)."""
+    from causal_core.config import Config
+    from ray_jobs.cluster import ray_session
+
+    config = Config.model_validate({"resources": {"workers": 2}})
+    with (
+        tempfile.TemporaryDirectory(prefix="cr", dir="/tmp") as short,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", short)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(config):
+            yield

@@ -46,7 +46,6 @@ class Campaign:
         self._next_number = max((t.number for t in ledger.trials), default=-1) + 1
         self._interrupted = [t.number for t in ledger.trials if not t.is_over]
         self.ended_now: set[int] = set()  # trials that ended in this session
-        self.ended_because = ""  # why it ended before all its trials, where it did
 
     def settle(self) -> None:
         """Ends the interrupted trials whose drivers had said the last word already."""
@@ -57,7 +56,9 @@ class Campaign:
 
     def is_over(self) -> bool:
         """Whether nothing is left to run."""
-        return not self._interrupted and self._trained() >= self.sweep.tune.trials
+        if self._interrupted:
+            return False
+        return bool(self.ledger.exhausted) or self._trained() >= self.sweep.tune.trials
 
     def next(self) -> Start | None:
         """The next trial: an interrupted one, else a new point that fits; None: no more.
@@ -70,13 +71,13 @@ class Campaign:
             return Start(number, self.config_of(trial))
         for _ in range(MOST_IN_VAIN):
             history = self.ledger.trials
-            if self._trained() >= self.sweep.tune.trials:
+            if self.is_over():
                 return None
             number = self._next_number
             self._next_number += 1
             point = self._searcher.suggest(number, history)
             if point is None:
-                self.ended_because = "every point of the grid has been tried"
+                self._exhausted("every point of the grid has been tried")
                 return None
             if any(trial.point == point for trial in history):
                 continue  # it would come to the same
@@ -94,10 +95,13 @@ class Campaign:
             )
             if admission.config is not None:
                 return Start(number, self._placed(number, admission.config))
-        self.ended_because = (
+        self._exhausted(
             f"{MOST_IN_VAIN} suggestions in a row did not fit the budget or had been tried"
         )
         return None
+
+    def _exhausted(self, reason: str) -> None:
+        self.ledger.append({"event": "exhausted", "reason": reason})
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> None:
         """A validation inside a running trial."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from causal_core.errors import UserError
 from tune_spaces.config import SweepConfig
-from tune_spaces.objectives import values_of
+from tune_spaces.objectives import pareto_front, value_of, values_of
 from tune_spaces.space import Point
 
 LEDGER = "ledger.jsonl"
@@ -52,6 +52,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._trials: dict[int, Trial] = {}
         self._identity: dict[str, Any] | None = None
+        self.exhausted = ""  # why nothing is left to try, before all trials were made
         for record in self._read():
             self._apply(record)
 
@@ -119,6 +120,8 @@ class Ledger:
         event = record["event"]
         if event == "sweep":
             self._identity = record["identity"]
+        elif event == "exhausted":
+            self.exhausted = record["reason"]
         elif event in ("refused", "started"):
             trial = Trial(
                 number=record["number"],
@@ -143,9 +146,7 @@ class Ledger:
 def violations(trial: Trial, sweep: SweepConfig) -> dict[str, float]:
     """How far a finished trial is beyond each constraint; one that was not measured counts as
     broken."""
-    from tune_spaces.objectives import value_of
-
-    found = {}
+    found: dict[str, float] = {}
     for name, bound in sweep.tune.constraints.items():
         value = value_of(trial.metrics, name)
         found[name] = 1.0 if value is None else bound.violation(value)
@@ -155,8 +156,6 @@ def violations(trial: Trial, sweep: SweepConfig) -> dict[str, float]:
 def ranked(trials: list[Trial], sweep: SweepConfig) -> list[int]:
     """Numbers of the trials on the Pareto front of those that keep the constraints, the best by
     the first objective first."""
-    from tune_spaces.objectives import pareto_front
-
     points = {}
     for trial in trials:
         if trial.status != "finished" or any(violations(trial, sweep).values()):

@@ -34,7 +34,7 @@ def summary_of(campaign: Campaign) -> dict[str, Any]:
         "counts": counts,
         "pareto": front,
         "best": front[0] if front else None,
-        "ended_because": campaign.ended_because,
+        "ended_early_because": campaign.ledger.exhausted,
         "trials": [_plain(trial) for trial in trials],
     }
 

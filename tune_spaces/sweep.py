@@ -81,8 +81,8 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
     report = write_report(campaign)
     show_table(console, campaign)
     summary = summary_of(campaign)
-    if campaign.ended_because:
-        console.print(f"The search ended early: {campaign.ended_because}.", markup=False)
+    if ledger.exhausted:
+        console.print(f"The search ended early: {ledger.exhausted}.", markup=False)
     for name, path in (("results", directory / "results.parquet"), ("report", report)):
         console.print(f"{name}: {path}", markup=False, soft_wrap=True)
     if best is None:

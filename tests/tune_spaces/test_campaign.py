@@ -162,6 +162,16 @@ def test_an_interrupted_trial_comes_first_and_in_its_own_directory(sweep_of):
     assert again[0].config.run.dir == str(after.directory(one.number))
 
 
+def test_a_grid_that_has_been_walked_is_over(sweep_of):
+    space = {"lora.rank": {"kind": "choice", "values": [2, 4]}}
+    sweep = sweep_of(space=space, searcher="grid", trials=9)
+    campaign = opened(sweep)
+    while (start := campaign.next()) is not None:
+        finish(campaign, start.number, 1.0)
+    assert campaign.is_over() and opened(sweep).is_over() and opened(sweep).next() is None
+    assert "grid" in campaign.ledger.exhausted
+
+
 def test_another_sweep_in_the_same_directory_is_refused(sweep_of):
     opened(sweep_of(trials=3))
     opened(sweep_of(trials=9))  # more of the same is welcome
