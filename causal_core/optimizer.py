@@ -30,11 +30,9 @@ def build_optimizer(
 
     if config.optimizer == "paged_adamw_8bit" and device.type == "cuda":
         return bnb.optim.PagedAdamW8bit(groups, lr=config.learning_rate)
-    if config.optimizer == "paged_adamw_8bit":
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            log.warning(
-                "paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same"
-            )
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if config.optimizer == "paged_adamw_8bit" and first:
+        log.warning("paged_adamw_8bit pages between GPU and host; on CPU adamw_8bit is the same")
     return bnb.optim.AdamW8bit(groups, lr=config.learning_rate)
 
 
