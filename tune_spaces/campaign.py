@@ -18,6 +18,7 @@ from tune_spaces.ledger import Ledger, Trial
 from tune_spaces.searcher import searcher_of
 
 OUTCOME = "outcome.json"  # in a trial's directory: what its driver says it came to
+ERROR = "error.txt"  # beside it: the traceback of a driver that did not get that far
 TRIALS = "trials"
 MOST_IN_VAIN = 100  # suggestions in a row that cannot be used, before the search ends
 
@@ -67,8 +68,7 @@ class Campaign:
         """
         if self._interrupted:
             number = self._interrupted.pop(0)
-            trial = next(t for t in self.ledger.trials if t.number == number)
-            return Start(number, self.config_of(trial))
+            return Start(number, self.config_of(self._trial(number)))
         for _ in range(MOST_IN_VAIN):
             history = self.ledger.trials
             if self.is_over():
@@ -104,7 +104,7 @@ class Campaign:
         self.ledger.append({"event": "exhausted", "reason": reason})
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """A validation inside a running trial."""
+        """A validation inside a running trial; one that was reported already is left out."""
         kept = {
             key: float(value)
             for key, value in metrics.items()
@@ -112,7 +112,8 @@ class Campaign:
             and isinstance(value, int | float)
             and math.isfinite(value)
         }
-        if "step" in kept:
+        before = self._trial(number).reports
+        if "step" in kept and (not before or kept["step"] > before[-1]["step"]):
             self.ledger.append({"event": "report", "number": number, "metrics": kept})
 
     def end(self, number: int, *, error: bool) -> None:
@@ -126,13 +127,15 @@ class Campaign:
         if outcome is None:
             steps, metrics = cost(directory)
             if error:
-                status, reason = "failed", "its processes died more often than ray.max_failures"
+                status, reason = "failed", _last_error(directory)
             else:
-                trial = next(t for t in self.ledger.trials if t.number == number)
-                status, reason = "stopped", self._why_stopped(trial)
+                status, reason = "stopped", self._why_stopped(self._trial(number))
             outcome = {"status": status, "reason": reason, "metrics": metrics, "steps": steps}
         self.ended_now.add(number)
         self.ledger.append({"event": "ended", "number": number, **outcome})
+
+    def _trial(self, number: int) -> Trial:
+        return next(trial for trial in self.ledger.trials if trial.number == number)
 
     def directory(self, number: int) -> Path:
         """A trial's run directory."""
@@ -181,6 +184,14 @@ def read_outcome(directory: Path) -> dict[str, Any] | None:
         return dict(json.loads((directory / OUTCOME).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+
+
+def _last_error(directory: Path) -> str:
+    """Why a driver ended without an outcome, more often than it may."""
+    path = directory / ERROR
+    if not path.is_file():
+        return "its driver died more often than ray.max_failures"
+    return f"{path.read_text(encoding='utf-8').strip().splitlines()[-1]} (see {path})"
 
 
 def cost(directory: Path) -> tuple[int, dict[str, dict[str, float]]]:

@@ -67,7 +67,9 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
     table = Table(title=f"sweep {sweep.directory.name}", title_justify="left")
     table.add_column("trial", justify="right")
     for path in paths:
-        table.add_column(path.replace(".", ".\n", 1), justify="right", overflow="fold")
+        table.add_column(
+            path.replace(".", ".\n", 1).replace("_", "_\n"), justify="right", overflow="fold"
+        )
     table.add_column("state", overflow="fold")
     for name in aims:
         table.add_column(name.replace("_", " "), justify="right")
@@ -75,15 +77,16 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
     table.add_column("memory\nmeasured", justify="right")
     for trial in trials:
         mark = "★ " if trial.number in front[:1] else "• " if trial.number in front else ""
+        peak = value_of(trial.metrics, "peak_memory_bytes")
         table.add_row(
             f"{mark}{trial.number}",
             *(show(trial.point[path]) if path in trial.point else "" for path in paths),
             _state(campaign, trial, steps),
             *(_figure(trial, name) for name in aims),
             gib(trial.predicted_bytes) if trial.predicted_bytes is not None else "",
-            shown("peak_memory_bytes", value_of(trial.metrics, "peak_memory_bytes"))
-            if trial.metrics
-            else "",
+            ""
+            if (peak := value_of(trial.metrics, "peak_memory_bytes")) is None
+            else gib(int(peak)),
             style=_STYLES.get(trial.status, ""),
         )
     table.caption = "★ best by the first objective   • on the Pareto front   small: 95 % interval"
@@ -182,6 +185,7 @@ def _watch_plainly(
             )  # fmt: skip
             console.print(words, markup=False, highlight=False, soft_wrap=True)
             if trial.is_over:
-                console.print(_header(campaign, slots, began), markup=False, highlight=False)
+                console.print(_header(campaign, slots, began), markup=False, highlight=False,
+                              soft_wrap=True)  # fmt: skip
         if finished:
             return

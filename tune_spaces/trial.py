@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ray_jobs.evaluate import evaluate
 from ray_jobs.quiet import quiet_libraries
 from ray_jobs.run import BEST, CONFIG, SUMMARY
 from ray_jobs.trainer import fit
-from tune_spaces.campaign import OUTCOME, cost
+from tune_spaces.campaign import ERROR, OUTCOME, cost
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def run_trial(job: Mapping[str, Any]) -> None:
     except (UserError, RunFailedError) as error:
         steps, metrics = cost(directory)
         outcome = {"status": "failed", "reason": str(error), "metrics": metrics, "steps": steps}
+    except Exception:
+        write_atomically(directory / ERROR, traceback.format_exc())
+        raise
     write_atomically(directory / OUTCOME, json.dumps(outcome, allow_nan=False) + "\n")
 
 

@@ -56,7 +56,10 @@ class CampaignSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._campaign.end(self._numbers[trial_id], error=error)
+        number = self._numbers[trial_id]
+        if result:  # the report that a trial was stopped on comes here only
+            self._campaign.report(number, result)
+        self._campaign.end(number, error=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is on disk already."""
@@ -112,7 +115,7 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
     """Runs a campaign to its end on the connected Ray, `slots` trials at a time."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table says what failed
     shutil.rmtree(campaign.sweep.directory / _TUNE, ignore_errors=True)
     run: Config = campaign.sweep.run
     tuner = tune.Tuner(
