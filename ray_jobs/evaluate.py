@@ -43,6 +43,22 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
     Raises:
         UserError: no test set, or a checkpoint that is missing or does not fit.
     """
+    rows = evaluated_rows(config, checkpoints)
+    return {
+        "models": {
+            model: {"sets": {name: aggregate(found) for name, found in sets.items()}}
+            for model, sets in rows.items()
+        },
+        "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
+        "paired": paired_by_set(rows),
+        "examples": examples(test_sets(config), rows, _EXAMPLES),
+    }
+
+
+def evaluated_rows(
+    config: Config, checkpoints: Mapping[str, Path | None]
+) -> dict[str, dict[str, list[RowResult]]]:
+    """Every row's answers and scores by model and test set; see `evaluate`."""
     if not config.data.test:
         raise UserError("data.test is empty: name test sets, e.g. data.test={seen: seen.jsonl}")
     for name, checkpoint in checkpoints.items():
@@ -76,7 +92,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
         [evaluate_shard(jobs[0])] if config.resources.max_workers == 0 else _on_ray(config, jobs)
     )
     progress.unlink(missing_ok=True)
-    rows = {
+    return {
         model: {
             name: sorted(
                 (RowResult(**record) for part in parts for record in part[model][name]),
@@ -85,15 +101,6 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
             for name in datasets
         }
         for model in checkpoints
-    }
-    return {
-        "models": {
-            model: {"sets": {name: aggregate(found) for name, found in sets.items()}}
-            for model, sets in rows.items()
-        },
-        "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
-        "paired": paired_by_set(rows),
-        "examples": examples(datasets, rows, _EXAMPLES),
     }
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from causal_core.config import Config, parse_config
 from causal_core.errors import RunFailedError, UserError
+from causal_core.evaluation import aggregate
 from causal_core.run_log import METRICS, read_records
 from causal_core.session import run_directory
-from ray_jobs.evaluate import evaluate
+from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.quiet import quiet_libraries
 from ray_jobs.run import BEST, CONFIG, SUMMARY
 from ray_jobs.trainer import fit
@@ -32,6 +33,7 @@ _OF_EVALUATION = (
     "attacked_exact",
     "causal_discrimination",
 )
+_TRIAL = "trained"
 _VALIDATION = "validation"  # the name of the set that a trial is judged on
 
 
@@ -76,11 +78,10 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
     judged = config.model_copy(deep=True)
     judged.data.test = {_VALIDATION: config.data.validation}
     judged.evaluation.limit = config.data.limit_validation
-    found = evaluate(judged, {"trained": directory / BEST})["models"]["trained"]["sets"]
+    rows = evaluated_rows(judged, {_TRIAL: directory / BEST})[_TRIAL][_VALIDATION]
+    found = aggregate(rows)
     metrics = {
-        name: dict(estimate)
-        for name in _OF_EVALUATION
-        if (estimate := found[_VALIDATION].get(name)) is not None
+        name: dict(estimate) for name in _OF_EVALUATION if (estimate := found.get(name)) is not None
     }
     records = [r for r in read_records(directory / METRICS) if r["kind"] == "validation"]
     best_step = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["run"]["best_step"]
