@@ -49,6 +49,9 @@ def ray_session(config: Config) -> Iterator[None]:
         # a token file.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if not address:
+        # Nobody drains the only machine; its watcher is one more process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     if ray.is_initialized():
