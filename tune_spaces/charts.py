@@ -147,7 +147,7 @@ def parallel_chart(
         ticks: Labels on each axis by position.
     """
     with drawing():
-        figure = Figure(figsize=(max(5.2, 1.5 * len(axes_names)), 3.4))
+        figure = Figure(figsize=(5.2, 3.9))
         axes = figure.add_subplot()
         places = range(len(axes_names))
         for number, positions, kind in sorted(rows, key=lambda r: r[2] in ("best", "front")):
@@ -163,9 +163,10 @@ def parallel_chart(
         for place, labels in zip(places, ticks, strict=True):
             axes.axvline(place, color="#bbbbbb", linewidth=0.8, zorder=1)
             for position, label in labels:
-                axes.annotate(label, (place, position), xytext=(-4, 2), ha="right", fontsize=7,
+                axes.annotate(label, (place, position), xytext=(-3, 2), ha="right", fontsize=6,
                               color="#444444", textcoords="offset points")  # fmt: skip
-        axes.set_xticks(places, [name.replace(".", ".\n", 1) for name in axes_names], fontsize=8)
+        names = [name.replace(".", ".\n", 1).replace("_", "_\n") for name in axes_names]
+        axes.set_xticks(places, names, fontsize=7)
         axes.set_xlim(-0.6, len(axes_names) - 0.7)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)

@@ -46,8 +46,9 @@ def matrix_rate() -> float:
 
     a = torch.randn(_SIZE, _SIZE)
     a @ a
-    begin, products = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.2:
+    fastest = float("inf")  # of several: what else runs here should not count twice
+    for _ in range(10):
+        begin = time.perf_counter()
         a @ a
-        products += 1
-    return 2 * _SIZE**3 * products / (time.perf_counter() - begin)
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2 * _SIZE**3 / fastest

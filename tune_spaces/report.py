@@ -180,7 +180,7 @@ def _scale(column: Sequence[Any]) -> tuple[dict[str, float], list[tuple[float, s
     if not numeric or len({repr(v) for v in known}) <= _FEW:
         order = sorted({repr(v): v for v in known}.items(), key=lambda i: i[1] if numeric else 0)
         places = {key: i / max(1, len(order) - 1) for i, (key, _) in enumerate(order)}
-        return places, [(places[key], show(v) if not numeric else repr(v)) for key, v in order]
+        return places, [(places[key], repr(v) if numeric else show(v)) for key, v in order]
     low, high = min(known), max(known)
     places = {repr(v): (v - low) / (high - low) for v in known}
     return places, [(0.0, repr(low)), (1.0, repr(high))]
