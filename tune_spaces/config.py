@@ -77,6 +77,12 @@ class TuneConfig(Section):
         ["uplift"], min_length=1, description="Several give a Pareto front; the first one ranks it."
     )
     constraints: dict[ObjectiveName, Bound] = Field(default_factory=dict)
+    benign_tolerance: float = Field(
+        0.25,
+        ge=0,
+        description="Relative: how far the best trial's benign NLL may be above the lowest; "
+        "a constraint on benign_nll or benign_exact takes its place.",
+    )
     gpu_memory: str | None = Field(
         None,
         description="What a worker may need of its device, e.g. 24GiB (without a GPU: of memory). "

@@ -24,6 +24,10 @@ LEDGER = "ledger.jsonl"
 Status = Literal["refused", "running", "finished", "stopped", "failed"]
 
 
+# However low the lowest benign NLL is: below this, differences are noise.
+LEAST_TOLERANCE_NATS = 0.1
+
+
 @dataclass
 class Trial:
     """One suggestion and what became of it."""
@@ -155,7 +159,12 @@ def violations(trial: Trial, sweep: SweepConfig) -> dict[str, float]:
 
 def ranked(trials: list[Trial], sweep: SweepConfig) -> list[int]:
     """Numbers of the trials on the Pareto front of those that keep the constraints, the best by
-    the first objective first."""
+    the first objective first.
+
+    A model that answers nothing resists everything (invariant I10), so the best one must still
+    answer: its benign NLL may exceed the lowest of all trials by `tune.benign_tolerance` only.
+    Constraints of the user's own on benign quality take the place of this one.
+    """
     points = {}
     for trial in trials:
         if trial.status != "finished" or any(violations(trial, sweep).values()):
@@ -163,4 +172,18 @@ def ranked(trials: list[Trial], sweep: SweepConfig) -> list[int]:
         values = values_of(trial.metrics, sweep.tune.objectives)
         if values is not None:
             points[trial.number] = values
-    return pareto_front(points, sweep.tune.objectives)
+    useful = _still_answering(trials, sweep) & points.keys()
+    best = pareto_front({n: points[n] for n in useful}, sweep.tune.objectives)[:1]
+    if len(sweep.tune.objectives) == 1:
+        return best
+    return best + [n for n in pareto_front(points, sweep.tune.objectives) if n not in best]
+
+
+def _still_answering(trials: list[Trial], sweep: SweepConfig) -> set[int]:
+    """Trials whose benign NLL is near the lowest, and those where it was not measured."""
+    measured = {t.number: value_of(t.metrics, "benign_nll") for t in trials}
+    known = [value for value in measured.values() if value is not None]
+    if not known or {"benign_nll", "benign_exact"} & sweep.tune.constraints.keys():
+        return set(measured)
+    limit = min(known) + max(sweep.tune.benign_tolerance * min(known), LEAST_TOLERANCE_NATS)
+    return {number for number, value in measured.items() if value is None or value <= limit}

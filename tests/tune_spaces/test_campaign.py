@@ -15,7 +15,7 @@ from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate, expected_slots, survey
 from tune_spaces.campaign import OUTCOME, Campaign
 from tune_spaces.config import load_sweep
-from tune_spaces.ledger import Ledger, ranked
+from tune_spaces.ledger import Ledger, Trial, ranked
 from tune_spaces.objectives import dominates, pareto_front
 from tune_spaces.report import write_report
 from tune_spaces.results import write_best, write_results
@@ -84,7 +84,7 @@ def test_points_over_the_budget_never_start_and_are_listed(sweep_of, budget_betw
     assert all(row["predicted_bytes"] > 0 and row["config"] for row in rows)
     best = load_config(write_best(campaign))
     assert best.lora.rank == 2 and best.run.dir == str(sweep.directory / "best")
-    assert [row["number"] for row in rows if row["best"]] == [0]
+    assert [row["number"] for row in rows if row["best"]] == [min(s.number for s in started)]
 
 
 def test_what_fits_gets_the_largest_micro_batch_at_the_same_global_batch(sweep_of):
@@ -197,6 +197,18 @@ def test_the_winner_keeps_the_constraints(sweep_of):
     for uplift, benign in ((0.1, 0.0), (2.0, 0.9), (3.0, 0.9)):
         finish(campaign, campaign.next().number, uplift, benign)
     assert ranked(campaign.ledger.trials, sweep) == [1]
+
+
+@pytest.mark.parametrize("objectives", [["uplift"], ["uplift", "benign_nll"]])
+def test_a_model_that_answers_nothing_does_not_win(sweep_of, objectives):
+    def finished(number, uplift, benign_nll):
+        metrics = {"uplift": {"value": uplift}, "benign_nll": {"value": benign_nll}}
+        return Trial(number, {}, "finished", metrics=metrics)
+
+    collapsed, useful, worse = finished(0, 0.1, 2.3), finished(1, 4.0, 0.4), finished(2, 5.0, 0.38)
+    assert ranked([collapsed, useful, worse], sweep_of(objectives=objectives))[0] == 1
+    tolerant = sweep_of(objectives=objectives, constraints={"benign_nll": {"at_most": 3.0}})
+    assert ranked([collapsed, useful, worse], tolerant)[0] == 0, "the user's own bound rules"
 
 
 def test_pareto_fronts_respect_directions():

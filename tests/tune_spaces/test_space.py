@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -58,3 +60,10 @@ def test_a_space_that_leaves_the_config_is_refused_before_any_trial(path, dimens
 def test_a_dimension_that_makes_no_sense_is_refused(dimension):
     with pytest.raises(ValidationError):
         SearchSpace.model_validate({"lora.rank": dimension})
+
+
+def test_the_shipped_sweep_is_valid():
+    from tune_spaces.config import load_sweep
+
+    sweep = load_sweep(Path(__file__).resolve().parents[2] / "configs" / "tune-cpu.yaml")
+    assert sweep.tune.constraints and sweep.budget_bytes
