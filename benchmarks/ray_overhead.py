@@ -1,10 +1,11 @@
 """What Ray costs: optimizer steps a second inside a Ray worker against the same loop without Ray,
 and where the time from `causal train` to the first step goes.
 
-    python -m benchmarks.ray_overhead [--steps 8] [--rounds 2] [--json OUT]
+    python -m benchmarks.ray_overhead [--steps 10] [--warm-up 15] [--rounds 2] [--json OUT]
 
 Runs of the demo model on generated triplets, each a process of its own, in turns. A step's time is
-the loop's own record (`performance.jsonl`); the first three steps of a run do not count.
+the loop's own record (`performance.jsonl`). The first steps of a run do not count: for half a
+minute Ray's own processes are still starting beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from causal_core.data.writer import to_table, write_triplets
 from causal_core.device import available_cores
 from causal_core.run_log import PERFORMANCE, read_records
 
-WARM_UP = 3
 PARTS = ("imports, plan, Ray start", "worker: data and model", "first step")
 
 
@@ -38,7 +38,10 @@ def run(folder: Path, name: str, workers: int, options: argparse.Namespace) -> d
         {
             "run": {"dir": str(folder / name)},
             "data": {"train": [str(folder / "train.jsonl")]},
-            "train": {"global_batch": options.global_batch, "max_steps": options.steps + WARM_UP},
+            "train": {
+                "global_batch": options.global_batch,
+                "max_steps": options.steps + options.warm_up,
+            },
             "resources": {"workers": workers, "threads": available_cores()},
             "logging": {"trackers": []},
         }
@@ -56,7 +59,7 @@ def run(folder: Path, name: str, workers: int, options: argparse.Namespace) -> d
     (opened,) = (r for r in records if "opening_seconds" in r)
     started = opened["time"] - opened["opening_seconds"]
     return {
-        "seconds": [r["seconds"] for r in steps[WARM_UP:]],
+        "seconds": [r["seconds"] for r in steps[options.warm_up :]],
         "start": [started - begin, opened["opening_seconds"], steps[0]["time"] - opened["time"]],
     }
 
@@ -65,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=8, help="counted steps of each run")
+    parser.add_argument("--steps", type=int, default=10, help="counted steps of each run")
+    parser.add_argument("--warm-up", type=int, default=15, help="steps before them")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--global-batch", type=int, default=4)
     parser.add_argument("--json", type=Path, default=None)
@@ -73,7 +77,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {"without Ray": [], "Ray worker": []}
     with tempfile.TemporaryDirectory(prefix="causal-bench-") as name:
         folder = Path(name)
-        count = options.global_batch * (options.steps + WARM_UP)
+        count = options.global_batch * (options.steps + options.warm_up)
         rows = generate_dataset({"train": count}, seed=0)["train"]
         write_triplets(to_table(rows), folder / "train.jsonl")
         run(folder, "warm-up", 0, options)  # token cache, page cache
