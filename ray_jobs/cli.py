@@ -40,7 +40,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of data and training.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old runs stay.")] = False,
 ) -> None:
-    """Run the main job on built-in data and model: about 14 minutes on two CPU cores.
+    """Run the main job on built-in data and model: about 10 minutes on two CPU cores.
 
     Generates triplets, trains SmolLM2-135M-Instruct on one Ray worker with and without the
     defence, evaluates both beside the model as it comes on attacks it has and has not seen, and
