@@ -52,10 +52,11 @@ def nodes():
 
 
 @pytest.fixture
-def say(capsys):
+def say():
+    """Prints what `pytest -s` is to show."""
+
     def show(text: str) -> None:
-        with capsys.disabled():
-            print(text, flush=True)
+        print(text, flush=True)
 
     return show
 
