@@ -76,10 +76,18 @@ def measured_call_cost(heads: int, grouped: int, width: int) -> float:
 
 
 def measured_score_cost(model: CausalModel, device: torch.device) -> float:
-    """Time of one score over the time of one node's linear layers, of one decoder layer."""
+    """Time of one score over the time of one node's linear layers, of one decoder layer.
+
+    The default where there is no such layer to time: another architecture, or weights that are
+    not on the device (ZeRO-3 takes them from the host, shard by shard).
+    """
     heads, _, width = _attention_shape(model)
-    layer = model.peft_model.get_base_model().get_decoder().layers[0]
-    weight = next(p for p in layer.mlp.parameters() if p.is_floating_point())
+    layers = getattr(model.peft_model.get_base_model().get_decoder(), "layers", None)
+    layer = layers[0] if layers else None
+    mlp = getattr(layer, "mlp", None)
+    weight = next((p for p in mlp.parameters() if p.is_floating_point()), None) if mlp else None
+    if layer is None or weight is None or weight.device.type != device.type:
+        return RowCost().quadratic
     nodes, dtype = 4 * _LARGE, weight.dtype
     hidden = model.projection.input.in_features
     x = torch.randn(1, nodes, hidden, device=device, dtype=dtype, requires_grad=True)

@@ -109,9 +109,10 @@ class MemoryMeter:
                 shape=shape,
                 micro_batches=min(2, max(1, self._most_in_step)),
             )
-        except (UserError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-            # A plan that cannot be made must not end a run that worked.
-            log.warning("the memory of this model cannot be planned: %s", error)
+        except (UserError, RuntimeError, TypeError, AttributeError) as error:
+            # A plan that cannot be made (an unusual architecture) must not end a run that worked;
+            # the trace says whether it was the model or a defect of the planner.
+            log.warning("the memory of this model cannot be planned: %s", error, exc_info=error)
             return None
 
     def _held(self) -> Iterator[Tensor]:
