@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 
 WARM_UP = 1
 

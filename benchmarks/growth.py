@@ -26,7 +26,8 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 
@@ -83,7 +84,7 @@ def config_of(folder: Path, rows: int, steps: int) -> Config:
 def worker(path: Path) -> None:
     """Trains in this process and prints what it took."""
     begin = time.perf_counter()
-    from causal_core.config import load_config
+    from causal_core.config_file import load_config
     from causal_core.loop import train
     from causal_core.run_context import LocalContext
     from causal_core.run_log import PERFORMANCE, read_records

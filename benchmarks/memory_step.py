@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.engines.plain import PlainEngine
 from causal_core.memory import BatchShape, predict
 from causal_core.model import build_model, load_base

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.config import parse_config
+from causal_core.config_file import parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.device import available_cores

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from causal_core.batches import share
-from causal_core.config import LoraSection, LossConfig, parse_config
+from causal_core.config import LoraSection, LossConfig
+from causal_core.config_file import parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.dataset import load_dataset

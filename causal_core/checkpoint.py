@@ -302,7 +302,7 @@ def _refuse_foreign(
 def _config_difference(directory: Path, config: Config) -> str:
     import yaml
 
-    from causal_core.config import parse_config
+    from causal_core.config_file import parse_config
 
     saved = parse_config(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
     before, now = saved.result_fields(), config.result_fields()

@@ -1,32 +1,27 @@
-"""The one typed configuration tree: read from YAML, overridden by `key.sub=value`, never guessed.
+"""The one typed configuration tree (how it is read from files: `config_file.py`).
 
-Unknown keys are errors that name the nearest known key. Every default is the value that a run
-really uses, and the resolved tree is stored with the run.
+Every default is the value that a run really uses, and the resolved tree is stored with the run.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    RootModel,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from causal_core.errors import ConfigError
+from causal_core.amounts import parse_bytes
 
 LLAMA_PROJECTIONS = (
     "q_proj",
@@ -37,8 +32,6 @@ LLAMA_PROJECTIONS = (
     "up_proj",
     "down_proj",
 )
-
-AnySection = TypeVar("AnySection", bound=BaseModel)
 
 ContrastiveKind = Literal["causal_contrastive", "info_nce", "triplet"]
 LossPreset = Literal["default", "reports", "task_only"]
@@ -68,9 +61,6 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
     },
 }
 
-# YAML 1.1 reads 2e-4 as a string (it wants 2.0e-4); people write learning rates that way.
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
 _PASSWORD = re.compile(r"[\w+.-]+://[^/@]*:[^/@]+@")
 
 # Fields whose change does not change what a run computes: a resume accepts another value.
@@ -94,20 +84,6 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are validated on assignment."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
-
-
-_BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of `24GiB`, `24 GB`, `500MiB`; a bare number is bytes (`ValueError` otherwise)."""
-    match = _AMOUNT.fullmatch(text)
-    factor = _BYTES.get(match.group(2).lower()) if match else None
-    if match is None or factor is None or float(match.group(1)) <= 0:
-        raise ValueError("not an amount of memory: write for example 24GiB, 24GB or 500MiB")
-    return int(float(match.group(1)) * factor)
 
 
 class RunConfig(Section):
@@ -492,7 +468,7 @@ class Config(Section):
             data["cache_dir"] = _absolute(data["cache_dir"])
         if Path(model["name_or_path"]).expanduser().is_dir():
             model["name_or_path"] = _absolute(model["name_or_path"])
-        return parse_config(tree)
+        return Config.model_validate(tree)
 
     def fingerprint(self) -> str:
         """sha256 over `result_fields`: two runs with the same one compute the same."""
@@ -500,145 +476,7 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML file, applies `key.sub=value` overrides, validates.
-
-    Args:
-        path: YAML file, or None for the defaults.
-        overrides: Values are parsed as YAML (`train.epochs=1`, `lora.target_modules=[q_proj]`).
-
-    Raises:
-        ConfigError: names every bad key or value, what was found and what is possible.
-    """
-    tree = read_tree(path, overrides)
-    if "tune" in tree:
-        raise ConfigError(
-            f"{source_of(path)} describes a sweep (its section `tune`): run it with `causal tune`, "
-            "which writes the best run's config to best.yaml"
-        )
-    return parse_config(tree, source_of(path))
-
-
-def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A YAML file with overrides as a tree of plain values, not validated (`ConfigError`)."""
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such config file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise ConfigError(
-                f"{path}: the top level must be sections such as `model:`, "
-                f"found {type(loaded).__name__}"
-            )
-        tree = loaded or {}
-    items = list(overrides)
-    if any(item.startswith("loss.preset=") for item in items) and isinstance(
-        tree.get("loss"), dict
-    ):
-        # The later statement wins: a preset given as override replaces the file's weights.
-        tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
-    for item in items:
-        apply_override(tree, item)
-    return tree
-
-
-def source_of(path: str | Path | None) -> str:
-    """How errors name where a config comes from."""
-    return "the defaults" if path is None else str(path)
-
-
-def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
-    """Validates a tree of plain values; `source` names it in errors (`ConfigError`)."""
-    return parse_section(Config, tree, source)
-
-
-def parse_section(section: type[AnySection], tree: Any, source: str, at: str = "") -> AnySection:
-    """Validates a tree as any typed section.
-
-    Args:
-        source: Names the tree in errors.
-        at: The path of the section within it, which errors begin their paths with.
-
-    Raises:
-        ConfigError: names every bad key or value; an unknown key with the nearest known one.
-    """
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(problem, section, at) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
-
-
 def _absolute(path: str) -> str:
     if "://" in path:
         return path
     return str(Path(path).expanduser().absolute())
-
-
-def apply_override(tree: dict[str, Any], item: str) -> None:
-    """Sets one `key.sub=value` in a tree of plain values (`ConfigError` where it is none)."""
-    key, separator, text = item.partition("=")
-    key = key.strip()
-    if not separator or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"override {item!r}: expected key.sub=value, e.g. train.epochs=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {item!r}: the value is not valid YAML: {error}") from error
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        value = float(value)
-    node = tree
-    *parents, leaf = key.split(".")
-    for depth, part in enumerate(parents):
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            at = ".".join(parents[: depth + 1])
-            raise ConfigError(f"override {item!r}: `{at}` is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
-def _explain(problem: Any, section: type[BaseModel], at: str) -> str:
-    path = ".".join(part for part in (at, *map(str, problem["loc"])) if part) or "config"
-    found = problem.get("input")
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(section, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
-        return f"  {path}: unknown key{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(found, Mapping | BaseModel):
-        return f"  {path}: {message}"
-    return f"  {path}: {message}; found {found!r}"
-
-
-def _known_keys(section: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    """Keys of the model at a location of an error, which goes through fields, keys of mappings and
-    tags of unions."""
-    models = [section]
-    for part in location:
-        inner = [model for outer in models for model in _models_below(outer, str(part))]
-        models = inner or [model for model in models if _has_tag(model, str(part))]
-    return [name for model in models for name in model.model_fields]
-
-
-def _models_below(model: type[BaseModel], part: str) -> list[type[BaseModel]]:
-    field = model.model_fields.get("root" if issubclass(model, RootModel) else part)
-    return [] if field is None else _models_in(field.annotation)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
-
-
-def _has_tag(model: type[BaseModel], tag: str) -> bool:
-    fields = model.model_fields.values()
-    return any(tag in typing.get_args(field.annotation) for field in fields)

@@ -156,7 +156,7 @@ def verify_resume(
 
     from rich.console import Console
 
-    from causal_core.config import load_config
+    from causal_core.config_file import load_config
     from causal_core.errors import RunFailedError
     from ray_jobs.quiet import quiet_libraries
     from ray_jobs.verify_resume import show_comparisons
@@ -243,7 +243,7 @@ def doctor(
 
     from rich.console import Console
 
-    from causal_core.config import load_config
+    from causal_core.config_file import load_config
     from ray_jobs.doctor import diagnose, raise_for_failed, show_checks
     from ray_jobs.doctor import report as report_of
     from ray_jobs.quiet import quiet_libraries

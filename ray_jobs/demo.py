@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from ray_jobs.closing import show_result

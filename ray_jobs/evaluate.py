@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.checkpoint import CONFIG
-from causal_core.config import Config, load_config
+from causal_core.config import Config
+from causal_core.config_file import load_config
 from causal_core.dataset import TripletDataset
 from causal_core.errors import UserError
 from causal_core.evaluation import RowResult, aggregate, examples

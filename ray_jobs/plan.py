@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.config import Config, load_config, parse_bytes
+from causal_core.amounts import parse_bytes
+from causal_core.config import Config
+from causal_core.config_file import load_config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.schedule import warmup_steps

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from causal_core.config import Config, load_config
+from causal_core.config import Config
+from causal_core.config_file import load_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.paths import cache_root
 from causal_core.report import write_report

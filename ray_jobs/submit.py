@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from causal_core.config import Config, parse_config, read_tree
+from causal_core.config import Config
+from causal_core.config_file import parse_config, read_tree
 from causal_core.errors import ConfigError, UserError
 from ray_jobs.cluster_resources import Ask, describe_nodes, smallest_card, verdict
 from ray_jobs.follow import LogLines, exit_code, follow, printable

@@ -27,7 +27,7 @@ def train_command(
     """Resolves the config, trains, evaluates, reports; prints the closing lines."""
     from rich.console import Console
 
-    from causal_core.config import load_config
+    from causal_core.config_file import load_config
     from causal_core.session import run_directory
     from ray_jobs.closing import show_result
     from ray_jobs.logs import configure_logs, event

@@ -13,7 +13,8 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from causal_core.checkpoint import ADAPTER, OPTIMIZER, PROJECTION, tensor_sha256
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.errors import UserError
 from causal_core.run_log import METRICS
 from causal_core.session import load_run_data, step_plan

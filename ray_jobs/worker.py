@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import parse_config
+from causal_core.config_file import parse_config
 from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
 from ray_jobs.logs import configure_logs
 from ray_jobs.quiet import quiet_libraries

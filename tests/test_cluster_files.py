@@ -146,7 +146,7 @@ def test_the_entrypoint_of_the_job_is_a_valid_command(monkeypatch):
     """Its config and overrides are read by the code that the job runs."""
     import shlex
 
-    from causal_core.config import load_config
+    from causal_core.config_file import load_config
 
     words = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
     assert words[:4] == ["python", "-m", "ray_jobs.train", "--config"]

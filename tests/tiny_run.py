@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel, model_validator
 
-from causal_core.config import Config, Section, apply_override, parse_config
+from causal_core.config import Config, Section
+from causal_core.config_file import apply_override, parse_config
 from causal_core.errors import ConfigError
 
 # No field of a config: the adapter's scale alpha / rank, which is what a rank should be compared

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation import aggregate
 from causal_core.run_log import METRICS, read_records

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from causal_core.config import Config, apply_override, parse_config
+from causal_core.config import Config
+from causal_core.config_file import apply_override, parse_config
 from causal_core.errors import ConfigError
 from causal_core.memory.fit import STEP, largest_micro_batch, least_tokens
 from causal_core.memory.plan import Device, MemoryPlan, device_of, planned_tokens, predict

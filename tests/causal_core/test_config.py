@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from causal_core.config import LOSS_PRESETS, Config, load_config, parse_config
+from causal_core.config import LOSS_PRESETS, Config
+from causal_core.config_file import load_config, parse_config
 from causal_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from causal_core.config import Config, parse_config
+from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.errors import UserError
 from ray_jobs import doctor, doctor_trials
 from ray_jobs.doctor import Check, diagnose, raise_for_failed, report

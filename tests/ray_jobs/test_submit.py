@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from causal_core.config import parse_config
+from causal_core.config_file import parse_config
 from causal_core.errors import ConfigError, RunFailedError, UserError
 from causal_core.memory.units import card_bytes
 from ray_jobs import follow as following

@@ -8,7 +8,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 
-from causal_core.config import load_config
+from causal_core.config_file import load_config
 from causal_core.errors import ConfigError, UserError
 from causal_core.memory import predict
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
@@ -114,7 +114,7 @@ def test_a_space_that_cannot_fit_is_refused_with_the_nearest_change(sweep_of):
         survey(tight, Gate(tight.budget_bytes))
     changes = re.search(r"Nearest that fits \(.*?\): (.*)", str(refused.value)).group(1).split()
     tree = tight.tune.space.apply(tight.run, {"lora.rank": 512}).model_dump(mode="json")
-    from causal_core.config import apply_override, parse_config
+    from causal_core.config_file import apply_override, parse_config
 
     for change in changes:
         apply_override(tree, change)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from causal_core.config import Config, load_config
+from causal_core.config import Config
+from causal_core.config_file import load_config
 from causal_core.errors import ConfigError
 from tune_spaces.space import SearchSpace
 

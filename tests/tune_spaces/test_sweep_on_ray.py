@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from causal_core.config import load_config
+from causal_core.config_file import load_config
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate
 from tune_spaces.ledger import Ledger

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from causal_core.config import parse_config
+from causal_core.config_file import parse_config
 from causal_core.errors import ConfigError, ModelError
 from causal_core.loop import train
 from causal_core.memory import (

@@ -1,0 +1,162 @@
+"""Configs from YAML files and `key.sub=value` overrides: plain values, validated as a whole.
+
+Nothing is guessed: an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, RootModel, ValidationError
+
+from causal_core.config import Config
+from causal_core.errors import ConfigError
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+# YAML 1.1 reads 2e-4 as a string (it wants 2.0e-4); people write learning rates that way.
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML file, applies `key.sub=value` overrides, validates.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: Values are parsed as YAML (`train.epochs=1`, `lora.target_modules=[q_proj]`).
+
+    Raises:
+        ConfigError: names every bad key or value, what was found and what is possible.
+    """
+    tree = read_tree(path, overrides)
+    if "tune" in tree:
+        raise ConfigError(
+            f"{source_of(path)} describes a sweep (its section `tune`): run it with `causal tune`, "
+            "which writes the best run's config to best.yaml"
+        )
+    return parse_config(tree, source_of(path))
+
+
+def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file with overrides as a tree of plain values, not validated (`ConfigError`)."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such config file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(
+                f"{path}: the top level must be sections such as `model:`, "
+                f"found {type(loaded).__name__}"
+            )
+        tree = loaded or {}
+    items = list(overrides)
+    if any(item.startswith("loss.preset=") for item in items) and isinstance(
+        tree.get("loss"), dict
+    ):
+        # The later statement wins: a preset given as override replaces the file's weights.
+        tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
+    for item in items:
+        apply_override(tree, item)
+    return tree
+
+
+def source_of(path: str | Path | None) -> str:
+    """How errors name where a config comes from."""
+    return "the defaults" if path is None else str(path)
+
+
+def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """Validates a tree of plain values; `source` names it in errors (`ConfigError`)."""
+    return parse_section(Config, tree, source)
+
+
+def parse_section(section: type[AnySection], tree: Any, source: str, at: str = "") -> AnySection:
+    """Validates a tree as any typed section.
+
+    Args:
+        source: Names the tree in errors.
+        at: The path of the section within it, which errors begin their paths with.
+
+    Raises:
+        ConfigError: names every bad key or value; an unknown key with the nearest known one.
+    """
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem, section, at) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
+
+
+def apply_override(tree: dict[str, Any], item: str) -> None:
+    """Sets one `key.sub=value` in a tree of plain values (`ConfigError` where it is none)."""
+    key, separator, text = item.partition("=")
+    key = key.strip()
+    if not separator or not key or any(not part for part in key.split(".")):
+        raise ConfigError(f"override {item!r}: expected key.sub=value, e.g. train.epochs=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {item!r}: the value is not valid YAML: {error}") from error
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    node = tree
+    *parents, leaf = key.split(".")
+    for depth, part in enumerate(parents):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            at = ".".join(parents[: depth + 1])
+            raise ConfigError(f"override {item!r}: `{at}` is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(problem: Any, section: type[BaseModel], at: str) -> str:
+    path = ".".join(part for part in (at, *map(str, problem["loc"])) if part) or "config"
+    found = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(section, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
+        return f"  {path}: unknown key{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(found, Mapping | BaseModel):
+        return f"  {path}: {message}"
+    return f"  {path}: {message}; found {found!r}"
+
+
+def _known_keys(section: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Keys of the model at a location of an error, which goes through fields, keys of mappings and
+    tags of unions."""
+    models = [section]
+    for part in location:
+        inner = [model for outer in models for model in _models_below(outer, str(part))]
+        models = inner or [model for model in models if _has_tag(model, str(part))]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_below(model: type[BaseModel], part: str) -> list[type[BaseModel]]:
+    field = model.model_fields.get("root" if issubclass(model, RootModel) else part)
+    return [] if field is None else _models_in(field.annotation)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    fields = model.model_fields.values()
+    return any(tag in typing.get_args(field.annotation) for field in fields)
