@@ -295,6 +295,11 @@ class ResourcesConfig(Section):
     gpu_memory: str | None = Field(
         None, description="Memory of a worker's device to plan for, e.g. 24GiB; default: all."
     )
+    probe_memory: bool = Field(
+        False,
+        description="Rehearse one step on the largest triplet before training: measures what the "
+        "plan cannot know, which `train.micro_batch_tokens: auto` then leaves room for.",
+    )
     cpus_per_worker: float = Field(1.0, gt=0)
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; default: cores / local workers."

@@ -293,6 +293,10 @@ class _Loop:
         names = {"predicted_bytes": "planned", "measured_bytes": "measured"}
         return {f"{names[key]}_memory_bytes": found[key] for key in names if key in found}
 
+    def _memory_summary(self) -> dict[str, Any]:
+        probe = self.session.calibration
+        return self._meter.summary() | ({"probe": probe.to_dict()} if probe is not None else {})
+
     def _write_checkpoint(self, trained: EngineState, metrics: dict[str, float]) -> Path:
         """A whole checkpoint in a local temporary directory."""
         config, session = self.config, self.session
@@ -361,7 +365,7 @@ class _Loop:
             "workers": self.context.world_size,
             "seconds": time.monotonic() - self.started,
             "peak_memory_bytes": peak_memory_bytes(self.context.device),
-            "memory": self._meter.summary(),
+            "memory": self._memory_summary(),
         }
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from causal_core.paths import cache_root
 from causal_core.prompts import PromptEncoder, build_prompt_encoder
 from causal_core.step import needs_of
 from causal_core.triplet_trees import Needs, Packing, tree_nodes
+
+if TYPE_CHECKING:
+    from causal_core.memory.probe import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Session:
     selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
     packing: Packing
     token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
+    calibration: Calibration | None = None  # of the memory plan, with `resources.probe_memory`
 
 
 def load_split(
@@ -96,21 +100,30 @@ def open_session(config: Config, device: torch.device) -> Session:
     """Loads and builds everything, the same on every worker."""
     data = load_run_data(config)
     needs = needs_of(config.loss)
-    tokens = _token_budget(config, data.train, needs, device)
+    available = _available_bytes(config, device)  # before anything is loaded
+    tokens = _token_budget(config, data.train, needs, available)
     check_micro_batch_budget(data.train, needs, tokens)
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
     measured = packing_of(model, device, cache_root(config.data.cache_dir))
     engine = build_engine(config, model, device)
+    packing = _kept_packing(measured, engine, device, run_directory(config) / PACKING)
+    calibration = None
+    if config.resources.probe_memory:
+        from causal_core.memory.probe import rehearse
+
+        calibration = rehearse(config, engine, packing, data.train, device)
+        tokens = _token_budget(config, data.train, needs, available, calibration)
     return Session(
         data=data,
         plan=step_plan(config, len(data.train)),
         engine=engine,
-        packing=_kept_packing(measured, engine, device, run_directory(config) / PACKING),
+        packing=packing,
         base_fingerprint=base_fingerprint(source, base),
         selection=_selection(config, data.validation),
         token_budget=tokens,
+        calibration=calibration,
     )
 
 
@@ -130,8 +143,20 @@ def _kept_packing(measured: Packing, engine: Engine, device: torch.device, path:
     return packing_from(float(engine.sum_over_workers(shared)[0]), device)
 
 
+def _available_bytes(config: Config, device: torch.device) -> int:
+    """Memory of this worker's device, or its share of what it has."""
+    memory, share = device_memory_bytes(device), config.resources.gpus_per_worker
+    if device.type == "cpu":
+        return memory // max(1, config.resources.max_workers)
+    return int(memory * share) if 0 < share < 1 else memory
+
+
 def _token_budget(
-    config: Config, dataset: TripletDataset, needs: Needs, device: torch.device
+    config: Config,
+    dataset: TripletDataset,
+    needs: Needs,
+    available: int,
+    calibration: Calibration | None = None,
 ) -> int:
     """Tokens of a micro-batch: as given, or with `auto` the most that fit this worker's device.
 
@@ -142,13 +167,11 @@ def _token_budget(
         return tokens
     from causal_core.memory import DataProfile, automatic_micro_batch
 
-    memory, share = device_memory_bytes(device), config.resources.gpus_per_worker
-    if device.type == "cpu":
-        memory //= max(1, config.resources.max_workers)
-    elif 0 < share < 1:
-        memory = int(memory * share)
     tokens = automatic_micro_batch(
-        config, available_bytes=memory, data=DataProfile.of(dataset, needs)
+        config,
+        available_bytes=available,
+        data=DataProfile.of(dataset, needs),
+        calibration=calibration,
     )
     log.info("train.micro_batch_tokens=auto: %d fit the device", tokens)
     return tokens

@@ -200,6 +200,19 @@ class TrainStep:
             ready = None  # cut for the budget that was too large
         return self._finish(totals, denominators, learning_rate)
 
+    def rehearse(self, triplets: Sequence[TripletTokens]) -> None:
+        """The gradients of triplets, each a micro-batch of its own, computed and dropped.
+
+        Collective. Draws from the random generators, which is the caller's to undo.
+
+        Raises:
+            RunFailedError: memory ran out.
+        """
+        ready = [micro_batch for triplet in triplets for micro_batch in self.cut([triplet])]
+        while self._gradients(triplets, Denominators.of(triplets), triplets[0], ready) is None:
+            ready = []
+        self.engine.discard()
+
     def _gradients(
         self,
         mine: Sequence[TripletTokens],

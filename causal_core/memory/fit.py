@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from causal_core.config import Config
 from causal_core.errors import ConfigError
 from causal_core.memory.plan import Device, predict
 from causal_core.memory.shapes import DataProfile, longest_tree
 from causal_core.memory.units import gib
+
+if TYPE_CHECKING:
+    from causal_core.memory.probe import Calibration
 
 STEP = 64  # micro-batches are sought in multiples of this many tokens
 MOST_TOKENS = 262144
@@ -24,6 +28,7 @@ def largest_micro_batch(
     world_size: int | None = None,
     device: Device | None = None,
     data: DataProfile | None = None,
+    calibration: Calibration | None = None,
 ) -> int | None:
     """The largest micro-batch, in padded tree nodes, whose step fits `budget_bytes` of a device.
 
@@ -32,6 +37,7 @@ def largest_micro_batch(
     Args:
         at_least: The smallest that is of use; default: `least_tokens`.
         at_most: Default: what a whole global batch can need.
+        calibration: What a rehearsed step showed the plan to lack.
 
     Returns:
         None when not even `at_least` fits.
@@ -41,9 +47,10 @@ def largest_micro_batch(
     most = at_most or min(MOST_TOKENS, config.train.global_batch * longest)
 
     def required(tokens: int) -> int:
-        return predict(
+        plan = predict(
             config, micro_batch_tokens=tokens, world_size=world_size, device=device, data=data
-        ).required_bytes
+        )
+        return plan.required_bytes if calibration is None else calibration.required_bytes(plan)
 
     return _largest(required, budget_bytes, least, max(least, most), STEP)
 
@@ -55,13 +62,18 @@ def least_tokens(config: Config, data: DataProfile | None = None) -> int:
 
 
 def automatic_micro_batch(
-    config: Config, *, available_bytes: int | None = None, data: DataProfile | None = None
+    config: Config,
+    *,
+    available_bytes: int | None = None,
+    data: DataProfile | None = None,
+    calibration: Calibration | None = None,
 ) -> int:
     """The micro-batch of `train.micro_batch_tokens: auto`.
 
     Args:
         available_bytes: Of the device, where it is at hand; `resources.gpu_memory` goes first.
         data: What real micro-batches can look like, where data is known.
+        calibration: What a rehearsed step showed the plan to lack.
 
     Raises:
         ConfigError: no amount of memory is known, or not even the smallest micro-batch fits.
@@ -72,7 +84,7 @@ def automatic_micro_batch(
             "train.micro_batch_tokens=auto needs to know the device's memory, and none is here to "
             "ask: set resources.gpu_memory (e.g. 24GiB), or give a number of tokens"
         )
-    tokens = largest_micro_batch(config, budget, data=data)
+    tokens = largest_micro_batch(config, budget, data=data, calibration=calibration)
     if tokens is None:
         least = least_tokens(config, data)
         raise ConfigError(

@@ -95,6 +95,12 @@ class MemoryMeter:
             )  # fmt: skip
         return found
 
+    def rehearsed(self) -> tuple[MemoryPlan, int] | None:
+        """The plan and the measured peak, *allocated*, of what was watched so far."""
+        shape, measured = largest(self._shapes), self._measured()
+        plan = self._plan(shape) if shape is not None and measured is not None else None
+        return None if plan is None or measured is None else (plan, measured)
+
     def _measured(self) -> int | None:
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
