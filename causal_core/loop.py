@@ -6,6 +6,7 @@ neither Ray nor the engine.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -92,12 +93,20 @@ class _Loop:
             self.context.world_size,
             plan.total_steps,
         )
-        run_log = None
-        if self.context.rank == 0:
-            run_log = RunLog(
-                self.context.directory, self.step, config.logging, self.context.trackers
-            )
-            run_log.performance(self.step, {"opening_seconds": self.opening_seconds})
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._batches.close)
+            run_log = None
+            if self.context.rank == 0:
+                run_log = RunLog(
+                    self.context.directory, self.step, config.logging, self.context.trackers
+                )
+                opened.callback(run_log.close)
+                run_log.performance(self.step, {"opening_seconds": self.opening_seconds})
+            last_validation = self._steps(step, run_log)
+        return self._summary(last_validation)
+
+    def _steps(self, step: TrainStep, run_log: RunLog | None) -> dict[str, float]:
+        """Steps until the run is over or asked to stop; the last validation's metrics."""
         last_validation: dict[str, float] = {}
         stopped = False
         while not stopped and not self._is_over():
@@ -110,10 +119,7 @@ class _Loop:
                 last_validation = self._validate(run_log)
             if save or stopped or leaving:
                 self._save(report, last_validation if validate else {}, run_log)
-        self._batches.close()
-        if run_log is not None:
-            run_log.close()
-        return self._summary(last_validation)
+        return last_validation
 
     def _is_over(self) -> bool:
         return self.step >= self.session.plan.total_steps or self.best.exhausted(

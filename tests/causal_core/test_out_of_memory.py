@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from causal_core.config import LossConfig, TrainConfig
 from causal_core.engines.plain import PlainEngine
 from causal_core.engines.trial import Trial, run_trials, trial_config, write_base
-from causal_core.errors import RunFailedError
+from causal_core.errors import OneWorkerFailedError, RunFailedError
 from causal_core.out_of_memory import is_out_of_memory
 from causal_core.step import Denominators, TrainStep, needs_of
 from causal_core.triplet_trees import tree_nodes
@@ -80,6 +80,33 @@ def test_a_single_triplet_that_does_not_fit_stops_with_what_to_do():
     error = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RunFailedError, match=r"single triplet.*gradient_checkpointing=true"):
         steps(lambda m, t: ExhaustedEngine(m, t, smallest - 1, error), budget=300, count=1)
+
+
+class OneOfTwo(PlainEngine):
+    """One worker of two whose memory runs out in a micro-batch, counted from 1."""
+
+    world_size = 2
+
+    def __init__(self, model, train, failing: int, local_until_last: bool) -> None:
+        super().__init__(model, train, CPU)
+        self.local_until_last, self._left = local_until_last, failing
+
+    def accumulate(self, batch, loss_of, last) -> None:
+        self._left -= 1
+        if not self._left:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().accumulate(batch, loss_of, last)
+
+
+@pytest.mark.parametrize(("failing", "local"), [(2, True), (1, False)], ids=["last", "ZeRO"])
+def test_a_worker_that_cannot_go_back_fails_alone_so_that_all_are_restarted(failing, local):
+    """The others already wait for it, so the error must not look like one that all of them have."""
+    model, batch = tiny_model(), random_triplets(2, 5)
+    train = TrainConfig(micro_batch_tokens=300)
+    step = TrainStep(OneOfTwo(model, train, failing, local), LOSS, train, CPU)
+    ready = [step.cut([triplet])[0] for triplet in batch]
+    with pytest.raises(OneWorkerFailedError, match=r"ran out .*gradient_checkpointing=true"):
+        step.run(batch, Denominators.of(batch), 1e-2, batch[0], ready)
 
 
 def test_other_errors_are_not_taken_for_exhausted_memory():
