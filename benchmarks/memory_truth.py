@@ -35,6 +35,7 @@ GB = 10**9
 CHUNK = 128  # rows of one piece of the output projection and of the cross-entropy in LitGPT
 
 MODELS = {
+    "TinyLlama-1.1B": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "Llama-3.2-1B": "meta-llama/Llama-3.2-1B",
     "Llama-3.2-3B": "meta-llama/Llama-3.2-3B",
     "Llama-2-7B": "meta-llama/Llama-2-7b-hf",
@@ -44,8 +45,10 @@ MODELS = {
     "Mistral-7B-v0.1": "mistralai/Mistral-7B-v0.1",
 }
 TARGETS = {
-    "query": "q_proj", "key": "k_proj", "value": "v_proj", "q": "q_proj", "k": "k_proj",
-    "v": "v_proj", "gate": "gate_proj", "up": "up_proj", "down": "down_proj",
+    "query": ("q_proj",), "key": ("k_proj",), "value": ("v_proj",), "projection": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj", "down_proj"), "head": ("lm_head",),
+    "q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",),
+    "gate": ("gate_proj",), "up": ("up_proj",), "down": ("down_proj",),
 }  # fmt: skip
 METRICS = {"max_memory_allocated": "allocated", "max_memory_reserved": "reserved"}
 
@@ -86,13 +89,13 @@ def step_of(row: dict[str, str]) -> Step | str:
         return f"architecture of {row['model']} is not Llama-like or not in the table"
     targets = row["target_modules"].split("|")
     if any(t not in TARGETS for t in targets):
-        return "LoRA on a fused output head: not a plain LoRA model"
+        return f"LoRA on {row['target_modules']}: not the modules of a Llama"
     return Step(
         trainer=trainer,
         metric=METRICS[row["metric"]],
         model=MODELS[row["model"]],
         rank=int(row["rank"]),
-        targets=tuple(TARGETS[t] for t in targets),
+        targets=tuple(name for target in targets for name in TARGETS[target]),
         nf4=row["method"] == "qlora",
         nested=row["quant"].endswith("dq"),
         rows=int(row["micro_batch"]),
@@ -192,6 +195,22 @@ def fuse_value(model: Any) -> None:
             module.v_proj.register_forward_hook(_as_view_of_three)
 
 
+def keep_padding_source(model: Any) -> None:
+    """Where that layer adapts q and v but not k, `index_copy` puts their updates beside zeros, and
+    its backward keeps them, for their shape."""
+    for module in model.modules():
+        if not type(module).__name__.endswith("Attention"):
+            continue
+        adapted = [hasattr(layer, "lora_A") for layer in (module.q_proj, module.k_proj)]
+        if adapted == [True, False] and hasattr(module.v_proj, "lora_A"):
+            module.v_proj.register_forward_hook(_keep_updates)
+
+
+def _keep_updates(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    widths = inputs[0].shape[-1] + output.shape[-1]
+    return _KeepsInput.apply(output, output.new_empty((*output.shape[:-1], widths)))
+
+
 def _as_view_of_three(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     width = output.shape[-1]
     fused = inputs[0].shape[-1] + 2 * width
@@ -199,11 +218,44 @@ def _as_view_of_three(module: nn.Module, inputs: tuple[Tensor, ...], output: Ten
     return torch.cat([rest, output], dim=-1)[..., -width:]
 
 
+class _SharedDropout(nn.Module):
+    """One dropout for the `users` that take the same input one after the other."""
+
+    def __init__(self, dropout: nn.Module, users: int) -> None:
+        super().__init__()
+        self.dropout, self.users = dropout, users
+        self.left, self.output = 0, None
+
+    def forward(self, given: Tensor) -> Tensor:
+        if not self.left:
+            self.left, self.output = self.users, self.dropout(given)
+        self.left -= 1
+        output = self.output
+        if not self.left:
+            self.output = None  # from here on only the graph holds it
+        return output
+
+
+def share_dropout(model: Any) -> None:
+    """The adapter of that one layer drops out its input once, for q, k and v together."""
+    for module in model.modules():
+        if type(module).__name__.endswith("Attention"):
+            adapted = [
+                layer for layer in (module.q_proj, module.k_proj, module.v_proj)
+                if hasattr(layer, "lora_dropout")
+            ]  # fmt: skip
+            shared = _SharedDropout(adapted[0].lora_dropout["default"], len(adapted))
+            for layer in adapted:
+                layer.lora_dropout["default"] = shared
+
+
 def predicted(step: Step) -> int:
     """Peak over the row's steps, of allocated or reserved bytes, as its metric says."""
     model = build(step)
     if step.trainer == "litgpt":
         fuse_value(model)
+        share_dropout(model)
+        keep_padding_source(model)
     if step.nf4:
         keep_inputs(model)
     events: list[tuple[int, int]] = []
