@@ -295,6 +295,11 @@ class ResourcesConfig(Section):
     gpu_memory: str | None = Field(
         None, description="Memory of a worker's device to plan for, e.g. 24GiB; default: all."
     )
+    accelerator_type: str | None = Field(
+        None,
+        description="Ray's name of the device that workers need, e.g. A10G or A100-80G (a node's "
+        "resource `accelerator_type:NAME`); default: any.",
+    )
     probe_memory: bool = Field(
         False,
         description="Rehearse one step on the largest triplet before training: measures what the "

@@ -14,38 +14,61 @@ _EPSILON = 1e-6  # fractions of a GPU add up with rounding
 
 @dataclass(frozen=True)
 class Ask:
-    """`least` to `most` workers of `cpus` and `gpus` each."""
+    """`least` to `most` workers of `cpus` and `gpus` each, on nodes with `accelerator_type`."""
 
     least: int
     most: int
     cpus: float
     gpus: float
+    accelerator_type: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> Ask:
         resources = config.resources
         most = resources.max_workers
         least = resources.workers if isinstance(resources.workers, int) else resources.workers[0]
-        return cls(least, most, resources.cpus_per_worker, resources.gpus_per_worker)
+        return cls(
+            least,
+            most,
+            resources.cpus_per_worker,
+            resources.gpus_per_worker,
+            resources.accelerator_type,
+        )
 
     def __str__(self) -> str:
         if self.most == 0:
             return "no worker: the run is in the job's own process, on the head"
         count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{count} worker{'s' * (self.most > 1)} of {self.cpus:g} CPU{gpus} each"
+        where = f", on nodes with {self.accelerator_type}" if self.accelerator_type else ""
+        return f"{count} worker{'s' * (self.most > 1)} of {self.cpus:g} CPU{gpus} each{where}"
 
     def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many of the workers fit on empty nodes (each worker on one node)."""
         if self.most == 0:
             return 0
         fits = 0
-        for node in nodes:
+        for node in nodes_with(self.accelerator_type, nodes):
             here = (node.get("CPU", 0.0) + _EPSILON) // self.cpus
             if self.gpus:
                 here = min(here, (node.get("GPU", 0.0) + _EPSILON) // self.gpus)
             fits += int(here)
         return min(fits, self.most)
+
+
+def nodes_with(
+    accelerator_type: str | None, nodes: Sequence[Mapping[str, float]]
+) -> list[Mapping[str, float]]:
+    """The nodes that have a device of a type by Ray's name; all for None."""
+    if accelerator_type is None:
+        return list(nodes)
+    return [node for node in nodes if node.get(f"{_ACCELERATOR}{accelerator_type}", 0.0) > 0]
+
+
+def accelerator_types(nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """The types of device among the nodes, by Ray's names."""
+    names = {name for node in nodes for name in node if name.startswith(_ACCELERATOR)}
+    return sorted(name.removeprefix(_ACCELERATOR) for name in names)
 
 
 def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
@@ -63,9 +86,9 @@ def smallest_card(nodes: Sequence[Mapping[str, float]]) -> int | None:
     from causal_core.memory.units import card_bytes
 
     found = []
-    for name in {name for node in nodes for name in node if name.startswith(_ACCELERATOR)}:
+    for name in accelerator_types(nodes):
         with contextlib.suppress(ConfigError):
-            found.append(card_bytes(name.removeprefix(_ACCELERATOR)))
+            found.append(card_bytes(name))
     return min(found, default=None)
 
 

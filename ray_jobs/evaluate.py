@@ -161,6 +161,7 @@ def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         task = ray.remote(evaluate_shard).options(
             num_cpus=config.resources.cpus_per_worker,
             num_gpus=config.resources.gpus_per_worker,
+            accelerator_type=config.resources.accelerator_type,
             max_retries=config.ray.max_failures,  # -1 means any number to both
             # Not inside the placement group of whoever asks (a sweep's trial holds next to none).
             scheduling_strategy="DEFAULT",

@@ -98,7 +98,10 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
         },
         torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=per_worker
+            num_workers=resources.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=per_worker,
+            accelerator_type=resources.accelerator_type,
         ),
         run_config=RunConfig(
             name=CHECKPOINTS,

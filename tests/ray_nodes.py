@@ -7,6 +7,7 @@ whole (as a lost machine is) and nothing else on this machine is touched.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -62,11 +63,15 @@ class RayNodes:
         """Ray's session directory, with its logs."""
         return (self.folder / "ray" / "session_latest").resolve()
 
-    def add_node(self, name: str, cpus: int = 1) -> None:
+    def add_node(self, name: str, cpus: int = 1, accelerator_type: str | None = None) -> None:
         """Starts a worker node and waits until the head knows it."""
         # All nodes share one session directory here; one of them reads its logs.
         log_monitor = "--include-log-monitor=False"
-        self._start(name, cpus, f"--address=127.0.0.1:{self._gcs_port}", log_monitor)
+        typed = {f"accelerator_type:{accelerator_type}": 1} if accelerator_type else {}
+        self._start(
+            name, cpus, f"--address=127.0.0.1:{self._gcs_port}", log_monitor,
+            f"--resources={json.dumps(typed)}",
+        )  # fmt: skip
         self._wait(lambda: name in self.alive(), f"node {name}")
 
     def kill_node(self, name: str) -> list[str]:

@@ -8,7 +8,7 @@ micro-batch of use is refused with the bytes it would have needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from causal_core.config import Config
@@ -20,6 +20,7 @@ from causal_core.memory.plan import device_of
 from causal_core.memory.shapes import DataProfile
 from causal_core.memory.units import gib
 from causal_core.step import needs_of
+from ray_jobs.cluster_resources import accelerator_types, nodes_with
 from tune_spaces.config import SweepConfig
 from tune_spaces.space import Point, SearchSpace
 
@@ -35,22 +36,28 @@ class Admission:
     comparable_bytes: int | None  # what the measured peak is to be compared with
     micro_batch_tokens: int | None
     reason: str = ""
-    over: float = 0.0  # by how much it is beyond the budget, relative to it
+    accelerator_type: str | None = None  # of the nodes that it is to run on; None: any
 
 
 class Gate:
-    """Plans points against a budget.
+    """Plans points against the budgets of the devices they may run on.
 
     Args:
-        budget_bytes: Of a worker's device; None admits everything, planned all the same.
+        budgets: Bytes of a worker's device by accelerator type (None: any type), smallest first;
+            empty admits everything, planned all the same.
     """
 
-    def __init__(self, budget_bytes: int | None) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budgets: Mapping[str | None, int]) -> None:
+        self.budgets = budgets
+        self.budget_bytes = max(budgets.values(), default=None)
         self._profiles: dict[str, DataProfile] = {}
 
-    def admit(self, config: Config) -> Admission:
-        """Plans one run and chooses its micro-batch.
+    def admit(self, config: Config, load: Mapping[str | None, float] | None = None) -> Admission:
+        """Plans one run and chooses where it runs, and its micro-batch there.
+
+        Args:
+            load: How full each accelerator type is, 1 for full. Of those that the run fits, the
+                least loaded one takes it, of equal ones the smallest.
 
         Raises:
             UserError: the model or the data cannot be read (not the point's fault).
@@ -63,19 +70,22 @@ class Gate:
             plan = predict(config, micro_batch_tokens=tokens or least_tokens(config, data),
                            data=data)  # fmt: skip
             return Admission(config, plan.required_bytes, comparable(plan), tokens)
-        tokens = largest_micro_batch(config, self.budget_bytes, data=data)
-        if tokens is None:
-            plan = self.smallest_plan(config)
-            over = plan.required_bytes / self.budget_bytes - 1
+        smallest = self.smallest_plan(config)
+        fitting = [t for t, budget in self.budgets.items() if smallest.required_bytes <= budget]
+        if not fitting:
             return Admission(
-                None, plan.required_bytes, comparable(plan), None, over=over,
-                reason=f"needs {gib(plan.required_bytes)} of {gib(self.budget_bytes)} even at the "
-                f"smallest micro-batch ({plan.shape.tokens} tokens)",
+                None, smallest.required_bytes, comparable(smallest), None,
+                reason=f"needs {gib(smallest.required_bytes)} of {gib(self.budget_bytes)} even at "
+                f"the smallest micro-batch ({smallest.shape.tokens} tokens)",
             )  # fmt: skip
-        train = config.train.model_copy(update={"micro_batch_tokens": tokens})
-        fitting = config.model_copy(update={"train": train})
-        plan = predict(fitting, data=data)
-        return Admission(fitting, plan.required_bytes, comparable(plan), tokens)
+        full = load or {}
+        chosen = min(fitting, key=lambda name: full.get(name, 0.0))  # the first of equal ones
+        tokens = largest_micro_batch(config, self.budgets[chosen], data=data)
+        admitted = placed_on(chosen, tokens, config)
+        plan = predict(admitted, data=data)
+        return Admission(
+            admitted, plan.required_bytes, comparable(plan), tokens, accelerator_type=chosen
+        )
 
     def fits(self, config: Config) -> bool:
         """Whether a run fits at the smallest micro-batch of use."""
@@ -99,10 +109,28 @@ class Gate:
         return self._profiles[key]
 
 
+def placed_on(accelerator_type: str | None, tokens: int | None, config: Config) -> Config:
+    """The run on a type of device (None: as it says itself) with a micro-batch (likewise)."""
+    placed = config.model_copy(deep=True)
+    if accelerator_type is not None:
+        placed.resources.accelerator_type = accelerator_type
+    if tokens is not None:
+        placed.train.micro_batch_tokens = tokens
+    return placed
+
+
 def comparable(plan: MemoryPlan) -> int:
     """The part of a plan that a run's `peak_memory_bytes` measures: what torch allocated on a GPU,
     the whole process on CPU."""
     return plan.peak_bytes if plan.device == "cuda" else plan.required_bytes
+
+
+def budget_text(budgets: Mapping[str | None, int]) -> str:
+    """`24.00 GiB`, or `22.00 GiB on A10G, 79.00 GiB on A100-80G`."""
+    return ", ".join(
+        gib(budget) + (f" on {name}" if name is not None else "")
+        for name, budget in budgets.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +219,28 @@ def _why_invalid(space: SearchSpace, base: Config, points: Iterable[Point]) -> s
     raise AssertionError("all points are valid")
 
 
-def expected_slots(config: Config, nodes: Sequence[dict[str, float]]) -> int:
+def slots_by_type(
+    config: Config, types: Iterable[str | None], nodes: Sequence[Mapping[str, float]]
+) -> dict[str | None, int]:
+    """`expected_slots` of the nodes of each accelerator type (None: of all nodes).
+
+    Raises:
+        UserError: no node has one of the types, or not even one trial fits there.
+    """
+    slots = {}
+    for name in types:
+        here = nodes_with(name, nodes)
+        if not here:
+            known = ", ".join(accelerator_types(nodes)) or "none"
+            raise UserError(
+                f"no node of the cluster has the accelerator type {name} (there: {known}): correct "
+                "tune.gpu_memory or resources.accelerator_type, or add such a node"
+            )
+        slots[name] = expected_slots(config, here)
+    return slots
+
+
+def expected_slots(config: Config, nodes: Sequence[Mapping[str, float]]) -> int:
     """Trials that run at a time without starving each other's workers.
 
     Tune holds nothing for a trial's workers (ray-project/ray#54305): more trials than the nodes

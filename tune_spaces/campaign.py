@@ -12,7 +12,7 @@ from typing import Any
 from causal_core.config import Config
 from causal_core.errors import ConfigError
 from causal_core.run_log import PERFORMANCE, read_records
-from tune_spaces.budget import Admission, Gate
+from tune_spaces.budget import Admission, Gate, placed_on
 from tune_spaces.config import SweepConfig
 from tune_spaces.ledger import Ledger, Trial
 from tune_spaces.searcher import searcher_of
@@ -47,6 +47,7 @@ class Campaign:
         self._next_number = max((t.number for t in ledger.trials), default=-1) + 1
         self._interrupted = [t.number for t in ledger.trials if not t.is_over]
         self.ended_now: set[int] = set()  # trials that ended in this session
+        self.slots: Mapping[str | None, int] = {}  # trials at a time by accelerator type
 
     def settle(self) -> None:
         """Ends the interrupted trials whose drivers had said the last word already."""
@@ -90,6 +91,7 @@ class Campaign:
                     "predicted_bytes": admission.predicted_bytes,
                     "comparable_bytes": admission.comparable_bytes,
                     "micro_batch_tokens": admission.micro_batch_tokens,
+                    "accelerator_type": admission.accelerator_type,
                     "reason": admission.reason,
                 }
             )
@@ -144,10 +146,8 @@ class Campaign:
     def config_of(self, trial: Trial) -> Config:
         """The run of a trial that was admitted."""
         config = self.sweep.tune.space.apply(self.sweep.run, trial.point)
-        if trial.micro_batch_tokens is not None:
-            train = {"micro_batch_tokens": trial.micro_batch_tokens}
-            config = config.model_copy(update={"train": config.train.model_copy(update=train)})
-        return self._placed(trial.number, config)
+        admitted = placed_on(trial.accelerator_type, trial.micro_batch_tokens, config)
+        return self._placed(trial.number, admitted)
 
     def _placed(self, number: int, config: Config) -> Config:
         placed = config.model_copy(deep=True)
@@ -162,7 +162,12 @@ class Campaign:
         except ConfigError as error:
             reason = str(error).splitlines()[-1].strip()
             return Admission(None, None, None, None, f"no valid config: {reason}")
-        return self._gate.admit(config)
+        return self._gate.admit(config, self._load())
+
+    def _load(self) -> dict[str | None, float]:
+        """Running trials per slot, by accelerator type."""
+        running = [t.accelerator_type for t in self.ledger.trials if not t.is_over]
+        return {name: running.count(name) / slots for name, slots in self.slots.items()}
 
     def _trained(self) -> int:
         return sum(trial.status != "refused" for trial in self.ledger.trials)

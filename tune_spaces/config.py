@@ -77,10 +77,11 @@ class TuneConfig(Section):
         description="Relative: how far the best trial's benign NLL may be above the lowest; "
         "a constraint on benign_nll or benign_exact takes its place.",
     )
-    gpu_memory: str | None = Field(
+    gpu_memory: str | dict[str, str] | None = Field(
         None,
-        description="What a worker may need of its device, e.g. 24GiB (without a GPU: of memory). "
-        "Points that do not fit are refused; default: resources.gpu_memory.",
+        description="What a worker may need of its device, e.g. 24GiB (without a GPU: of memory), "
+        "or by Ray's accelerator type: {A10G: 22GiB, A100-80G: 79GiB}. Points that do not fit any "
+        "are refused; default: resources.gpu_memory.",
     )
     asha: AshaSection = Field(default_factory=AshaSection)
     max_concurrent: int | None = Field(
@@ -89,9 +90,12 @@ class TuneConfig(Section):
 
     @field_validator("gpu_memory")
     @classmethod
-    def _is_an_amount(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_bytes(value)
+    def _is_an_amount(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        if value == {}:
+            raise ValueError("names no accelerator type: give an amount, or leave it out")
+        for amount in value.values() if isinstance(value, dict) else [value]:
+            if amount is not None:
+                parse_bytes(amount)
         return value
 
     @model_validator(mode="after")
@@ -133,11 +137,20 @@ class SweepConfig:
         return Path(self.run.run.dir).expanduser().resolve()
 
     @property
+    def budgets(self) -> dict[str | None, int]:
+        """What a worker may need of its device, by accelerator type (None: any), smallest first;
+        empty where there is no budget."""
+        given = self.tune.gpu_memory
+        if isinstance(given, dict):
+            amounts = {name: parse_bytes(amount) for name, amount in given.items()}
+            return dict(sorted(amounts.items(), key=lambda item: (item[1], item[0])))
+        budget = self.run.resources.gpu_memory_bytes if given is None else parse_bytes(given)
+        return {} if budget is None else {self.run.resources.accelerator_type: budget}
+
+    @property
     def budget_bytes(self) -> int | None:
-        """What a worker may need of its device."""
-        if self.tune.gpu_memory is not None:
-            return parse_bytes(self.tune.gpu_memory)
-        return self.run.resources.gpu_memory_bytes
+        """The largest budget: beyond it nothing runs."""
+        return max(self.budgets.values(), default=None)
 
     def identity(self) -> dict[str, Any]:
         """What may not change while a sweep continues: by dotted path."""
@@ -204,5 +217,11 @@ def _check(run: Config, tune: TuneConfig, source: str) -> None:
                 f"{source}: tune.space varies {path}, which the memory budget decides (the largest "
                 "that fits; the result does not depend on it): leave it out of the space"
             )
+    if isinstance(tune.gpu_memory, dict) and run.resources.accelerator_type is not None:
+        raise ConfigError(
+            f"{source}: tune.gpu_memory has a budget for each of {', '.join(tune.gpu_memory)}, and "
+            f"resources.accelerator_type={run.resources.accelerator_type} allows only one: leave "
+            "one of the two out"
+        )
     if tune.searcher == "grid":
         next(tune.space.grid())

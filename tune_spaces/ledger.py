@@ -38,6 +38,7 @@ class Trial:
     predicted_bytes: int | None = None  # what a worker needs by plan; see `budget.Admission`
     comparable_bytes: int | None = None  # the part of it that the measured peak is comparable to
     micro_batch_tokens: int | None = None
+    accelerator_type: str | None = None  # of the nodes that it runs on; None: any
     reason: str = ""
     reports: list[dict[str, float]] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class Ledger:
                 predicted_bytes=record.get("predicted_bytes"),
                 comparable_bytes=record.get("comparable_bytes"),
                 micro_batch_tokens=record.get("micro_batch_tokens"),
+                accelerator_type=record.get("accelerator_type"),
                 reason=record.get("reason", ""),
             )
             self._trials[trial.number] = trial

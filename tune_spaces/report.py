@@ -10,6 +10,7 @@ from typing import Any
 
 from causal_core.memory.units import gib
 from causal_core.page import render, write_page
+from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.charts import (
     Dot,
@@ -73,14 +74,13 @@ def _context(campaign: Campaign) -> dict[str, Any]:
 def _facts(campaign: Campaign, trials: Sequence[Trial]) -> list[tuple[str, str]]:
     sweep = campaign.sweep
     counts = {s: sum(t.status == s for t in trials) for s in ("finished", "stopped", "failed")}
-    budget = sweep.budget_bytes
     return [
         ("Model", sweep.run.model.name_or_path),
         ("Aims at", ", ".join(sweep.tune.objectives)),
         ("Searcher", f"{sweep.tune.searcher}, seed {sweep.tune.seed}"),
         ("Trials", ", ".join(f"{n} {s}" for s, n in counts.items() if n) or "none"),
         ("Refused by the budget", str(sum(t.status == "refused" for t in trials))),
-        ("Budget a worker", gib(budget) if budget else "none"),
+        ("Budget a worker", budget_text(sweep.budgets) or "none"),
     ]
 
 

@@ -47,6 +47,7 @@ def _plain(trial: Trial) -> dict[str, Any]:
         "point": trial.point,
         "predicted_bytes": trial.predicted_bytes,
         "micro_batch_tokens": trial.micro_batch_tokens,
+        "accelerator_type": trial.accelerator_type,
         "steps": trial.steps,
         "metrics": trial.metrics,
     }
@@ -56,8 +57,9 @@ def write_results(campaign: Campaign) -> Path:
     """One row per trial, refused ones too, whole or not at all.
 
     Columns: number, status, reason, pareto, best; `point.PATH` (JSON); config (JSON of the resolved
-    run); predicted_bytes, comparable_bytes, budget_bytes, micro_batch_tokens, steps, directory;
-    `NAME`, `NAME_low`, `NAME_high` of every objective.
+    run); predicted_bytes, comparable_bytes, budget_bytes (of the device it ran on, or of the
+    largest), accelerator_type, micro_batch_tokens, steps, directory; `NAME`, `NAME_low`,
+    `NAME_high` of every objective.
     """
     sweep = campaign.sweep
     trials = campaign.ledger.trials
@@ -70,6 +72,7 @@ def write_results(campaign: Campaign) -> Path:
             *((f"point.{path}", pa.string()) for path in sweep.tune.space.root),
             ("config", pa.string()), ("predicted_bytes", pa.int64()),
             ("comparable_bytes", pa.int64()), ("budget_bytes", pa.int64()),
+            ("accelerator_type", pa.string()),
             ("micro_batch_tokens", pa.int64()), ("steps", pa.int64()), ("directory", pa.string()),
             *((name + end, pa.float64()) for name in OBJECTIVES for end in ("", "_low", "_high")),
         ]
@@ -91,7 +94,10 @@ def _row(campaign: Campaign, trial: Trial, front: list[int]) -> dict[str, Any]:
         "config": _config_json(campaign, trial),
         "predicted_bytes": trial.predicted_bytes,
         "comparable_bytes": trial.comparable_bytes,
-        "budget_bytes": campaign.sweep.budget_bytes,
+        "budget_bytes": campaign.sweep.budgets.get(
+            trial.accelerator_type, campaign.sweep.budget_bytes
+        ),
+        "accelerator_type": trial.accelerator_type,
         "micro_batch_tokens": trial.micro_batch_tokens,
         "steps": trial.steps,
         "directory": str(campaign.directory(trial.number)) if trial.status != "refused" else None,

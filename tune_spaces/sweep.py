@@ -17,7 +17,7 @@ from ray_jobs.cluster import ray_session
 from ray_jobs.overlap import refuse_overlap
 from ray_jobs.quiet import quiet_libraries
 from ray_jobs.trainer import set_aside
-from tune_spaces.budget import Gate, Survey, expected_slots, survey
+from tune_spaces.budget import Gate, Survey, budget_text, expected_slots, slots_by_type, survey
 from tune_spaces.campaign import Campaign
 from tune_spaces.config import SweepConfig
 from tune_spaces.estimate import seconds_per_trial
@@ -38,7 +38,7 @@ def dry_run(sweep: SweepConfig, console: Console) -> dict[str, Any]:
     quiet_libraries()
     data, steps = _checked_data(sweep, console)
     with console.status("planning the space"):
-        plan = _plan(sweep, survey(sweep, Gate(sweep.budget_bytes)), data, steps)
+        plan = _plan(sweep, survey(sweep, Gate(sweep.budgets)), data, steps)
     _show_plan(console, sweep, plan)
     return plan
 
@@ -60,7 +60,7 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
     if fresh and (moved := set_aside(directory)) is not None:
         console.print(f"The earlier sweep is now in {moved}", markup=False)
     data, steps = _checked_data(sweep, console)
-    gate = Gate(sweep.budget_bytes)
+    gate = Gate(sweep.budgets)
     ledger = Ledger(directory)
     if ledger.trials:
         console.print(f"Continuing the sweep in {directory}", markup=False, soft_wrap=True)
@@ -99,7 +99,9 @@ def _run(campaign: Campaign, console: Console, steps: int) -> None:
 
     run = campaign.sweep.run
     with ray_session(_session_config(campaign.sweep)):
-        slots = expected_slots(run, node_resources())
+        types = campaign.sweep.budgets or {run.resources.accelerator_type: 0}
+        campaign.slots = slots_by_type(run, types, node_resources())
+        slots = sum(campaign.slots.values())
         if _is_local(run):
             slots = min(slots, _local_slots(run))
         slots = min(slots, campaign.sweep.tune.max_concurrent or slots)
@@ -235,7 +237,7 @@ def _show_plan(console: Console, sweep: SweepConfig, plan: dict[str, Any]) -> No
         share = plan["fitting"] / plan["points"]
         table.add_row(
             "memory",
-            f"{of} fit {gib(plan['budget_bytes'])} a worker ({share:.0%}); the smallest needs "
+            f"{of} fit {budget_text(sweep.budgets)} a worker ({share:.0%}); the smallest needs "
             f"{gib(plan['smallest_bytes'])}: {describe(plan['smallest'])}",
         )
     if plan["invalid"]:

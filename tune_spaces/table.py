@@ -15,6 +15,7 @@ from rich.text import Text
 
 from causal_core.memory.units import gib
 from causal_core.run_log import METRICS, read_records
+from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked, violations
 from tune_spaces.objectives import shown, value_of
@@ -129,8 +130,8 @@ def _header(campaign: Campaign, slots: int, began: float) -> str:
     if now and len(over) < wanted:
         left = elapsed / len(now) * (wanted - len(over))
         text += f", about {left / 60:.0f} min left"
-    budget = campaign.sweep.budget_bytes
-    return text + (f"; budget {gib(budget)} a worker" if budget else "")
+    budgets = campaign.sweep.budgets
+    return text + (f"; budget {budget_text(budgets)} a worker" if budgets else "")
 
 
 def _running_steps(campaign: Campaign, total_steps: int) -> dict[int, str]:

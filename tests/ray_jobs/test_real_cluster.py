@@ -13,12 +13,16 @@ import time
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from causal_core.checkpoint import MANIFEST, verify_checkpoint
+from causal_core.config_file import parse_config
 from ray_jobs.trainer import fit
 from tests.ray_nodes import RayNodes
 from tests.tiny_run import metric_lines, tiny_config, write_tiny_model
+from tune_spaces.budget import Gate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -271,6 +275,40 @@ def test_a_preempted_node_costs_no_step(nodes, files, command, say, tmp_path):
     summary = json.loads((run / "summary.json").read_text())["run"]
     assert summary["finished"]
     assert_same_course(folder / "reference", run)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_as_a_job_on_two_types_of_device(nodes, files, command, tmp_path):
+    """Rank 2 fits the small device, rank 64 the large one only, rank 512 none."""
+    folder, config = files
+    nodes.add_node("node-7", accelerator_type="SMALL")
+    nodes.add_node("node-8", accelerator_type="LARGE")
+    tree = yaml.safe_load(config.read_text())
+    ranks = [2, 64, 512]
+    needs = [
+        Gate({}).smallest_plan(parse_config(tree | {"lora": {**tree["lora"], "rank": rank}}))
+        for rank in ranks
+    ]
+    small, large, _ = (plan.required_bytes + 2**20 for plan in needs)
+    tree["tune"] = {
+        "space": {"lora.rank": {"kind": "choice", "values": ranks}},
+        "searcher": "grid", "trials": 3, "objectives": ["benign_nll"], "asha": {"enabled": False},
+        "gpu_memory": {"SMALL": f"{small}", "LARGE": f"{large}"},
+    }  # fmt: skip
+    path, run = folder / "sweep.yaml", folder / "sweep"
+    path.write_text(yaml.safe_dump(tree))
+    log = command("causal", "submit", "--", "tune", path, f"run.dir={run}", "train.max_steps=4")
+    assert "SUCCEEDED, exit code 0" in log and "best.yaml" in log
+    rows = {
+        row["point.lora.rank"]: row for row in pq.read_table(run / "results.parquet").to_pylist()
+    }
+    assert {rank: row["status"] for rank, row in rows.items()} == {
+        "2": "finished", "64": "finished", "512": "refused",
+    }  # fmt: skip
+    assert [rows[rank]["accelerator_type"] for rank in ("2", "64")] == ["SMALL", "LARGE"]
+    assert rows["64"]["predicted_bytes"] > small
+    best = command("causal", "submit", "--", "train", run / "best.yaml", "--no-evaluate")
+    assert "4 of 4 optimizer steps" in best
 
 
 @pytest.mark.slow

@@ -181,6 +181,7 @@ def test_the_uploaded_config_is_the_validated_one(folder):
         (Ask(1, 1, 4, 0), [{"CPU": 2}, {"CPU": 2}], 0, "0 of 1"),
         (Ask(1, 1, 1, 0), [{}], 0, "0 of 1"),
         (Ask(0, 0, 1, 0), [{}], 0, None),
+        (Ask(2, 2, 1, 0, "T4"), [{"CPU": 8}, {"CPU": 1, "accelerator_type:T4": 1}], 1, "1 of 2"),
     ],
 )
 def test_workers_are_counted_node_by_node(ask, nodes, fits, says):

@@ -12,7 +12,7 @@ from causal_core.config_file import load_config
 from causal_core.errors import ConfigError, UserError
 from causal_core.memory import predict
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
-from tune_spaces.budget import Gate, expected_slots, survey
+from tune_spaces.budget import Gate, expected_slots, slots_by_type, survey
 from tune_spaces.campaign import OUTCOME, Campaign
 from tune_spaces.config import load_sweep
 from tune_spaces.ledger import Ledger, Trial, ranked
@@ -38,7 +38,7 @@ def sweep_of(tiny_model_directory, tiny_data, tmp_path):
 def budget_between(sweep_of):
     """A budget that the small rank fits and the large one does not."""
     sweep = sweep_of(space=RANKS)
-    gate = Gate(None)
+    gate = Gate({})
     small, large = (
         gate.smallest_plan(sweep.tune.space.apply(sweep.run, {"lora.rank": rank})).required_bytes
         for rank in (2, 512)
@@ -61,7 +61,7 @@ def finish(campaign, number, uplift, benign=1.0, memory=2**30):
 def opened(sweep):
     ledger = Ledger(sweep.directory)
     ledger.begin(sweep)
-    return Campaign(sweep, ledger, Gate(sweep.budget_bytes), threads=1)
+    return Campaign(sweep, ledger, Gate(sweep.budgets), threads=1)
 
 
 def test_points_over_the_budget_never_start_and_are_listed(sweep_of, budget_between):
@@ -90,8 +90,8 @@ def test_points_over_the_budget_never_start_and_are_listed(sweep_of, budget_betw
 def test_what_fits_gets_the_largest_micro_batch_at_the_same_global_batch(sweep_of):
     sweep = sweep_of(space=RANKS)
     config = sweep.tune.space.apply(sweep.run, {"lora.rank": 2})
-    budget = Gate(None).smallest_plan(config).required_bytes + 2**20
-    gate = Gate(budget)
+    budget = Gate({}).smallest_plan(config).required_bytes + 2**20
+    gate = Gate({None: budget})
     admitted = gate.admit(config)
     data, tokens = gate.profile(config), admitted.micro_batch_tokens
     assert data.longest_tree < tokens < data.longest_tree * config.train.global_batch
@@ -104,26 +104,26 @@ def test_what_fits_gets_the_largest_micro_batch_at_the_same_global_batch(sweep_o
 def test_a_space_that_cannot_fit_is_refused_with_the_nearest_change(sweep_of):
     sweep = sweep_of(gpu_memory="1KiB")
     with pytest.raises(ConfigError, match=r"no point of tune\.space fits.*needs .* of "):
-        survey(sweep, Gate(sweep.budget_bytes))
+        survey(sweep, Gate(sweep.budgets))
     small = sweep_of(space={"lora.rank": {"kind": "choice", "values": [512]}})
-    gate = Gate(None)
+    gate = Gate({})
     need = gate.smallest_plan(small.tune.space.apply(small.run, {"lora.rank": 512}))
     tight = sweep_of(space={"lora.rank": {"kind": "choice", "values": [512]}},
                      gpu_memory=str(need.required_bytes - 2**20))  # fmt: skip
     with pytest.raises(ConfigError, match="Nearest that fits") as refused:
-        survey(tight, Gate(tight.budget_bytes))
+        survey(tight, Gate(tight.budgets))
     changes = re.search(r"Nearest that fits \(.*?\): (.*)", str(refused.value)).group(1).split()
     tree = tight.tune.space.apply(tight.run, {"lora.rank": 512}).model_dump(mode="json")
     from causal_core.config_file import apply_override, parse_config
 
     for change in changes:
         apply_override(tree, change)
-    assert Gate(tight.budget_bytes).fits(parse_config(tree)), "the advice must be true"
+    assert Gate(tight.budgets).fits(parse_config(tree)), "the advice must be true"
 
 
 def test_the_survey_says_how_much_fits(sweep_of, budget_between):
     sweep = sweep_of(space=RANKS, gpu_memory=budget_between)
-    found = survey(sweep, Gate(sweep.budget_bytes))
+    found = survey(sweep, Gate(sweep.budgets))
     assert 0.3 < found.fitting / found.points < 0.7
     assert found.smallest["lora.rank"] == 2 and found.smallest_bytes <= sweep.budget_bytes
 
@@ -249,6 +249,56 @@ def test_as_many_trials_at_a_time_as_have_their_workers(nodes, resources, slots)
     assert expected_slots(config, nodes) == slots
 
 
+TYPED_NODES = [
+    {"CPU": 8, "GPU": 2, "accelerator_type:A10G": 1.0},
+    {"CPU": 8, "GPU": 1, "accelerator_type:A10G": 1.0},
+    {"CPU": 8, "GPU": 1, "accelerator_type:A100-80G": 1.0},
+    {"CPU": 8},
+]
+
+
+def test_slots_are_counted_for_each_type_of_device():
+    config = load_config(None, ["resources.gpus_per_worker=1"])
+    types = ["A10G", "A100-80G"]
+    assert slots_by_type(config, types, TYPED_NODES) == {"A10G": 3, "A100-80G": 1}
+    assert slots_by_type(config, [None], TYPED_NODES) == {None: 4}
+    with pytest.raises(UserError, match=r"H100 \(there: A10, T4\)"):
+        nodes = [{"CPU": 1, "accelerator_type:T4": 1, "accelerator_type:A10": 1}]
+        slots_by_type(config, ["H100"], nodes)
+
+
+def test_each_type_of_device_has_a_budget_and_the_least_loaded_one_takes_a_trial(sweep_of):
+    """Rank 512 fits the large device only, rank 2 both, and each gets what its device holds."""
+    free = sweep_of(space=RANKS)
+    needs = {
+        rank: Gate({}).smallest_plan(free.tune.space.apply(free.run, {"lora.rank": rank}))
+        for rank in (2, 512)
+    }
+    small, large = (needs[rank].required_bytes + 2**20 for rank in (2, 512))
+    sweep = sweep_of(space=RANKS, trials=8, gpu_memory={"LARGE": f"{large}", "SMALL": f"{small}"})
+    assert list(sweep.budgets.items()) == [("SMALL", small), ("LARGE", large)]
+    campaign = opened(sweep)
+    campaign.slots = {"SMALL": 1, "LARGE": 2}
+    placed = {}
+    while (start := campaign.next()) is not None:  # none ends meanwhile
+        resources, trial = start.config.resources, campaign.ledger.trials[-1]
+        placed[start.number] = (start.config.lora.rank, resources.accelerator_type)
+        assert trial.accelerator_type == resources.accelerator_type
+        assert trial.predicted_bytes <= sweep.budgets[resources.accelerator_type]
+        assert campaign.config_of(trial) == start.config, "the same when it continues"
+    assert {where for rank, where in placed.values() if rank == 512} == {"LARGE"}
+    first = min(number for number, (rank, _) in placed.items() if rank == 2)
+    assert placed[first][1] == "SMALL", "of equally loaded ones the smallest"
+    running = [where for _, where in placed.values()]
+    assert running.count("SMALL") <= running.count("LARGE") + 1
+    rows = pq.read_table(write_results(campaign)).to_pylist()
+    assert {row["accelerator_type"]: row["budget_bytes"] for row in rows} == sweep.budgets
+    for number in placed:
+        finish(campaign, number, 1.0)
+    best = load_config(write_best(campaign))
+    assert best.resources.accelerator_type in ("SMALL", "LARGE")
+
+
 def test_one_trial_that_does_not_fit_the_cluster_is_refused():
     config = load_config(None, ["resources.workers=4", "resources.gpus_per_worker=1"])
     with pytest.raises(UserError, match=r"4 worker\(s\)"):
@@ -267,6 +317,8 @@ def test_one_trial_that_does_not_fit_the_cluster_is_refused():
         ({"objectives": ["uplift", "benign_nll"], "asha": {"enabled": True}}, "leave one"),
         ({"objectives": ["seconds"], "asha": {"enabled": True}}, "seconds has none"),
         ({"gpu_memory": "24 apples"}, "amount of memory"),
+        ({"gpu_memory": {"A10G": "22 pears"}}, "amount of memory"),
+        ({"gpu_memory": {}}, "names no accelerator type"),
         ({"constraints": {"benign_exact": {}}}, "at_most, at_least"),
         ({"space": {"run.seed": {"kind": "choice", "values": [1]}}}, "must be the same"),
         ({"space": {"lora.alpha": {"kind": "choice", "values": [1]},
@@ -287,12 +339,16 @@ def test_a_bad_tune_section_is_refused(section, message, tiny_model_directory, t
     [
         ("resources.workers=0", r"set resources\.workers=1"),
         ("data.validation=[]", r"data\.validation is empty"),
+        ("tune.gpu_memory={A10G: 22GiB}", "allows only one"),
         ("tune.trials=0", "greater than or equal to 1"),
     ],
 )
 def test_a_run_that_no_sweep_can_vary_is_refused(sweep_of, override, message):
+    overrides = [override]
+    if "A10G" in override:
+        overrides.append("resources.accelerator_type=T4")
     with pytest.raises(ConfigError, match=message):
-        load_sweep(sweep_of().directory.with_suffix(".yaml"), [override])
+        load_sweep(sweep_of().directory.with_suffix(".yaml"), overrides)
 
 
 def test_a_sweep_file_is_no_run_file_and_the_other_way(sweep_of, tmp_path):

@@ -61,7 +61,7 @@ def swept(local_ray, tiny_model_directory, tiny_data, tmp_path_factory):
             objectives=["benign_nll"], max_concurrent=1, gpu_memory=budget,
         )  # fmt: skip
 
-    gate, free = Gate(None), sweep(None)
+    gate, free = Gate({}), sweep(None)
     needs = [
         gate.smallest_plan(free.tune.space.apply(free.run, {"lora.rank": r})).required_bytes
         for r in (2, 512)
