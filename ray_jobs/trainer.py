@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from causal_core.errors import RunFailedError, UserError
 from causal_core.session import run_directory
 from causal_core.storage import checkpoint_location
 from ray_jobs.cluster import ray_session, worker_threads
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
@@ -66,64 +69,23 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
 
 def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> dict[str, Any]:
     from ray.exceptions import RayActorError
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-    )
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from causal_core.device import distributed_backend
     from ray_jobs.context import STOP_FILE
-    from ray_jobs.worker import train_worker
 
     directory = run_directory(config)
-    storage = config.checkpoint.storage or str(directory)
-    location = checkpoint_location(directory, config.checkpoint.storage)
-    resources, use_gpu = config.resources, config.resources.gpus_per_worker > 0
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if use_gpu:
-        per_worker["GPU"] = resources.gpus_per_worker
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "directory": str(directory),
-            "location": location,
-            "threads": worker_threads(config),
-            "stop_at": stop_at,
-        },
-        torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=use_gpu,
-            resources_per_worker=per_worker,
-            accelerator_type=resources.accelerator_type,
-        ),
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=storage,
-            failure_config=FailureConfig(max_failures=config.ray.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
-            logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=list(callbacks),
-        ),
-    )
     stop_file = directory / STOP_FILE
     directory.mkdir(parents=True, exist_ok=True)
     stop_file.unlink(missing_ok=True)
     try:
         with _on_sigterm(stop_file.touch):
-            result = trainer.fit()
+            result = _fit_through_controller_failures(config, stop_at, callbacks)
     except TrainingFailedError as error:
         raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
-    except RayActorError as error:  # the controller itself died
+    except RayActorError as error:
         raise RunFailedError(
             "the training controller died; the same command continues from the last checkpoint "
-            f"in {location}"
+            f"in {checkpoint_location(directory, config.checkpoint.storage)}"
         ) from error
     finally:
         stop_file.unlink(missing_ok=True)
@@ -137,6 +99,71 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
     return summary
 
 
+def _fit_through_controller_failures(
+    config: Config, stop_at: int | None, callbacks: Sequence[Any]
+) -> Any:
+    """The result of Ray's trainer. Ray restarts workers, but not their controller, which is an
+    actor as well: a new one continues from the newest checkpoint.
+
+    Raises:
+        RayActorError: the controller died more often than `ray.max_failures` allows.
+    """
+    from ray.exceptions import RayActorError
+
+    failures, allowed = 0, config.ray.max_failures
+    while True:
+        try:
+            return _trainer(config, stop_at, callbacks).fit()
+        except RayActorError as error:
+            failures += 1
+            if 0 <= allowed < failures:
+                raise
+            log.warning(
+                "the training controller died (%s): a new one continues from the last checkpoint "
+                "(failure %d, ray.max_failures=%d)",
+                _first_line(error), failures, allowed,
+            )  # fmt: skip
+
+
+def _trainer(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from causal_core.device import distributed_backend
+    from ray_jobs.worker import train_worker
+
+    directory, resources = run_directory(config), config.resources
+    use_gpu = resources.gpus_per_worker > 0
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "directory": str(directory),
+            "location": checkpoint_location(directory, config.checkpoint.storage),
+            "threads": worker_threads(config),
+            "stop_at": stop_at,
+        },
+        torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=per_worker,
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=config.checkpoint.storage or str(directory),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
 @contextlib.contextmanager
 def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
     """Runs `action` on SIGTERM during the block (a preempted node, `kubectl delete`)."""
@@ -148,6 +175,10 @@ def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _root_cause(error: BaseException) -> str:

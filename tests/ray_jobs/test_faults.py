@@ -264,6 +264,17 @@ def test_a_worker_killed_while_it_uploads(command, undisturbed, row):
 
 def test_the_controller_killed(command, undisturbed, row):
     command.start()
+    command.wait_for_step(7)
+    command.kill(CONTROLLER)
+    command.wait_for_recovery(max(command.steps()))
+    command.finish()
+    assert "a new one continues from the last checkpoint" in command.text()
+    row("kill -9 of the controller", command, undisturbed, "went on by itself")
+
+
+def test_the_controller_killed_with_no_failures_left(command, undisturbed, row):
+    command.overrides = ("ray.max_failures=0",)
+    command.start()
     last = command.wait_for_step(7)
     command.kill(CONTROLLER)
     command.finish(code=3)
@@ -272,7 +283,8 @@ def test_the_controller_killed(command, undisturbed, row):
     command.start()
     command.wait_for_recovery(last)
     command.finish()
-    row("kill -9 of the controller", command, undisturbed, "exit 3, next call resumed")
+    row("kill -9 of the controller, max_failures 0", command, undisturbed,
+        "exit 3, next call resumed")  # fmt: skip
 
 
 def test_the_driver_killed(command, undisturbed, row):

@@ -266,7 +266,9 @@ def test_a_preempted_node_costs_no_step(nodes, files, command, say, tmp_path):
     try:
         wait_until(lambda: steps_of(run) >= 3 or following.poll() is not None, "step 3")
         assert following.poll() is None, follower.read_text()
-        nodes.preempt_node("node-6")
+        hosts = [name for name in nodes.alive()
+                 if any("RayTrainWorker" in title for title in nodes.titles(name))]  # fmt: skip
+        nodes.preempt_node(hosts[0])
         assert following.wait(timeout=PATIENCE_SECONDS) == 0, follower.read_text()
     finally:
         following.kill()
