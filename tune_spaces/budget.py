@@ -263,18 +263,10 @@ def expected_slots(config: Config, nodes: Sequence[Mapping[str, float]]) -> int:
             here = min(here, held)
         workers += here
     slots = workers // resources.max_workers
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    while slots and slots * (resources.max_workers * resources.cpus_per_worker + DRIVER_CPUS) > (
-        cpus + 1e-6
-    ):
-        slots -= 1
     if not slots:
         raise UserError(
             f"one trial asks for {resources.max_workers} worker(s) of "
             f"{resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU, and "
-            f"{len(nodes)} node(s) hold {workers} beside the trial's driver"
+            f"{len(nodes)} node(s) hold {workers}"
         )
     return slots
-
-
-DRIVER_CPUS = 0.01  # of a trial's driver, which only waits; Tune refuses 0

@@ -14,12 +14,15 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from causal_core.config import Config
-from tune_spaces.budget import DRIVER_CPUS
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial
 from tune_spaces.trial import run_trial
 
 _TUNE = "ray"  # Ray Tune's own files below the sweep's directory; nothing is read from them
+
+# What a trial's driver holds: it only waits. Tune refuses nothing at all, and a part of a CPU would
+# keep a worker that needs a whole one off that node; a byte of memory hurts nobody.
+_DRIVER = {"memory": 1}
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the record
@@ -119,7 +122,7 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
     shutil.rmtree(campaign.sweep.directory / _TUNE, ignore_errors=True)
     run: Config = campaign.sweep.run
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": DRIVER_CPUS}),
+        tune.with_resources(run_trial, _DRIVER),
         tune_config=tune.TuneConfig(
             search_alg=CampaignSearch(campaign),
             scheduler=scheduler_of(campaign, total_steps),

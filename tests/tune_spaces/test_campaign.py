@@ -236,12 +236,12 @@ def test_the_report_shows_every_trial_and_escapes(sweep_of, budget_between):
 @pytest.mark.parametrize(
     ("nodes", "resources", "slots"),
     [
-        ([{"CPU": 3}], {"workers": 1}, 2),
+        ([{"CPU": 3}], {"workers": 1}, 3),
         ([{"CPU": 9}], {"workers": 2}, 4),
         ([{"CPU": 16, "GPU": 4}], {"workers": 2, "gpus_per_worker": 1}, 2),
         ([{"CPU": 16, "GPU": 2}], {"workers": 1, "gpus_per_worker": 0.6}, 2),
         ([{"CPU": 16, "GPU": 1}, {"CPU": 16, "GPU": 1}], {"workers": 1, "gpus_per_worker": 0.5}, 4),
-        ([{"CPU": 2, "GPU": 8}], {"workers": 1, "gpus_per_worker": 1}, 1),
+        ([{"CPU": 2, "GPU": 8}], {"workers": 1, "gpus_per_worker": 1}, 2),
     ],
 )
 def test_as_many_trials_at_a_time_as_have_their_workers(nodes, resources, slots):
