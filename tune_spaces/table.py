@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from causal_core.memory.units import gib
 from causal_core.run_log import METRICS, read_records
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
@@ -65,32 +65,33 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
     paths = list(sweep.tune.space.root)
     aims = [*sweep.tune.objectives, *sweep.tune.constraints]
     aims = list(dict.fromkeys(aims))
-    table = Table(title=f"sweep {sweep.directory.name}", title_justify="left")
+    # Without lines between the columns, so that five dimensions and two aims fit 80 columns.
+    table = Table(title=f"sweep {sweep.directory.name}", title_justify="left",
+                  box=SIMPLE_HEAD, padding=0, show_edge=False)  # fmt: skip
     table.add_column("trial", justify="right")
-    for path in paths:
-        table.add_column(
-            path.replace(".", ".\n", 1).replace("_", "_\n"), justify="right", overflow="fold"
-        )
-    table.add_column("state", overflow="fold")
+    states = [_state(campaign, trial, steps) for trial in trials]
+    for path, title in zip(paths, _titles(paths), strict=True):
+        values = [show(t.point[path]) for t in trials if path in t.point]
+        table.add_column(title, justify="right", overflow="fold", min_width=_longest(values))
+    table.add_column("state", overflow="fold", min_width=_longest(states))
     for name in aims:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("memory\nplanned", justify="right")
-    table.add_column("memory\nmeasured", justify="right")
-    for trial in trials:
+        table.add_column(name.replace("_", "\n", 1), justify="right", no_wrap=True)
+    table.add_column("memory\n(GiB)", justify="right", no_wrap=True)
+    for trial, state in zip(trials, states, strict=True):
         mark = "★ " if trial.number in front[:1] else "• " if trial.number in front else ""
-        peak = value_of(trial.metrics, "peak_memory_bytes")
         table.add_row(
             f"{mark}{trial.number}",
             *(show(trial.point[path]) if path in trial.point else "" for path in paths),
-            _state(campaign, trial, steps),
+            state,
             *(_figure(trial, name) for name in aims),
-            gib(trial.predicted_bytes) if trial.predicted_bytes is not None else "",
-            ""
-            if (peak := value_of(trial.metrics, "peak_memory_bytes")) is None
-            else gib(int(peak)),
+            _memory(trial),
             style=_STYLES.get(trial.status, ""),
         )
-    table.caption = "★ best by the first objective   • on the Pareto front   small: 95 % interval"
+    table.caption = (
+        "★ best by the first objective   • on the Pareto front\n"
+        "dim: 95 % interval; memory as planned, dim: as measured"
+    )
+    table.caption_justify = "left"
     return table
 
 
@@ -108,6 +109,27 @@ def _state(campaign: Campaign, trial: Trial, steps: dict[int, str]) -> str:
     return trial.status
 
 
+def _longest(values: Sequence[str]) -> int:
+    """Columns that keep the values of a column whole (words of longer ones are folded)."""
+    return min(_WIDEST, max(map(len, values), default=1))
+
+
+_WIDEST = 12
+
+
+def _titles(paths: Sequence[str]) -> list[str]:
+    """Short headings of dimensions, whole paths where short ones would be the same."""
+    short = [path.rpartition(".")[2].removeprefix("lambda_") for path in paths]
+    unique = [s if short.count(s) == 1 else path for s, path in zip(short, paths, strict=True)]
+    return [title.replace("_", "\n") for title in unique]
+
+
+def _memory(trial: Trial) -> str:
+    measured = value_of(trial.metrics, "peak_memory_bytes")
+    planned = "" if trial.predicted_bytes is None else f"{trial.predicted_bytes / 2**30:.2f}"
+    return planned if measured is None else f"{planned}\n[dim]{measured / 2**30:.2f}"
+
+
 def _figure(trial: Trial, name: str) -> str:
     value = value_of(trial.metrics, name)
     if value is None:
@@ -115,7 +137,7 @@ def _figure(trial: Trial, name: str) -> str:
     found = trial.metrics[name]
     if "low" not in found:
         return shown(name, value)
-    return f"{shown(name, value)}\n[dim]{shown(name, found['low'])} – {shown(name, found['high'])}"
+    return f"{shown(name, value)}\n[dim]{shown(name, found['low'])}–{shown(name, found['high'])}"
 
 
 def _header(campaign: Campaign, slots: int, began: float) -> str:

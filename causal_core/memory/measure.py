@@ -18,7 +18,7 @@ from causal_core.config import Config
 from causal_core.engine import Engine
 from causal_core.errors import UserError
 from causal_core.memory.plan import MemoryPlan, predict
-from causal_core.memory.shapes import BatchShape, largest
+from causal_core.memory.shapes import BatchShape, candidates
 from causal_core.memory.tracker import StorageTracker
 from causal_core.memory.units import gib
 from causal_core.prefix_tree import TreeBatch
@@ -68,16 +68,16 @@ class MemoryMeter:
 
     def summary(self) -> dict[str, Any]:
         """Measured and predicted peak of *allocated* memory; empty where nothing was measured."""
-        shape = largest(self._shapes)
         measured = self._measured()
-        if shape is None or measured is None:
+        if not self._shapes or measured is None:
             return {}
         found: dict[str, Any] = {"kind": "allocated", "measured_bytes": measured}
         if self._device.type == "cuda":
             found["measured_reserved_bytes"] = int(torch.cuda.max_memory_reserved(self._device))
-        plan = self._plan(shape)
+        plan = self._plan()
         if plan is None:
             return found
+        shape = plan.shape
         on_gpu = self._device.type == "cuda"
         predicted = plan.peak_bytes if on_gpu else plan.step_bytes
         error = predicted / measured - 1
@@ -97,8 +97,8 @@ class MemoryMeter:
 
     def rehearsed(self) -> tuple[MemoryPlan, int] | None:
         """The plan and the measured peak, *allocated*, of what was watched so far."""
-        shape, measured = largest(self._shapes), self._measured()
-        plan = self._plan(shape) if shape is not None and measured is not None else None
+        measured = self._measured()
+        plan = self._plan() if self._shapes and measured is not None else None
         return None if plan is None or measured is None else (plan, measured)
 
     def _measured(self) -> int | None:
@@ -106,15 +106,20 @@ class MemoryMeter:
             return int(torch.cuda.max_memory_allocated(self._device))
         return self._tracker.peak if self._tracker is not None and self._steps else None
 
-    def _plan(self, shape: BatchShape) -> MemoryPlan | None:
+    def _plan(self) -> MemoryPlan | None:
+        """The plan of the micro-batch that needs most of those that ran."""
         try:
-            return predict(
-                self._config,
-                world_size=self._engine.world_size,
-                device="cuda" if self._device.type == "cuda" else "cpu",
-                shape=shape,
-                micro_batches=min(2, max(1, self._most_in_step)),
-            )
+            plans = [
+                predict(
+                    self._config,
+                    world_size=self._engine.world_size,
+                    device="cuda" if self._device.type == "cuda" else "cpu",
+                    shape=shape,
+                    micro_batches=min(2, max(1, self._most_in_step)),
+                )
+                for shape in candidates(self._shapes)
+            ]
+            return max(plans, key=lambda plan: plan.step_bytes)
         except (UserError, RuntimeError, TypeError, AttributeError) as error:
             # A plan that cannot be made (an unusual architecture) must not end a run that worked;
             # the trace says whether it was the model or a defect of the planner.

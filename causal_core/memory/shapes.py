@@ -173,9 +173,15 @@ def longest_tree(config: Config) -> int:
     return config.data.max_length * len(_branches_with_nodes(needs_of(config.loss)))
 
 
-def largest(shapes: Iterable[BatchShape]) -> BatchShape | None:
-    """The shape that needs most: by padded tokens, then by width, then by labels."""
-    return max(shapes, key=lambda s: (s.tokens, s.nodes, s.positions), default=None)
+def candidates(shapes: Iterable[BatchShape]) -> list[BatchShape]:
+    """The shapes of which one needs most: the most padded tokens (then width, then labels), and
+    the most labels, whose logits outweigh the rest where the vocabulary is large for the model."""
+    seen = list(shapes)
+    if not seen:
+        return []
+    by_tokens = max(seen, key=lambda s: (s.tokens, s.nodes, s.positions))
+    by_labels = max(seen, key=lambda s: (s.positions, s.tokens, s.nodes))
+    return [by_tokens] if by_tokens == by_labels else [by_tokens, by_labels]
 
 
 def _labelled_branches(needs: Needs) -> set[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from causal_core.config_file import load_config
 from causal_core.errors import ConfigError, UserError
@@ -19,6 +21,8 @@ from tune_spaces.ledger import Ledger, Trial, ranked
 from tune_spaces.objectives import dominates, pareto_front
 from tune_spaces.report import write_report
 from tune_spaces.results import write_best, write_results
+from tune_spaces.space import show
+from tune_spaces.table import show_table
 
 RANKS = {
     "lora.rank": {"kind": "choice", "values": [2, 512]},
@@ -85,6 +89,31 @@ def test_points_over_the_budget_never_start_and_are_listed(sweep_of, budget_betw
     best = load_config(write_best(campaign))
     assert best.lora.rank == 2 and best.run.dir == str(sweep.directory / "best")
     assert [row["number"] for row in rows if row["best"]] == [min(s.number for s in started)]
+
+
+def test_the_table_breaks_no_number_on_80_columns(sweep_of):
+    space = {
+        "loss.lambda_robust": {"kind": "log_uniform", "low": 0.1, "high": 10},
+        "loss.lambda_invariance": {"kind": "log_uniform", "low": 0.1, "high": 10},
+        "lora.rank": {"kind": "choice", "values": [2, 256]},
+        "lora.alpha_ratio": {"kind": "choice", "values": [1, 2]},
+        "train.learning_rate": {"kind": "log_uniform", "low": 1e-4, "high": 1e-3},
+    }
+    sweep = sweep_of(space=space, trials=3, objectives=["uplift", "benign_nll"])
+    campaign = opened(sweep)
+    while (start := campaign.next()) is not None:
+        finish(campaign, start.number, 10.123)
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_table(console, campaign)
+    text = console.export_text()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for trial in campaign.ledger.trials:
+        for value in trial.point.values():
+            assert re.search(rf"(?<!\S){re.escape(show(value))}(?!\S)", text), value
+    assert "finished" in text and "9.12–11.1" in text
+    for trial in campaign.ledger.trials:  # planned, and below it the GiB that were measured
+        planned = f"{trial.predicted_bytes / 2**30:.2f}"
+        assert re.search(rf" {planned}\n.* 1\.00\n", text)
 
 
 def test_what_fits_gets_the_largest_micro_batch_at_the_same_global_batch(sweep_of):
