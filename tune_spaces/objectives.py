@@ -100,4 +100,4 @@ def shown(name: str, value: float | None) -> str:
         return f"{value / 2**30:.2f} GiB"
     if unit == "seconds":
         return f"{value:.0f} s"
-    return f"{value:.3g}"
+    return f"{value:#.3g}"

@@ -22,7 +22,7 @@ from tune_spaces.charts import (
 from tune_spaces.ledger import Trial, ranked, violations
 from tune_spaces.objectives import OBJECTIVES, shown, value_of
 from tune_spaces.searcher import study_of
-from tune_spaces.space import describe, show
+from tune_spaces.space import describe, short_titles, show
 
 REPORT = "report.html"
 _FEW = 4  # finished trials below which importance would be made up
@@ -50,7 +50,7 @@ def _context(campaign: Campaign) -> dict[str, Any]:
               "figures": [(OBJECTIVES[n].title, _figure(best, n)) for n in aims]},
         "front": front,
         "charts": _charts(campaign, trials, front),
-        "paths": paths,
+        "titles": short_titles(paths),
         "aims": [OBJECTIVES[name].title for name in aims],
         "rows": [
             {

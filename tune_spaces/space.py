@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel, model_validator
@@ -193,6 +193,13 @@ def holds(condition: Mapping[str, Any], point: Point) -> bool:
 def describe(point: Point) -> str:
     """`lora.rank=8 loss.lambda_robust=0.31`."""
     return " ".join(f"{path}={show(value)}" for path, value in point.items())
+
+
+def short_titles(paths: Sequence[str]) -> list[str]:
+    """Headings of dimensions: `learning rate`, or the whole path where that would not be unique."""
+    short = [path.rpartition(".")[2].removeprefix("lambda_") for path in paths]
+    unique = [s if short.count(s) == 1 else path for s, path in zip(short, paths, strict=True)]
+    return [title.replace("_", " ") for title in unique]
 
 
 def show(value: Any) -> str:

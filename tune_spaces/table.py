@@ -19,7 +19,7 @@ from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked, violations
 from tune_spaces.objectives import shown, value_of
-from tune_spaces.space import describe, show
+from tune_spaces.space import describe, short_titles, show
 
 _REFRESH_SECONDS = 1.0
 _PLAIN_SECONDS = 5.0
@@ -70,9 +70,11 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
                   box=SIMPLE_HEAD, padding=0, show_edge=False)  # fmt: skip
     table.add_column("trial", justify="right")
     states = [_state(campaign, trial, steps) for trial in trials]
-    for path, title in zip(paths, _titles(paths), strict=True):
+    for path, title in zip(paths, short_titles(paths), strict=True):
         values = [show(t.point[path]) for t in trials if path in t.point]
-        table.add_column(title, justify="right", overflow="fold", min_width=_longest(values))
+        table.add_column(
+            title.replace(" ", "\n"), justify="right", overflow="fold", min_width=_longest(values)
+        )
     table.add_column("state", overflow="fold", min_width=_longest(states))
     for name in aims:
         table.add_column(name.replace("_", "\n", 1), justify="right", no_wrap=True)
@@ -115,13 +117,6 @@ def _longest(values: Sequence[str]) -> int:
 
 
 _WIDEST = 12
-
-
-def _titles(paths: Sequence[str]) -> list[str]:
-    """Short headings of dimensions, whole paths where short ones would be the same."""
-    short = [path.rpartition(".")[2].removeprefix("lambda_") for path in paths]
-    unique = [s if short.count(s) == 1 else path for s, path in zip(short, paths, strict=True)]
-    return [title.replace("_", "\n") for title in unique]
 
 
 def _memory(trial: Trial) -> str:
