@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +33,23 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+# Tune copies these from its own environment into the runtime environment of its trials, which Ray's
+# agents write to their logs. Every node has what its operator gave it.
+_NOT_FOR_LOGS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _secrets_set_aside() -> Iterator[None]:
+    """Without those variables while Tune starts trials; it stores its own files locally."""
+    aside = {name: os.environ.pop(name) for name in _NOT_FOR_LOGS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(aside)
 
 
 class CampaignSearch(Searcher):
@@ -136,7 +155,8 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _secrets_set_aside():
+        tuner.fit()
 
 
 def node_resources() -> list[dict[str, float]]:
