@@ -155,8 +155,8 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
             verbose=0,
         ),
     )
-    # Tune asks for the working directory once more at the end. A job's own is an upload that Ray may
-    # have unpacked anew meanwhile (several nodes on one machine), and then it is gone for us.
+    # Tune asks for the working directory once more at the end. A job's own is an upload, which Ray
+    # may have unpacked anew meanwhile (several nodes on one machine): then it is gone for us.
     with _secrets_set_aside(), contextlib.chdir(campaign.sweep.directory):
         tuner.fit()
 
