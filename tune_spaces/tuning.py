@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,25 @@ def _secrets_set_aside() -> Iterator[None]:
         yield
     finally:
         os.environ.update(aside)
+
+
+@contextlib.contextmanager
+def _working_directory(directory: Path) -> Iterator[None]:
+    """Works inside `directory`, and goes back if that is still possible.
+
+    Tune asks for the working directory. A job's own is an upload, which Ray may have unpacked anew
+    since (several nodes on one machine): then it is gone for this process.
+    """
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        before = None
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.chdir(before)
 
 
 class CampaignSearch(Searcher):
@@ -155,9 +175,7 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
             verbose=0,
         ),
     )
-    # Tune asks for the working directory once more at the end. A job's own is an upload, which Ray
-    # may have unpacked anew meanwhile (several nodes on one machine): then it is gone for us.
-    with _secrets_set_aside(), contextlib.chdir(campaign.sweep.directory):
+    with _secrets_set_aside(), _working_directory(campaign.sweep.directory):
         tuner.fit()
 
 
