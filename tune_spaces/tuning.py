@@ -69,7 +69,8 @@ def _working_directory(directory: Path) -> Iterator[None]:
         yield
     finally:
         if before is not None:
-            os.chdir(before)
+            with contextlib.suppress(FileNotFoundError):
+                os.chdir(before)
 
 
 class CampaignSearch(Searcher):
