@@ -24,7 +24,7 @@ from causal_core.memory.plan import CUDA_CONTEXT, PHASES
 from causal_core.memory.shapes import assumed_shape
 from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
 from causal_core.run_context import LocalContext
-from tests.tiny_run import tiny_config, write_tiny_data, write_tiny_model
+from tests.tiny_run import tiny_config
 
 
 def planned(**sections):
@@ -38,14 +38,6 @@ def planned(**sections):
     for name, values in sections.items():
         tree.setdefault(name, {}).update(values)
     return parse_config(tree)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny")
-    model = write_tiny_model(directory / "model", hidden=128)
-    sizes = {"train": 16, "validation": 4, "test_seen": 4, "test_novel": 4}
-    return model, write_tiny_data(directory / "data", sizes)
 
 
 @pytest.fixture
