@@ -30,6 +30,12 @@ class _SwiGlu(torch.autograd.Function):
         return grad_gate, F.silu(gate).mul_(grads[0])
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, element-wise; keeps its two inputs for the backward."""
+    result: Tensor = _SwiGlu.apply(gate, up)
+    return result
+
+
 class _RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight with a frozen weight (Zhang and Sennrich, 2019)."""
 
@@ -58,7 +64,9 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _gated_forward(self: Any, x: Tensor) -> Tensor:
-    result: Tensor = self.down_proj(_SwiGlu.apply(self.gate_proj(x), self.up_proj(x)))
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    # A LoRA layer of `lora.py` forgets its input and computes it from these two again.
+    result: Tensor = down(gate, up=up) if hasattr(down, "takes_up") else down(swiglu(gate, up))
     return result
 
 

@@ -3,8 +3,8 @@
 PEFT computes `base(x) + B(A(dropout(x))) * s`: two more tensors of the output's size forward, the
 same backward, a float32 copy of the input where the base computes in bfloat16, and with dropout a
 masked copy of the input for each module. Here the low-rank product is accumulated into the base's
-output and into the input's gradient by the matrix product itself, in the base's type, and dropout
-keeps one byte an element. Modules, parameters, names and checkpoints stay PEFT's own.
+output and into the input's gradient by the matrix product itself, in the base's type, dropout keeps
+one byte an element, and after a gate what is kept is the gate's inputs alone. Modules, parameters, names and checkpoints stay PEFT's own.
 
     y = x W^T + s (m * x) A^T B^T,  m: dropout mask / (1 - p)
 
@@ -20,35 +20,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from causal_core.fused import swiglu
+from causal_core.products import linear
+
 
 class _DenseLora(torch.autograd.Function):
     """The whole module where the frozen base is a plain linear."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor,
-        scale: float, mask: Tensor | None,
+        ctx: Any, x: Tensor, up: Tensor | None, weight: Tensor, bias: Tensor | None, a: Tensor,
+        b: Tensor, scale: float, mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """x [N, in], weight [out, in], a [r, in], b [out, r], mask [N, in] bool -> [N, out]."""
-        y = F.linear(x, weight, bias)
-        low = _masked(x, mask) @ a.t()
+        """x [N, in], weight [out, in], a [r, in], b [out, r], mask [N, in] bool -> [N, out].
+
+        With `up` [N, in] the module's input is silu(x) * up, which is not kept.
+        """
+        inner = x if up is None else F.silu(x).mul_(up)
+        y = linear(inner, weight, bias)
+        low = linear(_masked(inner, mask), a)
         y.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(x, weight, a, b, low, mask)
+        ctx.save_for_backward(x, up, weight, a, b, low, mask)
         ctx.scale = scale
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, a, b, low, mask = ctx.saved_tensors
-        grad_low, grad_a, grad_b = _low_rank_gradients(grads[0], x, b, low, mask, ctx.scale)
-        grad_x = None
+        x, up, weight, a, b, low, mask = ctx.saved_tensors
+        silu = F.silu(x) if up is not None else x
+        inner = silu * up if up is not None else x
+        grad_low, grad_a, grad_b = _low_rank_gradients(grads[0], inner, b, low, mask, ctx.scale)
+        grad_x = grad_up = None
         if ctx.needs_input_grad[0]:
-            grad_x = grads[0] @ weight
+            grad_x = linear(grads[0], weight.t())
             if mask is None:
                 grad_x.addmm_(grad_low, a)
             else:
                 grad_x += (grad_low @ a).mul_(mask)
-        return grad_x, None, None, grad_a, grad_b, None, None
+            if up is not None:
+                grad_up = silu.mul_(grad_x)
+                grad_gate = torch.mul(grad_x, up, out=inner)
+                grad_x = torch.ops.aten.silu_backward(grad_gate, x)
+        return grad_x, grad_up, None, None, grad_a, grad_b, None, None
 
 
 class _LoraDelta(torch.autograd.Function):
@@ -56,30 +69,39 @@ class _LoraDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, mask: Tensor | None
-    ) -> Tensor:
-        """y [N, out] is changed in place; the rest as in `_DenseLora`."""
-        low = _masked(x, mask) @ a.t()
+        ctx: Any, y: Tensor, x: Tensor, gate: Tensor | None, up: Tensor | None, a: Tensor,
+        b: Tensor, scale: float, mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """y [N, out] is changed in place; the rest as in `_DenseLora`.
+
+        With `gate` and `up` [N, in], of which x is silu(gate) * up, they are kept in its place.
+        """
+        low = linear(_masked(x, mask), a)
         y.addmm_(low, b.t(), alpha=scale)
         ctx.mark_dirty(y)
-        ctx.save_for_backward(x, a, b, low, mask)
+        ctx.save_for_backward(x if gate is None else None, gate, up, a, b, low, mask)
         ctx.scale = scale
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, a, b, low, mask = ctx.saved_tensors
+        x, gate, up, a, b, low, mask = ctx.saved_tensors
+        if x is None:
+            x = F.silu(gate).mul_(up)
         grad_low, grad_a, grad_b = _low_rank_gradients(grads[0], x, b, low, mask, ctx.scale)
         grad_x = _masked(grad_low @ a, mask) if ctx.needs_input_grad[1] else None
-        return grads[0], grad_x, grad_a, grad_b, None, None
+        return grads[0], grad_x, None, None, grad_a, grad_b, None, None
 
 
 def _low_rank_gradients(
     grad: Tensor, x: Tensor, b: Tensor, low: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the low-rank activation [N, r], of A and of B."""
-    grad_low = (grad @ b).mul_(scale)
-    return grad_low, grad_low.t() @ _masked(x, mask), (grad.t() @ low).mul_(scale)
+    grad_low = linear(grad, b.t()).mul_(scale)
+    # The narrow matrix first: by columns, the wide one would be read against its order in memory.
+    grad_a = linear(grad_low.t().contiguous(), _masked(x, mask).t())
+    grad_b = linear(low.t().contiguous(), grad.t()).mul_(scale).t()
+    return grad_low, grad_a, grad_b
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -99,25 +121,34 @@ def keep_mask(like: Tensor, dropout: float) -> Tensor:
     return lanes >= round(dropout * 2**16) - 2**15
 
 
-def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Replaces `forward` of a PEFT LoRA layer; whatever it does not cover goes to PEFT's own."""
+def _lora_forward(self: Any, x: Tensor, *args: Any, up: Tensor | None = None, **more: Any) -> Tensor:
+    """Replaces `forward` of a PEFT LoRA layer; whatever it does not cover goes to PEFT's own.
+
+    With `up` the layer's input is silu(x) * up.
+    """
     adapter = _only_plain_adapter(self)
-    if adapter is None or args or kwargs:
-        result: Tensor = type(self).forward(self, x, *args, **kwargs)
+    if adapter is None or args or more:
+        inner = x if up is None else swiglu(x, up)
+        result: Tensor = type(self).forward(self, inner, *args, **more)
         return result
     base = self.base_layer
     # Half types: the master copy stays float32, the product runs in the base's type.
     a, b = (m[adapter].weight.to(x.dtype) for m in (self.lora_A, self.lora_B))
     dropout, scale = self.lora_dropout[adapter], self.scaling[adapter]
     flat = x.flatten(0, -2)
+    flat_up = None if up is None else up.flatten(0, -2)
     mask = None
     if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
         mask = keep_mask(flat, dropout.p)
         scale = scale / (1.0 - dropout.p)
     if type(base) is nn.Linear:
-        y = _DenseLora.apply(flat, base.weight, base.bias, a, b, scale, mask)
+        y = _DenseLora.apply(flat, flat_up, base.weight, base.bias, a, b, scale, mask)
+    elif flat_up is None:
+        y = _LoraDelta.apply(base(flat), flat, None, None, a, b, scale, mask)
     else:
-        y = _LoraDelta.apply(base(flat), flat, a, b, scale, mask)
+        inner = swiglu(flat, flat_up)
+        gate = flat.detach()
+        y = _LoraDelta.apply(base(inner), inner, gate, flat_up.detach(), a, b, scale, mask)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -143,5 +174,6 @@ def use_fused_lora(peft_model: nn.Module) -> int:
         linear = isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear)
         if linear and not getattr(module, "fan_in_fan_out", False):
             module.forward = MethodType(_lora_forward, module)
+            module.takes_up = True  # type: ignore[assignment]
             count += 1
     return count

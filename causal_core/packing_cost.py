@@ -1,20 +1,14 @@
-"""What decides how trees are laid out, measured once on the device and remembered.
+"""The cost that decides how trees are laid out, as it is on this device.
 
 On CPU the price of one more attention block in units of scores; on a GPU the price of a score in
-units of a node's linear layers. Both are rounded to powers of two: a layout changes rounding in
-the last digits, so it should not follow the noise of a clock. A run keeps what it began with.
+units of a node's linear layers. Both are rounded to powers of two.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,26 +20,9 @@ from causal_core.tree_attention import tree_attention_forward
 from causal_core.tree_blocks import DEFAULT_CALL_COST, Block, TreeBlocks
 from causal_core.triplet_trees import Packing, RowCost
 
-log = logging.getLogger(__name__)
-
 _REPEATS = 15
 _SMALL, _LARGE = 48, 448  # nodes of the two blocks (or rows) that are timed
 _CALL_COSTS = (2**10, 2**18)
-
-
-def packing_of(model: CausalModel, device: torch.device, cache: Path) -> Packing:
-    """The layout for a model on a device; measured in about a second where it is not known."""
-    flat = device.type == "cpu"
-    shape = _attention_shape(model)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    key = "-".join(map(str, (name.replace(" ", "_"), torch.get_num_threads(), *shape)))
-    entry = cache / "packing" / f"{key}.json"
-    try:
-        value = float(json.loads(entry.read_text(encoding="utf-8"))["cost"])
-    except (OSError, ValueError, KeyError, TypeError):
-        value = measured_call_cost(*shape) if flat else measured_score_cost(model, device)
-        _remember(entry, value)
-    return packing_from(value, device)
 
 
 def packing_from(cost: float, device: torch.device) -> Packing:
@@ -53,11 +30,6 @@ def packing_from(cost: float, device: torch.device) -> Packing:
     if device.type == "cpu":
         return Packing(flat=True, call_cost=cost)
     return Packing(flat=False, row_cost=RowCost(quadratic=cost))
-
-
-def cost_of(packing: Packing) -> float:
-    """The measured number within a layout."""
-    return packing.call_cost if packing.flat else packing.row_cost.quadratic
 
 
 def measured_call_cost(heads: int, grouped: int, width: int) -> float:
@@ -80,7 +52,7 @@ def measured_score_cost(model: CausalModel, device: torch.device) -> float:
     The default where there is no such layer to time: another architecture, or weights that are
     not on the device (ZeRO-3 takes them from the host, shard by shard).
     """
-    heads, _, width = _attention_shape(model)
+    heads, _, width = attention_shape(model)
     layers = getattr(model.peft_model.get_base_model().get_decoder(), "layers", None)
     layer = layers[0] if layers else None
     mlp = getattr(layer, "mlp", None)
@@ -146,20 +118,10 @@ def _power_of_two(value: float, least: float, most: float) -> float:
     return float(min(most, max(least, 2.0 ** round(math.log2(value)))))
 
 
-def _attention_shape(model: CausalModel) -> tuple[int, int, int]:
+def attention_shape(model: CausalModel) -> tuple[int, int, int]:
+    """Query heads, key/value heads and the width of a head."""
     config: Any = model.peft_model.get_base_model().config.get_text_config()
     heads = int(config.num_attention_heads)
     grouped = int(getattr(config, "num_key_value_heads", None) or heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return heads, grouped, width
-
-
-def _remember(entry: Path, value: float) -> None:
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            json.dump({"cost": value}, target)
-        Path(temporary).replace(entry)
-    except OSError as error:  # a read-only cache costs a second at the next start
-        log.info("the measured packing cost is not kept: %s", error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from causal_core import products
 from causal_core.batches import StepPlan
 from causal_core.checkpoint import base_fingerprint
 from causal_core.config import CheckpointConfig, Config
@@ -19,9 +20,11 @@ from causal_core.dataset import Progress, TripletDataset, load_dataset
 from causal_core.device import device_memory_bytes
 from causal_core.engine import Engine, build_engine, loading_device
 from causal_core.errors import UserError
+from causal_core.measurements import Measurements, measurements_of
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
-from causal_core.packing_cost import cost_of, packing_from, packing_of
+from causal_core.packing_cost import packing_from
 from causal_core.paths import cache_root
+from causal_core.products import LIBRARIES
 from causal_core.prompts import PromptEncoder, build_prompt_encoder
 from causal_core.step import needs_of
 from causal_core.triplet_trees import Needs, Packing, tree_nodes
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKING = "packing.json"  # in the run directory
+MEASUREMENTS = "measurements.json"  # in the run directory
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,11 @@ def open_session(config: Config, device: torch.device) -> Session:
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
-    measured = packing_of(model, device, cache_root(config.data.cache_dir))
+    measured = measurements_of(model, device, cache_root(config.data.cache_dir))
     engine = build_engine(config, model, device)
-    packing = _kept_packing(measured, engine, device, run_directory(config) / PACKING)
+    measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
+    products.use(measured.products)
+    packing = packing_from(measured.packing_cost, device)
     calibration = None
     if config.resources.probe_memory:
         from causal_core.memory.probe import rehearse
@@ -127,20 +132,20 @@ def open_session(config: Config, device: torch.device) -> Session:
     )
 
 
-def _kept_packing(measured: Packing, engine: Engine, device: torch.device, path: Path) -> Packing:
-    """The layout that this run began with, on all workers that of rank 0.
+def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
+    """What this run began with, on all workers that of rank 0.
 
-    Another layout would be as exact, but a resumed run is to repeat every rounding.
+    Others would be as exact, but a resumed run is to repeat every rounding.
     """
-    cost = cost_of(measured)
     if engine.rank == 0:
-        try:
-            cost = float(json.loads(path.read_text(encoding="utf-8"))["cost"])
-        except (OSError, ValueError, KeyError, TypeError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"cost": cost}) + "\n", encoding="utf-8")
-    shared = torch.tensor([cost if engine.rank == 0 else 0.0], dtype=torch.float64)
-    return packing_from(float(engine.sum_over_workers(shared)[0]), device)
+        kept = Measurements.read(path)
+        if kept is None:
+            measured.write(path)
+        measured = kept or measured
+    values = [measured.packing_cost, LIBRARIES.index(measured.products)]
+    shared = torch.tensor(values if engine.rank == 0 else [0.0, 0.0], dtype=torch.float64)
+    cost, library = engine.sum_over_workers(shared).tolist()
+    return Measurements(cost, LIBRARIES[int(library)])
 
 
 def _available_bytes(config: Config, device: torch.device) -> int:

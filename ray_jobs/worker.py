@@ -62,10 +62,13 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     quiet_libraries()
     import torch
 
+    from causal_core import products
     from causal_core.checkpoint import load_weights, verify_checkpoint
     from causal_core.device import prepare_device
     from causal_core.evaluation import evaluate_rows, to_records
+    from causal_core.measurements import measurements_of
     from causal_core.model import build_model, load_base, load_tokenizer
+    from causal_core.paths import cache_root
     from causal_core.prompts import build_prompt_encoder
     from causal_core.session import load_split
 
@@ -76,6 +79,8 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
     base = load_base(config.model, device, config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed)
+    cache = cache_root(config.data.cache_dir)
+    products.use(measurements_of(model, device, cache).products)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     checkpoints = sorted(job["checkpoints"].items(), key=lambda item: item[1] is not None)
     with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:

@@ -1,0 +1,106 @@
+"""Float32 matrix products on CPU by the faster of the two libraries that torch carries.
+
+`torch.mm` calls MKL on x86. It does not know every processor equally well: on an AMD EPYC (Zen 4)
+oneDNN, which torch has for convolutions and half types, multiplies float32 matrices 1.3 times as
+fast. Which one is faster is measured (`measurements.py`); other types and devices always go
+torch's own way.
+
+oneDNN compiles a kernel for every shape it meets and keeps 1,024 of them with their buffers, at two
+megabytes each; with micro-batches of ever new lengths that is gigabytes. Here it keeps 32, enough
+for the shapes of one micro-batch; making them anew costs a millisecond a shape.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Library = Literal["torch", "onednn"]
+LIBRARIES: tuple[Library, ...] = ("torch", "onednn")
+
+# Read by the libraries at their first product; what the user set stays.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # torch's own level above it
+
+_ADVANTAGE = 1.1  # by which oneDNN must be faster to be chosen
+_SIDE, _ROWS, _REPEATS = 1024, 512, 9  # of the product that is timed: 7 ms at 150 GFLOP/s
+
+_library: Library = "torch"
+
+
+def use(library: Library) -> None:
+    """Sets the library of this process's float32 products on CPU.
+
+    Raises:
+        ValueError: this build of torch has no such library.
+    """
+    global _library
+    if library not in LIBRARIES or (library == "onednn" and not has_onednn()):
+        raise ValueError(f"no matrix products by {library!r} in this build of torch")
+    _library = library
+
+
+def in_use() -> Library:
+    """The library that `use` set last, torch's own before."""
+    return _library
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch multiplies float32 matrices by oneDNN."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b without a gradient of its own; either matrix may be a transposed view.
+
+    Args:
+        x: [N, in].
+        weight: [out, in].
+        bias: [out].
+    """
+    if _library == "onednn" and x.dtype is torch.float32 and x.device.type == "cpu":
+        return _onednn(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        return linear(grads[0], weight.t()), None, None
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` with the gradient of x [N, in]; weight and bias get none."""
+    result: Tensor = _FrozenLinear.apply(x, weight, bias)
+    return result
+
+
+def fastest_library() -> Library:
+    """Times both on a product of this process's threads; torch's own unless oneDNN is ahead."""
+    if not has_onednn():
+        return "torch"
+    x, weight = torch.randn(_ROWS, _SIDE), torch.randn(_SIDE, _SIDE)
+    seconds = {"torch": float("inf"), "onednn": float("inf")}
+    for repeat in range(_REPEATS + 1):
+        for name, product in (("torch", F.linear), ("onednn", _onednn)):
+            begin = time.perf_counter()
+            product(x, weight, None)
+            if repeat:  # the first makes the kernels
+                seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return "onednn" if seconds["torch"] > _ADVANTAGE * seconds["onednn"] else "torch"
