@@ -33,14 +33,16 @@ from benchmarks.rivals import (
     separate_forwards_step,
     unpadded_step,
 )
+from causal_core import products
 from causal_core.config import LoraSection, LossConfig, ModelConfig
 from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.dataset import load_dataset
 from causal_core.memory.tracker import StorageTracker
 from causal_core.model import CausalModel, build_model, load_base, load_tokenizer
+from causal_core.products import fastest_library
 from causal_core.prompts import build_prompt_encoder
-from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
+from causal_core.step import Denominators, micro_batch_loss, needs_of
 from causal_core.triplet_trees import FLAT, TripletTokens, cut_micro_batches
 
 LOSS = LossConfig(preset="reports")
@@ -79,8 +81,8 @@ def tree_step(micro_batch_tokens: int) -> Step:
     def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for micro in cut_micro_batches(triplets, needs_of(loss), micro_batch_tokens, FLAT):
-            sums = loss_sums(model(micro.batch), micro.batch, loss)
-            value = weighted_loss(sums, loss, counts)
+            output = model(micro.batch)
+            value, _ = micro_batch_loss(model, output, micro.batch, loss, counts)
             value.backward()
             total += float(value.detach())
         return total
@@ -115,14 +117,13 @@ def useful_flops(model: CausalModel, triplets: Sequence[TripletTokens]) -> dict[
     }
 
 
-def gemm_rate(size: int = 2048, repeats: int = 6) -> float:
-    """(f) FLOPs a second of torch's float32 matrix product on this machine with these threads."""
+def gemm_rate(product: Callable[[Tensor, Tensor], Tensor], size: int = 2048) -> float:
+    """(f) FLOPs a second of a float32 matrix product on this machine with these threads."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    out = torch.empty(size, size)
-    torch.mm(a, b, out=out)
-    begin = time.perf_counter()
+    product(a, b)
+    begin, repeats = time.perf_counter(), 6
     for _ in range(repeats):
-        torch.mm(a, b, out=out)
+        product(a, b)
     return 2.0 * size**3 * repeats / (time.perf_counter() - begin)
 
 
@@ -212,7 +213,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Row] = {}
     gradients: dict[str, Tensor] = {}
     losses: dict[str, float] = {}
-    gemm: list[float] = []
+    library = fastest_library()
+    products.use(library)  # ours alone: the rivals' forwards are their libraries' own
+    gemm: dict[str, list[float]] = {"torch.mm": []}
+    if library != "torch":
+        gemm[library] = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=(options.repeats + 1) * len(steps))
         for name, (model, _, chosen) in steps.items():  # warms up, too
@@ -221,7 +226,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             gradients[name] = gradient(model) if name != "a" else torch.zeros(1)
             progress.advance(task)
         for _ in range(options.repeats):
-            gemm.append(gemm_rate())
+            gemm["torch.mm"].append(gemm_rate(torch.mm))
+            if library != "torch":
+                gemm[library].append(gemm_rate(products.linear))
             for name, (model, _, _) in steps.items():
                 rows[name].seconds.append(measure(model, call(name))[0])
                 progress.advance(task)
@@ -243,9 +250,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             name: {**asdict(row), "triplets_per_second": row.rate} for name, row in rows.items()
         },
         "ratios": {n: _ratios(rows, n) for n in "abcd"},
-        "utilisation": [
-            sum(flops.values()) / s / g for s, g in zip(rows["e"].seconds, gemm, strict=True)
-        ],
+        "utilisation": {
+            name: [
+                sum(flops.values()) / seconds / rate
+                for seconds, rate in zip(rows["e"].seconds, rates, strict=True)
+            ]
+            for name, rates in gemm.items()
+        },
         "relative_error": {
             name: {
                 "loss": abs(losses[name] - losses["d"]) / abs(losses["d"]),
@@ -300,13 +311,13 @@ def show(console: Console, result: dict[str, Any]) -> None:
     )
     flops = result["useful_flops"]
     parts = ", ".join(f"{n} {v / sum(flops.values()):.0%}" for n, v in flops.items())
-    console.print(
-        f"(f) matrix product 2048^3: {_spread([g / 1e9 for g in result['gemm_flops']], 0)} GFLOP/s"
-    )
-    console.print(
-        f"useful FLOPs of (e): {sum(flops.values()) / 1e12:.2f} T ({parts}); "
-        f"that is {_spread([100 * u for u in result['utilisation']], 1)} % of (f)"
-    )
+    console.print(f"useful FLOPs of (e): {sum(flops.values()) / 1e12:.2f} T ({parts})")
+    for name, rates in result["gemm_flops"].items():
+        share = _spread([100 * u for u in result["utilisation"][name]], 1)
+        console.print(
+            f"(f) matrix product 2048^3 by {name}: {_spread([r / 1e9 for r in rates], 0)} GFLOP/s; "
+            f"(e) reaches {share} % of it"
+        )
     for name, error in result["relative_error"].items():
         console.print(
             f"({name}) against (d): loss {error['loss']:.1e}, gradient {error['gradient']:.1e}"

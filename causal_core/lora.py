@@ -3,8 +3,9 @@
 PEFT computes `base(x) + B(A(dropout(x))) * s`: two more tensors of the output's size forward, the
 same backward, a float32 copy of the input where the base computes in bfloat16, and with dropout a
 masked copy of the input for each module. Here the low-rank product is accumulated into the base's
-output and into the input's gradient by the matrix product itself, in the base's type, dropout keeps
-one byte an element, and after a gate what is kept is the gate's inputs alone. Modules, parameters, names and checkpoints stay PEFT's own.
+output and into the input's gradient by the matrix product itself, in the base's type, dropout
+keeps one byte an element, and behind a gate only the gate's inputs are kept. Modules, parameters,
+names and checkpoints stay PEFT's own.
 
     y = x W^T + s (m * x) A^T B^T,  m: dropout mask / (1 - p)
 
@@ -121,7 +122,9 @@ def keep_mask(like: Tensor, dropout: float) -> Tensor:
     return lanes >= round(dropout * 2**16) - 2**15
 
 
-def _lora_forward(self: Any, x: Tensor, *args: Any, up: Tensor | None = None, **more: Any) -> Tensor:
+def _lora_forward(
+    self: Any, x: Tensor, *args: Any, up: Tensor | None = None, **more: Any
+) -> Tensor:
     """Replaces `forward` of a PEFT LoRA layer; whatever it does not cover goes to PEFT's own.
 
     With `up` the layer's input is silu(x) * up.

@@ -1,10 +1,11 @@
 """The model that is trained: frozen base, LoRA adapter, causal projection head.
 
-`CausalModel.forward` takes a packed prefix-tree batch and returns branch representations and
-label logits, nothing else: no hidden states but the last, no logits where there is no label.
+`CausalModel.forward` takes a packed prefix-tree batch and returns branch representations and the
+last hidden states where a label is predicted, nothing else; `CausalModel.logits` is for some of
+them at a time.
 
 Shape legend: R rows, N nodes, B branches a row, b branches a triplet, T triplets, H
-hidden width, n label positions.
+hidden width, n label positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from causal_core.fused import use_fused_layers
 from causal_core.lora import use_fused_lora
 from causal_core.losses import at_least_float32
 from causal_core.prefix_tree import TreeBatch
+from causal_core.products import use_frozen_linear
 from causal_core.tree_attention import ATTENTION
 
 
@@ -47,7 +49,7 @@ class CausalOutput:
 
     z: Tensor  # [T, b, H] float32: projected representations of the pooled branches
     pooled: Tensor  # [T, b, H] float32: mean last hidden state over each prompt
-    label_logits: Tensor  # [n, V]
+    label_hidden: Tensor  # [n, H]: last hidden states that predict labels
 
 
 class CausalModel(nn.Module):
@@ -79,22 +81,22 @@ class CausalModel(nn.Module):
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
         pooled_ZH = pooled_RBH.flatten(0, 1).index_select(0, batch.pool_index)
         pooled_TbH = pooled_ZH.unflatten(0, (-1, batch.branches))
-        label_hidden = hidden_RNH.flatten(0, 1).index_select(0, batch.label_index)
         return CausalOutput(
             z=self.projection(pooled_TbH),
             pooled=pooled_TbH,
-            label_logits=_logits(base, label_hidden),
+            label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
         )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last hidden states [..., H] -> [..., V]."""
+        base = self.peft_model.get_base_model()
+        logits: Tensor = base.get_output_embeddings()(hidden)
+        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained, in a fixed order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-
-def _logits(base: Any, hidden: Tensor) -> Tensor:
-    logits = base.get_output_embeddings()(hidden)
-    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def resolve_model(config: ModelConfig, cache_dir: str | None = None) -> str:
@@ -198,6 +200,7 @@ def build_model(
     )
     use_fused_lora(peft_model)
     use_fused_layers(base)
+    use_frozen_linear(base.get_output_embeddings())
     config = base.config.get_text_config()
     model = CausalModel(peft_model, config.hidden_size)
     # The head sits where the last hidden state is: on the device of the output embeddings' input.

@@ -12,33 +12,19 @@ n label positions of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from causal_core.device import to_device
+from causal_core.labels import LabelChunk, LabelGroup, cut_labels
 from causal_core.tree_blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
 
 PAD_POSITION = 0
-
-
-@dataclass
-class LabelGroup:
-    """Next-token predictions of one kind, e.g. the answer tokens on the benign branch.
-
-    `position` [m] indexes the batch's label positions, `target` [m] holds token ids and `owner`
-    [m] the triplet (its number within the batch) that each prediction belongs to.
-    """
-
-    position: Tensor
-    target: Tensor
-    owner: Tensor
-
-    def to(self, device: torch.device) -> LabelGroup:
-        return LabelGroup(*(to_device(getattr(self, f.name), device) for f in fields(self)))
 
 
 @dataclass
@@ -53,6 +39,7 @@ class TreeBatch:
     branches: int  # pooled branches per triplet: Z = triplets * branches
     label_index: Tensor  # [n] long: flat R * N index of every node that predicts a label
     labels: dict[str, LabelGroup]
+    label_chunks: list[LabelChunk]  # the same predictions, for the loss
     triplets: int
     nodes: int  # distinct tokens computed, without padding
     path_tokens: int  # tokens that separate, unpadded forwards would compute
@@ -61,15 +48,17 @@ class TreeBatch:
 
     def to(self, device: torch.device) -> TreeBatch:
         """The batch on a device (see `to_device` for how it gets there)."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: to_device(value, device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        labels = {name: group.to(device) for name, group in self.labels.items()}
-        return TreeBatch(**moved, labels=labels, branches=self.branches, triplets=self.triplets,
-                         nodes=self.nodes, path_tokens=self.path_tokens,
-                         blocks=self.blocks)  # fmt: skip
+        return replace(
+            self,
+            **moved,
+            labels={name: group.to(device) for name, group in self.labels.items()},
+            label_chunks=[chunk.to(device) for chunk in self.label_chunks],
+        )
 
 
 class PrefixTree:
@@ -187,7 +176,8 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
         pool_index=torch.tensor(pool_index, dtype=torch.long),
         branches=branches,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
-        labels=_label_groups(entries),
+        labels={name: LabelGroup.of(group) for name, group in entries.items()},
+        label_chunks=cut_labels(entries),
         triplets=sum(len(set(row.owners)) for row in rows),
         nodes=sum(len(row.tree) for row in rows),
         path_tokens=sum(row.path_tokens for row in rows),
@@ -224,17 +214,10 @@ def collate_flat(
         pool_index=torch.arange(len(row.pooled)),
         branches=branches,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
-        labels=_label_groups(entries),
+        labels={name: LabelGroup.of(group) for name, group in entries.items()},
+        label_chunks=cut_labels(entries),
         triplets=len(set(row.owners)),
         nodes=len(order),
         path_tokens=row.path_tokens,
         blocks=plan_blocks(parents, call_cost),
     )
-
-
-def _label_groups(entries: Mapping[str, list[tuple[int, int, int]]]) -> dict[str, LabelGroup]:
-    groups = {}
-    for name, rows in entries.items():
-        columns = torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
-        groups[name] = LabelGroup(columns[:, 0], columns[:, 1], columns[:, 2])
-    return groups

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 import time
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Library = Literal["torch", "onednn"]
 LIBRARIES: tuple[Library, ...] = ("torch", "onednn")
@@ -85,10 +86,19 @@ class _FrozenLinear(torch.autograd.Function):
         return linear(grads[0], weight.t()), None, None
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` with the gradient of x [N, in]; weight and bias get none."""
-    result: Tensor = _FrozenLinear.apply(x, weight, bias)
-    return result
+def _frozen_forward(self: Any, x: Tensor) -> Tensor:
+    # DeepSpeed's ZeRO-3 gathers a weight around the module's own forward and backward.
+    if self.weight.requires_grad or hasattr(self.weight, "ds_id"):
+        result: Tensor = type(self).forward(self, x)
+        return result
+    y: Tensor = _FrozenLinear.apply(x.flatten(0, -2), self.weight, self.bias)
+    return y.unflatten(0, x.shape[:-1])
+
+
+def use_frozen_linear(module: nn.Module) -> None:
+    """Gives a plain linear module whose parameters are frozen these products."""
+    if type(module) is nn.Linear:
+        module.forward = MethodType(_frozen_forward, module)  # type: ignore[method-assign]
 
 
 def fastest_library() -> Library:

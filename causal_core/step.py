@@ -17,8 +17,9 @@ from torch import Tensor
 from causal_core.config import LossConfig, TrainConfig
 from causal_core.engine import Engine
 from causal_core.errors import OneWorkerFailedError, RunFailedError
-from causal_core.losses import contrastive_sums, cosines, cross_entropy_sum, kl_sum
-from causal_core.model import CausalOutput
+from causal_core.labels import LabelTerms, label_loss
+from causal_core.losses import contrastive_sums, cosines
+from causal_core.model import CausalModel, CausalOutput
 from causal_core.out_of_memory import RandomState, is_out_of_memory, release_cached_memory
 from causal_core.prefix_tree import TreeBatch
 from causal_core.triplet_trees import (
@@ -88,28 +89,40 @@ def needs_of(loss: LossConfig) -> Needs:
     return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
 
 
-def loss_sums(output: CausalOutput, batch: TreeBatch, loss: LossConfig) -> dict[str, Tensor]:
-    """The sum of each term over a micro-batch: the terms with weight, and `task` in any case."""
-    task = batch.labels[TASK]
-    sums = {"task": cross_entropy_sum(output.label_logits[task.position], task.target)}
-    if is_contrastive(loss):
-        sums.update(contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin))
-    if loss.lambda_robust > 0:
-        robust = batch.labels[ROBUST]
-        sums["robust"] = cross_entropy_sum(output.label_logits[robust.position], robust.target)
-    if loss.lambda_invariance > 0:
-        teacher, student = batch.labels[SHARED_CLEAN], batch.labels[SHARED_ATTACKED]
-        sums["invariance"] = kl_sum(
-            output.label_logits[teacher.position], output.label_logits[student.position]
-        )
-    return sums
-
-
 def weighted_loss(sums: dict[str, Tensor], loss: LossConfig, denominators: Denominators) -> Tensor:
-    """sum over terms of lambda * sum / global denominator: this micro-batch's share of L."""
+    """sum over terms of lambda * sum / global denominator."""
     counts, weights = denominators.by_term(), loss.weights()
     parts = [value * (weights[name] / max(1, counts[name])) for name, value in sums.items()]
     return torch.stack(parts).sum()
+
+
+def micro_batch_loss(
+    model: CausalModel,
+    output: CausalOutput,
+    batch: TreeBatch,
+    loss: LossConfig,
+    denominators: Denominators,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This micro-batch's share of L, and the sum of each term without a gradient.
+
+    Of the terms those with weight, and `task` in any case.
+    """
+    counts, weights = denominators.by_term(), loss.weights()
+    factors = {name: weights[name] / max(1, counts[name]) for name in TERMS}
+    groups = {TASK: "task"} | ({ROBUST: "robust"} if loss.lambda_robust > 0 else {})
+    terms = LabelTerms(
+        {group: factors[name] for group, name in groups.items()},
+        (SHARED_CLEAN, SHARED_ATTACKED, factors["invariance"])
+        if loss.lambda_invariance > 0
+        else None,
+    )
+    value, found = label_loss(output.label_hidden, model.logits, batch.label_chunks, terms)
+    sums = {groups.get(name, "invariance"): total for name, total in found.items()}
+    if is_contrastive(loss):
+        contrast = contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin)
+        value = value + weighted_loss(contrast, loss, denominators)
+        sums.update({name: total.detach() for name, total in contrast.items()})
+    return value, sums
 
 
 @dataclass
@@ -228,10 +241,12 @@ class TrainStep:
         totals = torch.zeros(len(TERMS) + 5, dtype=torch.float64)
 
         def loss_of(output: CausalOutput, batch: TreeBatch, counts: bool) -> Tensor:
-            sums = loss_sums(output, batch, self.loss)
+            value, sums = micro_batch_loss(
+                self.engine.model, output, batch, self.loss, denominators
+            )
             # The head without a weighted term stays in the graph with a factor of 0: in
             # DistributedDataParallel every trainable parameter takes part in every backward.
-            value = weighted_loss(sums, self.loss, denominators) + 0.0 * output.z.sum()
+            value = value + 0.0 * output.z.sum()
             if not counts:
                 return value * 0.0
             self._add_totals(totals, sums, output, batch)

@@ -18,7 +18,7 @@ NAN_STEP, INFINITE_STEP = 2, 4
 
 def poison_last_worker() -> None:
     plain_trial, plain_step = trial_module.run_trial, step_module.TrainStep.run
-    plain_sums = step_module.loss_sums
+    plain_loss = step_module.micro_batch_loss
     step = 0
 
     def run_trial(trial, *arguments):
@@ -31,16 +31,17 @@ def poison_last_worker() -> None:
         step += 1
         return plain_step(*arguments, **keywords)
 
-    def loss_sums(*arguments):
-        sums = plain_sums(*arguments)
+    def micro_batch_loss(*arguments):
+        value, sums = plain_loss(*arguments)
         if step == NAN_STEP:
             sums["task"] = sums["task"] * float("nan")
+            value = value * float("nan")
         elif step == INFINITE_STEP:
             sums["task"] = sums["task"] + float("inf")
-        return sums
+        return value, sums
 
     trial_module.run_trial, step_module.TrainStep.run = run_trial, run_step
-    step_module.loss_sums = loss_sums
+    step_module.micro_batch_loss = micro_batch_loss
 
 
 if __name__ == "__main__":

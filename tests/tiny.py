@@ -10,7 +10,8 @@ from torch import Tensor
 from causal_core.config import LoraSection, LossConfig
 from causal_core.losses import contrastive_sums, cross_entropy_sum, kl_sum
 from causal_core.model import CausalModel, build_model
-from causal_core.step import Denominators, weighted_loss
+from causal_core.prefix_tree import TreeBatch
+from causal_core.step import Denominators, micro_batch_loss, weighted_loss
 from causal_core.triplet_trees import TripletTokens
 
 VOCABULARY = 97
@@ -116,6 +117,16 @@ def plain_loss(
         for name, value in contrastive_sums(loss.kind, z, loss.temperature, loss.margin).items():
             add(name, value)
     return weighted_loss(totals, loss, Denominators.of(triplets)), totals
+
+
+def micro_batch_gradient(
+    model: CausalModel, batch: TreeBatch, loss: LossConfig, triplets: list[TripletTokens]
+) -> float:
+    """Backward of one micro-batch of a global batch `triplets`; its share of the loss."""
+    denominators = Denominators.of(triplets)
+    value, _ = micro_batch_loss(model, model(batch), batch, loss, denominators)
+    value.backward()
+    return float(value.detach())
 
 
 def gradients(model: CausalModel) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ import torch
 
 from causal_core.config import Config
 from causal_core.dataset import TripletDataset
-from causal_core.prefix_tree import LabelGroup, TreeBatch, TreeRow
+from causal_core.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
+from causal_core.prefix_tree import TreeBatch, TreeRow
 from causal_core.step import needs_of
 from causal_core.tree_blocks import TreeBlocks, plan_blocks
 from causal_core.triplet_trees import (
@@ -90,11 +91,31 @@ class BatchShape:
                 name: LabelGroup(integers(count), integers(count), integers(count))
                 for name, count in self.labels
             },
+            label_chunks=self._label_chunks(),
             triplets=self.triplets,
             nodes=self.tokens,
             path_tokens=self.tokens,
             blocks=_forked_blocks(nodes, self.triplets) if self.flat else None,
         )
+
+    def _label_chunks(self) -> list[LabelChunk]:
+        """As `cut_labels` would cut them if every triplet had as many labels as the others."""
+        chunks = max(1, -(-self.positions // LABELS_AT_ONCE))
+
+        def integers(total: int, number: int) -> torch.Tensor:
+            size = total * (number + 1) // chunks - total * number // chunks
+            return torch.empty(size, dtype=torch.long, device="meta")
+
+        return [
+            LabelChunk(
+                integers(self.positions, number),
+                {
+                    name: LabelGroup(*(integers(count, number) for _ in range(3)))
+                    for name, count in self.labels
+                },
+            )
+            for number in range(chunks)
+        ]
 
 
 def _mask_elements(blocks: TreeBlocks | None) -> int:

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from causal_core.batches import share
 from causal_core.config import LossConfig
 from causal_core.prefix_tree import TreeRow, collate
-from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
+from causal_core.step import needs_of
 from causal_core.triplet_trees import FLAT, ROWS, Packing, RowCost, cut_micro_batches
 from tests.tiny import (
     gradients,
+    micro_batch_gradient,
     plain_forward,
     plain_loss,
     random_triplets,
@@ -47,16 +48,11 @@ LOSSES = {
 def packed_gradients(model, triplets, loss, budget, packing=FLAT, workers=1):
     """Loss and gradients by packed micro-batches, summed over the shares of `workers`."""
     model.zero_grad(set_to_none=True)
-    denominators = Denominators.of(triplets)
     total = 0.0
     for positions in share([t.size_bound() for t in triplets], workers):
         mine = [triplets[i] for i in positions]
         for micro in cut_micro_batches(mine, needs_of(loss), budget, packing) if mine else []:
-            value = weighted_loss(
-                loss_sums(model(micro.batch), micro.batch, loss), loss, denominators
-            )
-            value.backward()
-            total += float(value.detach())
+            total += micro_batch_gradient(model, micro.batch, loss, triplets)
     return total, gradients(model)
 
 
@@ -166,7 +162,7 @@ def test_logits_exist_on_label_positions_only():
     answers = sum(2 * len(t.benign_answer) + len(t.injection_answer) for t in triplets)
     computed = 0
     for micro in cut_micro_batches(triplets, needs_of(loss), 10_000, FLAT):
-        computed += model(micro.batch).label_logits.shape[0]
+        computed += model(micro.batch).label_hidden.shape[0]
         assert micro.batch.label_index.unique().numel() == len(micro.batch.label_index)
     assert 0 < computed <= answers
 

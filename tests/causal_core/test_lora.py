@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from causal_core.lora import keep_mask, use_fused_lora
-from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
+from causal_core.step import needs_of
 from causal_core.triplet_trees import FLAT, cut_micro_batches
 from tests.causal_core.test_exactness import LOSSES
-from tests.tiny import gradients, random_triplets, relative_error, tiny_model
+from tests.tiny import gradients, micro_batch_gradient, random_triplets, relative_error, tiny_model
 
 
 class Stack(nn.Module):
@@ -118,8 +118,7 @@ def test_a_recomputed_forward_draws_the_same_mask():
         model.train()
         torch.manual_seed(5)
         for micro in cut_micro_batches(triplets, needs_of(loss), 400, FLAT):
-            sums = loss_sums(model(micro.batch), micro.batch, loss)
-            weighted_loss(sums, loss, Denominators.of(triplets)).backward()
+            micro_batch_gradient(model, micro.batch, loss, triplets)
         found.append(gradients(model))
     assert relative_error(found[1], found[0]) < 1e-6
 

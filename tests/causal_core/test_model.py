@@ -9,9 +9,9 @@ from causal_core.config import LLAMA_PROJECTIONS, LoraSection, LossConfig, Model
 from causal_core.errors import ModelError
 from causal_core.model import build_model, load_base, load_tokenizer, resolve_model
 from causal_core.session import count_parameters
-from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
+from causal_core.step import needs_of
 from causal_core.triplet_trees import cut_micro_batches
-from tests.tiny import random_triplets, tiny_base, tiny_model
+from tests.tiny import micro_batch_gradient, random_triplets, tiny_base, tiny_model
 from tests.tiny_run import write_tiny_model
 
 CPU = torch.device("cpu")
@@ -83,8 +83,7 @@ def test_nf4_runs_forward_and_backward_on_cpu(tmp_path):
     assert count_parameters(model)["base"] == sum(p.numel() for p in plain.parameters())
     triplets, loss = random_triplets(4, seed=0), LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
     for micro in cut_micro_batches(triplets, needs_of(loss), 500):
-        sums = loss_sums(model(micro.batch), micro.batch, loss)
-        weighted_loss(sums, loss, Denominators.of(triplets)).backward()
+        micro_batch_gradient(model, micro.batch, loss, triplets)
     for name, parameter in model.trainable_parameters().items():
         assert parameter.dtype == torch.float32
         assert torch.isfinite(parameter.grad).all(), name
@@ -99,8 +98,7 @@ def test_a_validation_leaves_the_gradient_of_an_nf4_model_as_it_is(tmp_path):
 
     def gradient() -> list[torch.Tensor]:
         model.train().zero_grad()
-        sums = loss_sums(model(micro.batch), micro.batch, loss)
-        weighted_loss(sums, loss, Denominators.of(triplets)).backward()
+        micro_batch_gradient(model, micro.batch, loss, triplets)
         return [p.grad.clone() for p in model.trainable_parameters().values()]
 
     before = gradient()

@@ -14,9 +14,9 @@ from causal_core.dataset import load_dataset
 from causal_core.errors import ModelError
 from causal_core.model import build_model, load_base, load_tokenizer
 from causal_core.prompts import build_prompt_encoder
-from causal_core.step import Denominators, loss_sums, needs_of, weighted_loss
+from causal_core.step import needs_of
 from causal_core.triplet_trees import FLAT, cut_micro_batches
-from tests.tiny import gradients, plain_loss
+from tests.tiny import gradients, micro_batch_gradient, plain_loss
 
 pytestmark = pytest.mark.slow
 
@@ -48,11 +48,7 @@ def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, c
     model.zero_grad()
     packed = 0.0
     for micro in cut_micro_batches(triplets, needs_of(loss), 1500, FLAT):
-        part = weighted_loss(
-            loss_sums(model(micro.batch), micro.batch, loss), loss, Denominators.of(triplets)
-        )
-        part.backward()
-        packed += float(part.detach())
+        packed += micro_batch_gradient(model, micro.batch, loss, triplets)
     found = gradients(model)
     whole = [torch.cat([g.flatten().double() for g in x.values()]) for x in (found, expected)]
     loss_error = abs(packed - float(value.detach())) / abs(float(value.detach()))
