@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.device import to_device
-from causal_core.losses import at_least_float32
 
 # Enough rows for a product with the output embeddings to be worth reading them.
 LABELS_AT_ONCE = 128
@@ -171,7 +170,7 @@ def _sums_and_gradient(
 
     d(-log p_t) = p - e_t; d KL(p' || p) = p - p' by the student's logits, nothing by the teacher's.
     """
-    log_p = F.log_softmax(at_least_float32(logits), dim=-1)
+    log_p = F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     sums = []
     weight = log_p.new_zeros(len(log_p), 1)  # factor of p in each row's gradient
     for name, factor in terms.cross_entropy.items():

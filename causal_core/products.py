@@ -64,9 +64,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [out, in].
         bias: [out].
     """
-    if _library == "onednn" and x.dtype is torch.float32 and x.device.type == "cpu":
+    if (
+        _library == "onednn"
+        and x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and _is_dense(x)
+        and _is_dense(weight)
+    ):
         return _onednn(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _is_dense(matrix: Tensor) -> bool:
+    # oneDNN multiplies a part of a wider matrix's columns by a loop, a hundred times slower.
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
