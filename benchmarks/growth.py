@@ -1,11 +1,11 @@
 """Whether a run slows down or grows with its data: the same training on more and more rows.
 
-    python -m benchmarks.growth [--rows 1000 10000 100000] [--steps 60] [--json OUT]
+    python -m benchmarks.growth [--rows 1000 10000 100000] [--steps 60] [--rounds 3] [--json OUT]
 
 Generated triplets, the demo model's tokenizer, a two-layer model (so that the data path is a large
-part of a step). For each size: tokenising once, then in a fresh process with a warm cache the time
-to the first step, tokens a second, and the worker's own memory (anonymous pages: the mapped token
-cache belongs to the page cache and is shared).
+part of a step). Every size is tokenised once. Then the sizes take turns, each in a fresh process
+with a warm cache: the time to the first step, tokens a second, and the worker's own memory
+(anonymous pages: the mapped token cache belongs to the page cache and is shared).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -110,25 +110,36 @@ def worker(path: Path) -> None:
     print(json.dumps(found))
 
 
-def measure(folder: Path, rows: int, steps: int) -> dict[str, Any]:
-    """Writes, tokenises and trains on `rows` triplets."""
+def tokenise(folder: Path, rows: int, steps: int) -> float:
+    """Writes `rows` triplets and a config; the seconds that tokenising them takes."""
     from causal_core.session import load_run_data
 
     write_rows(folder / f"{rows}.parquet", rows)
     config = config_of(folder, rows, steps)
     begin = time.perf_counter()
     load_run_data(config)
-    tokenising = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
     time.sleep(3)  # a file written just now is read again, whatever is known of it
     load_run_data(config)
-    path = folder / f"{rows}.yaml"
-    path.write_text(config.to_yaml(), encoding="utf-8")
-    shutil.rmtree(config.run.dir, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.growth", "--worker", str(path)]
+    (folder / f"{rows}.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    return seconds
+
+
+def train_once(folder: Path, rows: int) -> dict[str, float]:
+    """What a fresh process measured on tokenised triplets."""
+    shutil.rmtree(folder / f"run-{rows}", ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.growth", "--worker", str(folder / f"{rows}.yaml")]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    (folder / f"{rows}.parquet").unlink()
-    shutil.rmtree(folder / "cache" / "tokens")
-    return {"rows": rows, "tokenising": tokenising, **json.loads(output.splitlines()[-1])}
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median and, of several values, the range."""
+    text = format(statistics.median(values), form)
+    if len(values) == 1:
+        return text
+    return f"{text} ({format(min(values), form)} - {format(max(values), form)})"
 
 
 def main() -> None:
@@ -137,34 +148,52 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each size")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.worker)
         return
-    console, results = Console(), []
-    table = Table()
-    for name in ("rows", "tokenising", "rows/s", "to the first step", "tokens/s", "memory"):
-        table.add_column(name, justify="right")
+    seconds: dict[int, float] = {}
+    runs: dict[int, list[dict[str, float]]] = {rows: [] for rows in options.rows}
     with tempfile.TemporaryDirectory(prefix="causal-growth-") as name:
         folder = Path(name)
         write_model(folder / "model")
-        measure(folder, min(options.rows), 2)  # warms up: page cache, measured costs
         for rows in options.rows:
-            found = measure(folder, rows, options.steps)
-            results.append(found)
-            table.add_row(
-                f"{rows:,}",
-                f"{found['tokenising']:.1f} s",
-                f"{rows / found['tokenising']:,.0f}",
-                f"{found['to_first_step']:.2f} s",
-                f"{found['tokens_per_second']:,.0f}",
-                f"{found['anonymous_bytes'] / 1e6:,.0f} MB",
-            )
-    console.print(table)
+            seconds[rows] = tokenise(folder, rows, options.steps)
+        train_once(folder, min(options.rows))  # warms up: page cache, measured costs
+        for _ in range(options.rounds):
+            for rows, found in runs.items():
+                found.append(train_once(folder, rows))
+    show(Console(), seconds, runs)
     if options.json:
+        results = [{"rows": n, "tokenising": seconds[n], "runs": runs[n]} for n in runs]
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def show(
+    console: Console, seconds: dict[int, float], runs: dict[int, list[dict[str, float]]]
+) -> None:
+    """The table for people; speeds beside those of the fewest rows, round by round."""
+    table = Table()
+    for name in ("rows", "tokenising", "rows/s", "to the first step, s", "tokens/s", "ratio", "MB"):
+        table.add_column(name, justify="right")
+    fewest = runs[min(runs)]
+    for rows, found in runs.items():
+        columns = {key: [run[key] for run in found] for key in found[0]}
+        rates = columns["tokens_per_second"]
+        ratios = [rate / one["tokens_per_second"] for rate, one in zip(rates, fewest, strict=True)]
+        table.add_row(
+            f"{rows:,}",
+            f"{seconds[rows]:.1f} s",
+            f"{rows / seconds[rows]:,.0f}",
+            spread(columns["to_first_step"], ".1f"),
+            spread(rates, ",.0f"),
+            spread(ratios, ".2f"),
+            spread([size / 1e6 for size in columns["anonymous_bytes"]], ".0f"),
+        )
+    console.print(table)
 
 
 if __name__ == "__main__":
