@@ -177,7 +177,7 @@ def show(
 ) -> None:
     """The table for people; speeds beside those of the fewest rows, round by round."""
     table = Table()
-    for name in ("rows", "tokenising", "rows/s", "to the first step, s", "tokens/s", "ratio", "MB"):
+    for name in ("rows", "tokenised in", "to the first step, s", "tokens/s", "ratio", "MB"):
         table.add_column(name, justify="right")
     fewest = runs[min(runs)]
     for rows, found in runs.items():
@@ -187,7 +187,6 @@ def show(
         table.add_row(
             f"{rows:,}",
             f"{seconds[rows]:.1f} s",
-            f"{rows / seconds[rows]:,.0f}",
             spread(columns["to_first_step"], ".1f"),
             spread(rates, ",.0f"),
             spread(ratios, ".2f"),

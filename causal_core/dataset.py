@@ -29,7 +29,7 @@ from causal_core.prompts import PromptEncoder
 from causal_core.triplet_trees import TripletTokens
 
 _FORMAT = 1
-_ROWS_PER_BATCH = 1024
+_ROWS_PER_BATCH = 4096
 _SPANS = (
     "system",
     "benign",

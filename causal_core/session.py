@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from causal_core import products
@@ -105,6 +106,8 @@ def open_session(config: Config, device: torch.device) -> Session:
     available = _available_bytes(config, device)  # before anything is loaded
     tokens = _token_budget(config, data.train, needs, available)
     check_micro_batch_budget(data.train, needs, tokens)
+    # Whole columns were computed with: Arrow's pool would keep their memory for the run.
+    pa.default_memory_pool().release_unused()
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     source = resolve_model(config.model, config.data.cache_dir)
