@@ -60,6 +60,7 @@ def test_a_config_error_ends_before_anything_is_written(config_file, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_raw_entry_point_is_the_same_code_path(config_file, tmp_path):
     outcome = causal(
         "--config", config_file, "--no-evaluate", "--json", f"run.dir={tmp_path}",
@@ -83,6 +84,7 @@ def test_a_run_leaves_config_summary_metrics_and_report(finished):
     assert "<html" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_again_replaces_and_adds_models(finished):
     run, _ = finished
     outcome = causal("evaluate", run, "--against", f"twin={run}", "--limit", "3", "--json")

@@ -78,6 +78,7 @@ def test_a_port_in_use_is_a_warning(config, monkeypatch):
     assert check.status == "warning" and "in use" in check.found
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
     """Two settings in one job; the first names a base that is not there."""
     broken = {"model": {"name_or_path": str(tmp_path / "nothing")}}

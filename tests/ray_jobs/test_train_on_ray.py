@@ -95,6 +95,7 @@ def test_the_same_command_continues_and_another_config_is_refused(local_ray, con
     assert json.dumps(metric_lines_of(config)) == json.dumps(before)
 
 
+@pytest.mark.slow
 def test_paths_relative_to_the_drivers_directory_work_on_workers(
     local_ray, config_of, tiny_data, monkeypatch, tmp_path
 ):
