@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LossConfig
-from causal_core.losses import contrastive_sums, cross_entropy_sum
+from causal_core.losses import contrastive_sums
 from causal_core.model import CausalModel
 from causal_core.step import Denominators, weighted_loss
 from causal_core.triplet_trees import TripletTokens
@@ -138,7 +138,7 @@ def _task(model: CausalModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the answers, with logits where there is an answer to predict."""
     where = labels[:, 1:] != IGNORED
     logits = model.peft_model.get_base_model().get_output_embeddings()(hidden[:, :-1][where])
-    return cross_entropy_sum(logits, labels[:, 1:][where])
+    return F.cross_entropy(logits, labels[:, 1:][where], reduction="sum")
 
 
 def _backward(task: Tensor, z: Tensor, loss: LossConfig, counts: Denominators) -> float:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.rivals import (
     Step,
@@ -257,6 +258,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             ]
             for name, rates in gemm.items()
         },
+        "profile": profile_of(call("e")),
         "relative_error": {
             name: {
                 "loss": abs(losses[name] - losses["d"]) / abs(losses["d"]),
@@ -265,6 +267,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for name in "bce"
         },
     }
+
+
+KINDS = {  # of operations, by how their names begin
+    "matrix products": ("mkldnn::_linear_pointwise", "aten::mm"),
+    "LoRA's accumulation": ("aten::addmm",),
+    "attention kernels": ("aten::_scaled_dot_product_flash_attention",),
+    "gates": ("aten::silu",),
+    "softmax of the labels": ("aten::_log_softmax", "aten::exp_"),
+}
+
+
+def profile_of(step: Callable[[], float]) -> dict[str, float]:
+    """Share of a step's time by kind of operation; by name where it is no product or kernel."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as recording:
+        step()
+    shares: dict[str, float] = {}
+    for event in recording.key_averages():
+        name = event.key
+        kind = next((kind for kind, begins in KINDS.items() if name.startswith(begins)), name)
+        shares[kind] = shares.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(shares.values())
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return {kind: time_spent / total for kind, time_spent in ordered}
 
 
 def _ratios(rows: dict[str, Row], name: str) -> list[float]:
@@ -318,6 +344,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"(f) matrix product 2048^3 by {name}: {_spread([r / 1e9 for r in rates], 0)} GFLOP/s; "
             f"(e) reaches {share} % of it"
         )
+    shares = [f"{kind} {share:.1%}" for kind, share in result["profile"].items() if share >= 0.01]
+    console.print("profile of (e), what takes 1 % or more: " + ", ".join(shares))
     for name, error in result["relative_error"].items():
         console.print(
             f"({name}) against (d): loss {error['loss']:.1e}, gradient {error['gradient']:.1e}"

@@ -1,9 +1,10 @@
-"""The loss terms: pure tensor functions that return sums.
+"""The loss terms on representations: pure tensor functions that return sums. Those on labels are
+in `labels.py`.
 
 A sum is divided later by the term's own count over the *global* batch, so that the gradient does
 not depend on how the batch is cut into micro-batches and workers (invariant I2).
 
-Shape legend: T triplets, H width of the representation, n predictions, V vocabulary.
+Shape legend: T triplets, H width of the representation.
 """
 
 from __future__ import annotations
@@ -16,22 +17,6 @@ from torch import Tensor
 def at_least_float32(values: Tensor) -> Tensor:
     """Upcasts half types; float64 stays, so that tests can tell rounding from error."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def cross_entropy_sum(logits_nV: Tensor, target_n: Tensor) -> Tensor:
-    """Sum of -log p(target); in float32 whatever the logits' type. Used for `task`, `robust`."""
-    return F.cross_entropy(at_least_float32(logits_nV), target_n, reduction="sum")
-
-
-def kl_sum(teacher_nV: Tensor, student_nV: Tensor) -> Tensor:
-    """Sum over positions of KL(p_teacher || p_student); no gradient reaches the teacher.
-
-    The `invariance` term: the teacher predicts the shared answer given (S, U), the student the
-    same tokens given (S, U*). Zero exactly when the injected instruction changes nothing.
-    """
-    teacher = F.log_softmax(at_least_float32(teacher_nV.detach()), dim=-1)
-    student = F.log_softmax(at_least_float32(student_nV), dim=-1)
-    return F.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def cosines(z_T3H: Tensor) -> tuple[Tensor, Tensor]:

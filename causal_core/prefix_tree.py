@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from causal_core.device import to_device
-from causal_core.labels import LabelChunk, LabelGroup, cut_labels
+from causal_core.labels import LabelChunk, cut_labels
 from causal_core.tree_blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
 
 PAD_POSITION = 0
@@ -38,8 +38,7 @@ class TreeBatch:
     pool_index: Tensor  # [Z] long: which of the R * B pooled branches are real, in order
     branches: int  # pooled branches per triplet: Z = triplets * branches
     label_index: Tensor  # [n] long: flat R * N index of every node that predicts a label
-    labels: dict[str, LabelGroup]
-    label_chunks: list[LabelChunk]  # the same predictions, for the loss
+    labels: list[LabelChunk]  # what they predict
     triplets: int
     nodes: int  # distinct tokens computed, without padding
     path_tokens: int  # tokens that separate, unpadded forwards would compute
@@ -56,8 +55,7 @@ class TreeBatch:
         return replace(
             self,
             **moved,
-            labels={name: group.to(device) for name, group in self.labels.items()},
-            label_chunks=[chunk.to(device) for chunk in self.label_chunks],
+            labels=[chunk.to(device) for chunk in self.labels],
         )
 
 
@@ -176,8 +174,7 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
         pool_index=torch.tensor(pool_index, dtype=torch.long),
         branches=branches,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
-        labels={name: LabelGroup.of(group) for name, group in entries.items()},
-        label_chunks=cut_labels(entries),
+        labels=cut_labels(entries),
         triplets=sum(len(set(row.owners)) for row in rows),
         nodes=sum(len(row.tree) for row in rows),
         path_tokens=sum(row.path_tokens for row in rows),
@@ -214,8 +211,7 @@ def collate_flat(
         pool_index=torch.arange(len(row.pooled)),
         branches=branches,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
-        labels={name: LabelGroup.of(group) for name, group in entries.items()},
-        label_chunks=cut_labels(entries),
+        labels=cut_labels(entries),
         triplets=len(set(row.owners)),
         nodes=len(order),
         path_tokens=row.path_tokens,

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from causal_core.labels import LABELS_AT_ONCE, LabelGroup
+from causal_core.labels import LabelGroup
 from causal_core.losses import at_least_float32
-from causal_core.model import CausalModel, CausalOutput
+from causal_core.model import CausalModel
 from causal_core.statistics import effective_rank
 from causal_core.triplet_trees import (
     ATTACKED_TASK,
@@ -125,8 +126,10 @@ def score_triplets(
     for micro in cut_micro_batches(triplets, needs, budget, packing_for(device)):
         batch = micro.batch.to(device)
         output = model(batch)
-        for name in GROUPS:
-            _add_scores(model, output, batch.labels[name], columns[name], greedy.get(name))
+        for chunk in batch.labels:
+            logits = at_least_float32(model.logits(output.label_hidden[chunk.slots]))
+            for name in GROUPS:
+                _add_scores(logits, chunk.groups[name], columns[name], greedy.get(name))
         vectors = zip(
             micro.owners, output.z.cpu().numpy(), output.pooled.cpu().numpy(), strict=True
         )
@@ -152,17 +155,11 @@ def score_triplets(
 
 
 def _add_scores(
-    model: CausalModel,
-    output: CausalOutput,
-    group: LabelGroup,
-    logp: np.ndarray,
-    greedy: np.ndarray | None,
+    logits: Tensor, group: LabelGroup, logp: np.ndarray, greedy: np.ndarray | None
 ) -> None:
-    for first in range(0, len(group), LABELS_AT_ONCE):
-        some = slice(first, first + LABELS_AT_ONCE)
-        logits = at_least_float32(model.logits(output.label_hidden[group.position[some]]))
-        target, owners = group.target[some], group.owner[some].cpu().numpy()
-        token_logp = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
-        np.add.at(logp, owners, token_logp.double().cpu().numpy())
-        if greedy is not None:
-            np.logical_and.at(greedy, owners, (logits.argmax(-1) == target).cpu().numpy())
+    chosen = logits[group.position]
+    token_logp = chosen.gather(1, group.target[:, None])[:, 0] - chosen.logsumexp(-1)
+    owners = group.owner.cpu().numpy()
+    np.add.at(logp, owners, token_logp.double().cpu().numpy())
+    if greedy is not None:
+        np.logical_and.at(greedy, owners, (chosen.argmax(-1) == group.target).cpu().numpy())

@@ -116,7 +116,7 @@ def micro_batch_loss(
         if loss.lambda_invariance > 0
         else None,
     )
-    value, found = label_loss(output.label_hidden, model.logits, batch.label_chunks, terms)
+    value, found = label_loss(output.label_hidden, model.logits, batch.labels, terms)
     sums = {groups.get(name, "invariance"): total for name, total in found.items()}
     if is_contrastive(loss):
         contrast = contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LoraSection, LossConfig
-from causal_core.losses import contrastive_sums, cross_entropy_sum, kl_sum
+from causal_core.losses import contrastive_sums
 from causal_core.model import CausalModel, build_model
 from causal_core.prefix_tree import TreeBatch
 from causal_core.step import Denominators, micro_batch_loss, weighted_loss
@@ -87,6 +88,17 @@ def plain_forward(model: CausalModel, ids: list[int]) -> tuple[Tensor, Tensor]:
     base = model.peft_model.get_base_model()
     output = base(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
     return output.hidden_states[-1][0], output.logits[0]
+
+
+def cross_entropy_sum(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum of -log p(target)."""
+    return F.cross_entropy(logits, target, reduction="sum")
+
+
+def kl_sum(teacher: Tensor, student: Tensor) -> Tensor:
+    """Sum over positions of KL(p_teacher || p_student); no gradient reaches the teacher."""
+    log_p = [F.log_softmax(logits, dim=-1) for logits in (student, teacher.detach())]
+    return F.kl_div(*log_p, reduction="sum", log_target=True)
 
 
 def plain_loss(

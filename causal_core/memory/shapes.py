@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class BatchShape:
             triplets=batch.triplets,
             branches=batch.branches,
             positions=len(batch.label_index),
-            labels=tuple((name, len(group.target)) for name, group in batch.labels.items()),
+            labels=_label_counts(batch.labels),
             flat=batch.blocks is not None,
             block_scores=_mask_elements(batch.blocks),
         )
@@ -87,11 +87,7 @@ class BatchShape:
             pool_index=integers(pooled),
             branches=self.branches,
             label_index=integers(self.positions),
-            labels={
-                name: LabelGroup(integers(count), integers(count), integers(count))
-                for name, count in self.labels
-            },
-            label_chunks=self._label_chunks(),
+            labels=self._label_chunks(),
             triplets=self.triplets,
             nodes=self.tokens,
             path_tokens=self.tokens,
@@ -116,6 +112,14 @@ class BatchShape:
             )
             for number in range(chunks)
         ]
+
+
+def _label_counts(chunks: Sequence[LabelChunk]) -> tuple[tuple[str, int], ...]:
+    counts: dict[str, int] = {}
+    for chunk in chunks:
+        for name, group in chunk.groups.items():
+            counts[name] = counts.get(name, 0) + len(group)
+    return tuple(counts.items())
 
 
 def _mask_elements(blocks: TreeBlocks | None) -> int:

@@ -21,7 +21,6 @@ from causal_core.config import Config, TrainConfig
 from causal_core.device import dtype_of
 from causal_core.engine import LossFunction
 from causal_core.engines.plain import PlainEngine
-from causal_core.labels import LABELS_AT_ONCE
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
@@ -310,21 +309,20 @@ def _validation_forward(model: CausalModel, batch: TreeBatch) -> None:
 
     model.eval()
     output = model(batch)
-    for group in batch.labels.values():
-        some = group.position[:LABELS_AT_ONCE]
-        logits = at_least_float32(model.logits(output.label_hidden[some]))
-        _ = logits.gather(1, group.target[:LABELS_AT_ONCE, None])[:, 0] - logits.logsumexp(-1)
-        _ = logits.argmax(-1)
+    for chunk in batch.labels:
+        logits = at_least_float32(model.logits(output.label_hidden[chunk.slots]))
+        for group in chunk.groups.values():
+            chosen = logits[group.position]
+            _ = chosen.gather(1, group.target[:, None])[:, 0] - chosen.logsumexp(-1)
+            _ = chosen.argmax(-1)
 
 
 def _tensors(batch: TreeBatch) -> list[Tensor]:
     found = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    groups = [*batch.labels.values()]
-    for chunk in batch.label_chunks:
+    for chunk in batch.labels:
         found.append(chunk.slots)
-        groups += chunk.groups.values()
-    for group in groups:
-        found += [group.position, group.target, group.owner]
+        for group in chunk.groups.values():
+            found += [group.position, group.target, group.owner]
     return found
 
 

@@ -1,11 +1,13 @@
 """The loss of some labels at a time is the loss of all.
 
 1. Any cut covers every prediction once, keeps a triplet together and stays within its size.
-2. Sums, value and gradient equal those of plain operations on all logits.
+2. Sums, value and gradient equal those of plain operations on all logits, and where they are known
+   in closed form, that.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from causal_core.labels import LabelChunk, LabelTerms, cut_labels, label_loss
-from causal_core.losses import cross_entropy_sum, kl_sum
+from tests.tiny import cross_entropy_sum, kl_sum
 
 HIDDEN, VOCABULARY = 5, 11
 PREDICTIONS = st.lists(
@@ -84,6 +86,38 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
     assert head.weight.grad is None
 
 
+def test_cross_entropy_of_a_uniform_distribution_is_log_v_per_token():
+    chunks = cut_labels({"task": [(0, 0, 0), (1, 3, 0), (2, 7, 0)]})
+    _, sums = label_loss(torch.zeros(3, 8), lambda x: x, chunks, LabelTerms({"task": 1.0}))
+    assert float(sums["task"]) == pytest.approx(3 * math.log(8))
+
+
+def divergence(teacher, student):
+    """Of rows of logits, and its gradient."""
+    logits = torch.cat([teacher, student]).requires_grad_()
+    count = len(teacher)
+    clean = [(i, 0, 0) for i in range(count)]
+    attacked = [(count + i, 0, 0) for i in range(count)]
+    terms = LabelTerms({}, ("clean", "attacked", 1.0))
+    chunks = cut_labels({"clean": clean, "attacked": attacked})
+    value, _ = label_loss(logits, lambda x: x, chunks, terms)
+    value.backward()
+    return value.item(), logits.grad[:count], logits.grad[count:]
+
+
+def test_the_divergence_is_zero_for_equal_distributions_and_positive_otherwise():
+    logits = torch.randn(4, 9)
+    assert divergence(logits, logits + 5.0)[0] == pytest.approx(0.0, abs=1e-5)
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
+    expected = float((p * (p / q).log()).sum())
+    assert divergence(p.log()[None], q.log()[None])[0] == pytest.approx(expected)
+
+
+def test_no_gradient_reaches_the_teacher():
+    _, teacher, student = divergence(torch.randn(2, 5), torch.randn(2, 5))
+    assert teacher.abs().sum() == 0 and student.abs().sum() > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_half_types_are_summed_in_float32(dtype):
     head = nn.Linear(HIDDEN, VOCABULARY).to(dtype).requires_grad_(False)
@@ -93,7 +127,7 @@ def test_half_types_are_summed_in_float32(dtype):
     value.backward()
     assert value.dtype == sums["task"].dtype == torch.float32
     assert hidden.grad.dtype == dtype
-    expected = cross_entropy_sum(head(hidden), torch.arange(6))
+    expected = cross_entropy_sum(head(hidden).float(), torch.arange(6))
     torch.testing.assert_close(value, expected)
 
 
