@@ -28,8 +28,8 @@ WARM_UP = 1
 
 def make_config(directory: Path, global_batch: int, tokens: int, seed: int = 0) -> Config:
     """The demo model on generated triplets."""
-    from causal_core.data.generator import generate_dataset
     from causal_core.data.writer import to_table, write_triplets
+    from causal_core.generator.generate import generate_dataset
 
     triplets = generate_dataset({"train": 4 * global_batch}, seed)["train"]
     write_triplets(to_table(triplets), directory / "train.jsonl")
@@ -65,10 +65,11 @@ def work(job: dict[str, Any], rank: int) -> list[float]:
     import torch
     import torch.distributed as dist
 
-    from causal_core.batches import share
     from causal_core.device import distributed_backend, prepare_device
-    from causal_core.session import open_session
-    from causal_core.step import Denominators, TrainStep
+    from causal_core.loss.objective import Denominators
+    from causal_core.run.session import open_session
+    from causal_core.step.train_step import TrainStep
+    from causal_core.tokens.batches import share
 
     config, device = parse_config(job["config"]), torch.device("cpu")
     workers = config.resources.max_workers
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    from ray_jobs.quiet import quiet_libraries
+    from ray_jobs.console.quiet import quiet_libraries
 
     quiet_libraries()
     if chosen.worker:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines [--directory DIR]
 
-The tiny job of `causal_core.engines.trial`, in float32, with clipping in every step, 6 optimizer
+The tiny job of `causal_core.run.trial`, in float32, with clipping in every step, 6 optimizer
 steps. *Parity*: each engine against one plain worker with the same base, every worker cutting its
 share into other micro-batches. *Resume*: 3 steps under the engine of the row, a checkpoint, 3
 steps under the engine of the column, against 6 uninterrupted steps of one plain worker; on the
@@ -19,8 +19,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from causal_core.engines.trial import Trial, TrialResult, run_trials, trial_config, write_base
-from ray_jobs.quiet import quiet_libraries
+from causal_core.run.trial import Trial, TrialResult, run_trials, trial_config, write_base
+from ray_jobs.console.quiet import quiet_libraries
 
 STEPS, HALF = 6, 3
 

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from causal_core.config import Config
 from causal_core.config_file import parse_config
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
+from causal_core.generator.generate import generate_dataset
 
 CHUNK = 50_000
 WARM_UP = 5
@@ -49,7 +49,7 @@ def write_model(directory: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from causal_core.demo_model import demo_model_directory
+    from causal_core.pretrained.demo_model import demo_model_directory
 
     source = demo_model_directory(None)
     torch.manual_seed(0)
@@ -85,9 +85,9 @@ def worker(path: Path) -> None:
     """Trains in this process and prints what it took."""
     begin = time.perf_counter()
     from causal_core.config_file import load_config
-    from causal_core.loop import train
-    from causal_core.run_context import LocalContext
-    from causal_core.run_log import PERFORMANCE, read_records
+    from causal_core.files import PERFORMANCE, read_records
+    from causal_core.run.context import LocalContext
+    from causal_core.run.loop import train
 
     import torch  # isort: skip
 
@@ -112,7 +112,7 @@ def worker(path: Path) -> None:
 
 def tokenise(folder: Path, rows: int, steps: int) -> float:
     """Writes `rows` triplets and a config; the seconds that tokenising them takes."""
-    from causal_core.session import load_run_data
+    from causal_core.tokens.run_data import load_run_data
 
     write_rows(folder / f"{rows}.parquet", rows)
     config = config_of(folder, rows, steps)

@@ -26,15 +26,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from causal_core import products
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.engines.plain import PlainEngine
+from causal_core.loss.objective import Denominators
 from causal_core.memory import BatchShape, predict
-from causal_core.model import build_model, load_base
-from causal_core.products import fastest_library
-from causal_core.step import Denominators, TrainStep
-from causal_core.triplet_trees import TripletTokens
+from causal_core.model import matmul
+from causal_core.model.causal_model import build_model
+from causal_core.model.matmul import fastest_library
+from causal_core.pretrained.loading import load_base
+from causal_core.step.train_step import TrainStep
+from causal_core.tokens.triplet import TripletTokens
 
 MIB = 2**20
 # One arena, and freed tensors go back to the system at once: the resident set then is what lives,
@@ -86,7 +88,7 @@ def triplet_of(tokens: int) -> TripletTokens:
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """A step to warm up, one watched from outside, one profiled, in this process."""
     torch.set_num_threads(1)
-    products.use(fastest_library())
+    matmul.use(fastest_library())
     config, device = config_of(case), torch.device("cpu")
     base = load_base(config.model, device)
     model = build_model(base, config.lora, 0, config.train.gradient_checkpointing)

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from causal_core.config_file import parse_config
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.device import available_cores
-from causal_core.run_log import PERFORMANCE, read_records
+from causal_core.files import PERFORMANCE, read_records
+from causal_core.generator.generate import generate_dataset
 
 PARTS = ("imports, plan, Ray start", "worker: data and model", "first step")
 

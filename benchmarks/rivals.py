@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LossConfig
-from causal_core.losses import contrastive_sums
-from causal_core.model import CausalModel
-from causal_core.step import Denominators, weighted_loss
-from causal_core.triplet_trees import TripletTokens
+from causal_core.loss.contrastive import contrastive_sums
+from causal_core.loss.objective import Denominators, weighted_loss
+from causal_core.model.causal_model import CausalModel
+from causal_core.tokens.triplet import TripletTokens
 
 IGNORED = -100
 Step = Callable[[CausalModel, Sequence[TripletTokens], LossConfig], float]

@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causal_core.batches import share
 from causal_core.config import LoraSection, LossConfig
 from causal_core.config_file import parse_config
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
-from causal_core.dataset import load_dataset
-from causal_core.model import build_model, load_tokenizer
-from causal_core.prompts import build_prompt_encoder
-from causal_core.session import count_parameters
-from causal_core.step import needs_of
-from causal_core.triplet_trees import tree_nodes
-from ray_jobs.quiet import quiet_libraries
+from causal_core.generator.generate import generate_dataset
+from causal_core.loss.objective import needs_of
+from causal_core.model.causal_model import build_model, count_parameters
+from causal_core.pretrained.loading import load_tokenizer
+from causal_core.tokens.batches import share
+from causal_core.tokens.dataset import load_dataset
+from causal_core.tokens.prompts import build_prompt_encoder
+from causal_core.trees.packing import tree_nodes
+from ray_jobs.console.quiet import quiet_libraries
 
 # The published configurations of the models; vocabulary 128,256, head width 128 throughout.
 MODELS = {

@@ -34,17 +34,19 @@ from benchmarks.rivals import (
     separate_forwards_step,
     unpadded_step,
 )
-from causal_core import products
 from causal_core.config import LoraSection, LossConfig, ModelConfig
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
-from causal_core.dataset import load_dataset
+from causal_core.generator.generate import generate_dataset
+from causal_core.loss.objective import Denominators, micro_batch_loss, needs_of
 from causal_core.memory.tracker import StorageTracker
-from causal_core.model import CausalModel, build_model, load_base, load_tokenizer
-from causal_core.products import fastest_library
-from causal_core.prompts import build_prompt_encoder
-from causal_core.step import Denominators, micro_batch_loss, needs_of
-from causal_core.triplet_trees import FLAT, TripletTokens, cut_micro_batches
+from causal_core.model import matmul
+from causal_core.model.causal_model import CausalModel, build_model
+from causal_core.model.matmul import fastest_library
+from causal_core.pretrained.loading import load_base, load_tokenizer
+from causal_core.tokens.dataset import load_dataset
+from causal_core.tokens.prompts import build_prompt_encoder
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.packing import FLAT, cut_micro_batches
 
 LOSS = LossConfig(preset="reports")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "reports_schema.jsonl"
@@ -215,7 +217,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     gradients: dict[str, Tensor] = {}
     losses: dict[str, float] = {}
     library = fastest_library()
-    products.use(library)  # ours alone: the rivals' forwards are their libraries' own
+    matmul.use(library)  # ours alone: the rivals' forwards are their libraries' own
     gemm: dict[str, list[float]] = {"torch.mm": []}
     if library != "torch":
         gemm[library] = []
@@ -229,7 +231,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.repeats):
             gemm["torch.mm"].append(gemm_rate(torch.mm))
             if library != "torch":
-                gemm[library].append(gemm_rate(products.linear))
+                gemm[library].append(gemm_rate(matmul.linear))
             for name, (model, _, _) in steps.items():
                 rows[name].seconds.append(measure(model, call(name))[0])
                 progress.advance(task)

@@ -490,3 +490,8 @@ def _absolute(path: str) -> str:
     if "://" in path:
         return path
     return str(Path(path).expanduser().absolute())
+
+
+def run_directory(config: Config) -> Path:
+    """The run directory as an absolute path (workers change their working directory)."""
+    return Path(config.run.dir).expanduser().resolve()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -79,3 +80,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Upcasts half types; float64 stays, so that tests can tell rounding from error."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.data_command import data_app
-from ray_jobs.exit_codes import exit_with_code
-from ray_jobs.jobs_command import Address, jobs_app
+from ray_jobs.jobs.client import Address
+from ray_jobs.jobs.command import jobs_app
 
 app = typer.Typer(
     help="Fine-tune open language models to resist prompt injection, on Ray.\n\n"
@@ -72,8 +73,8 @@ def plan(
 
     Example: causal plan configs/gpu-24gb.yaml --gpu RTX4090
     """
-    from ray_jobs.plan import plan_command
-    from ray_jobs.quiet import quiet_libraries
+    from ray_jobs.console.quiet import quiet_libraries
+    from ray_jobs.plan.command import plan_command
 
     quiet_libraries()
     plan_command(config, overrides or (), gpu_memory, gpu, as_json)
@@ -119,7 +120,7 @@ def evaluate(
     from rich.console import Console
 
     from causal_core.errors import UserError
-    from ray_jobs.closing import show_result
+    from ray_jobs.console.result import show_result
     from ray_jobs.run import run_evaluation
 
     others = {}
@@ -158,7 +159,7 @@ def verify_resume(
 
     from causal_core.config_file import load_config
     from causal_core.errors import RunFailedError
-    from ray_jobs.quiet import quiet_libraries
+    from ray_jobs.console.quiet import quiet_libraries
     from ray_jobs.verify_resume import show_comparisons
     from ray_jobs.verify_resume import verify_resume as compare
 
@@ -180,7 +181,7 @@ def report(
 
     Example: causal report runs/demo/defended
     """
-    from causal_core.report import write_report
+    from causal_core.report.run_report import write_report
 
     print(write_report(run))
 
@@ -213,11 +214,17 @@ def submit(
 
     Example: causal submit --gpus 8 -- train configs/gpu-24gb.yaml run.dir=/shared/runs/first
     """
-    from ray_jobs.submit import submit_command
+    from ray_jobs.jobs.submit import submit_command
 
+    named = ((known.name, known.callback) for known in app.registered_commands)
     raise typer.Exit(
         submit_command(
-            command, address=address, gpus=gpus, runtime_env=runtime_env, follow_log=follow
+            command,
+            address=address,
+            gpus=gpus,
+            runtime_env=runtime_env,
+            follow_log=follow,
+            known={name or (callback.__name__ if callback else "") for name, callback in named},
         )
     )
 
@@ -244,9 +251,9 @@ def doctor(
     from rich.console import Console
 
     from causal_core.config_file import load_config
-    from ray_jobs.doctor import diagnose, raise_for_failed, show_checks
-    from ray_jobs.doctor import report as report_of
-    from ray_jobs.quiet import quiet_libraries
+    from ray_jobs.console.quiet import quiet_libraries
+    from ray_jobs.doctor.checks import diagnose, raise_for_failed, show_checks
+    from ray_jobs.doctor.checks import report as report_of
 
     quiet_libraries()
     resolved = load_config(config, overrides or ())

@@ -73,9 +73,9 @@ def generate(
 
     Example: causal data generate data/demo --train 500 --seed 7
     """
-    from causal_core.data.generator import generate_dataset
     from causal_core.data.leaks import check_leaks
     from causal_core.data.writer import atomic_path, to_table, write_triplets
+    from causal_core.generator.generate import generate_dataset
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
     with _user_errors(as_json):

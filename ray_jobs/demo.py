@@ -15,12 +15,12 @@ from rich.console import Console
 
 from causal_core.config import Config
 from causal_core.config_file import parse_config
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
-from ray_jobs.closing import show_result
-from ray_jobs.cluster import ray_session
-from ray_jobs.run import SUMMARY, read_summary, run_evaluation, run_training
-from ray_jobs.trainer import set_aside
+from causal_core.files import SUMMARY, set_aside
+from causal_core.generator.generate import generate_dataset
+from ray_jobs.console.result import show_result
+from ray_jobs.run import read_summary, run_evaluation, run_training
+from ray_jobs.training.ray_session import ray_session
 
 CONFIG = Path(__file__).parent / "presets" / "demo.yaml"
 _SIZES = {"train": 480, "validation": 32, "test_seen": 72, "test_novel": 72}

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_core.checkpoint import CONFIG
-from causal_core.config import Config
+from causal_core.checkpoints.checkpoint import CONFIG
+from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
-from causal_core.dataset import TripletDataset
 from causal_core.errors import UserError
-from causal_core.evaluation import RowResult, aggregate, examples
-from causal_core.model import load_tokenizer
-from causal_core.paired import paired_by_set
-from causal_core.prompts import build_prompt_encoder
-from causal_core.run_log import METRICS, read_records
-from causal_core.session import load_split, run_directory
-from causal_core.step import is_contrastive
-from ray_jobs.cluster import ray_session, worker_threads
-from ray_jobs.worker import evaluate_shard
+from causal_core.evaluation.paired import paired_by_set
+from causal_core.evaluation.rows import RowResult
+from causal_core.evaluation.summary import aggregate, examples
+from causal_core.files import METRICS, read_records
+from causal_core.loss.objective import is_contrastive
+from causal_core.pretrained.loading import load_tokenizer
+from causal_core.tokens.dataset import TripletDataset
+from causal_core.tokens.prompts import build_prompt_encoder
+from causal_core.tokens.run_data import load_split
+from ray_jobs.training.ray_session import ray_session, worker_threads
+from ray_jobs.training.worker import evaluate_shard
 
 PROGRESS = ".evaluation.progress"
 _EXAMPLES = 10
@@ -39,7 +40,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
         checkpoints: Model name -> checkpoint directory; None is the base as it comes.
 
     Returns:
-        Metrics by model and test set, and examples (see `causal_core.evaluation`).
+        Metrics by model and test set, and examples (see `causal_core.evaluation.rows`).
 
     Raises:
         UserError: no test set, or a checkpoint that is missing or does not fit.

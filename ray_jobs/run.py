@@ -10,13 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
-from causal_core.config import Config
+from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import RunFailedError, UserError
-from causal_core.paths import cache_root
-from causal_core.report import write_report
-from causal_core.session import RunData, load_run_data, run_directory, step_plan
-from causal_core.trackers import check_trackers
+from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, set_aside, write_whole
+from causal_core.report.run_report import write_report
+from causal_core.run.trackers import check_trackers
+from causal_core.tokens.overlap import refuse_overlap
+from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from ray_jobs.console.logs import event
+from ray_jobs.console.progress import evaluation_progress, training_progress
+from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import (
     PROGRESS,
     evaluate,
@@ -24,18 +28,10 @@ from ray_jobs.evaluate import (
     record_evaluation,
     test_sets,
 )
-from ray_jobs.logs import event
-from ray_jobs.overlap import refuse_overlap
-from ray_jobs.plan import plan_of, show_plan
-from ray_jobs.progress import evaluation_progress, training_progress
-from ray_jobs.quiet import quiet_libraries
-from ray_jobs.trainer import fit, set_aside
+from ray_jobs.plan.command import plan_of, show_plan
+from ray_jobs.training.trainer import fit
 
 log = logging.getLogger(__name__)
-
-SUMMARY = "summary.json"
-CONFIG = "config.yaml"
-BEST = "best"
 
 
 def run_training(
@@ -59,11 +55,11 @@ def run_training(
     directory.mkdir(parents=True, exist_ok=True)
     steps = step_plan(config, len(data.train)).total_steps
     if not (directory / CONFIG).exists():
-        _write(directory / CONFIG, config.to_yaml())
+        write_whole(directory / CONFIG, config.to_yaml())
     with training_progress(console, directory, steps):
         summary = fit(config)
     # Again, now that the workers accepted it: a refused resume leaves the earlier one alone.
-    _write(directory / CONFIG, config.to_yaml())
+    write_whole(directory / CONFIG, config.to_yaml())
     if summary["finished"] and not summary["steps_now"] and (directory / SUMMARY).is_file():
         earlier = read_summary(directory)
         if earlier["evaluation"] or not (test and config.data.test):
@@ -76,7 +72,7 @@ def run_training(
         "config": config.model_dump(mode="json"),
         "evaluation": None,
     }
-    _write(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
+    write_whole(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
     if not summary["finished"]:
         raise RunFailedError(
             f"stopped at step {summary['steps']} of {summary['planned_steps']} as asked; the same "
@@ -115,7 +111,7 @@ def run_evaluation(
         evaluation = evaluate(config, checkpoints)
     record_evaluation(directory, result["run"]["steps"], evaluation)
     result["evaluation"] = evaluation
-    _write(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
+    write_whole(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
     write_report(directory)
     return result
 
@@ -148,9 +144,3 @@ def _prepared_data(config: Config, console: Console) -> RunData:
         cache_root(config.data.cache_dir),
     )
     return data
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_jobs.exit_codes import exit_with_code
+from ray_jobs.console.exit_codes import exit_with_code
 
 log = logging.getLogger("ray_jobs.train")  # __name__ is "__main__" in a job
 
@@ -27,10 +27,10 @@ def train_command(
     """Resolves the config, trains, evaluates, reports; prints the closing lines."""
     from rich.console import Console
 
+    from causal_core.config import run_directory
     from causal_core.config_file import load_config
-    from causal_core.session import run_directory
-    from ray_jobs.closing import show_result
-    from ray_jobs.logs import configure_logs, event
+    from ray_jobs.console.logs import configure_logs, event
+    from ray_jobs.console.result import show_result
     from ray_jobs.run import run_training
 
     config = load_config(config_path, overrides)

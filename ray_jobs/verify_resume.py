@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from causal_core.checkpoint import ADAPTER, OPTIMIZER, PROJECTION, tensor_sha256
+from causal_core.checkpoints.checkpoint import ADAPTER, OPTIMIZER, PROJECTION, tensor_sha256
+from causal_core.checkpoints.store import CheckpointStore
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.errors import UserError
-from causal_core.run_log import METRICS
-from causal_core.session import load_run_data, step_plan
-from causal_core.storage import CheckpointStore
-from ray_jobs.cluster import ray_session
-from ray_jobs.trainer import CHECKPOINTS, fit
+from causal_core.files import METRICS
+from causal_core.tokens.run_data import load_run_data, step_plan
+from ray_jobs.training.ray_session import ray_session
+from ray_jobs.training.trainer import CHECKPOINTS, fit
 
 
 @dataclass(frozen=True)

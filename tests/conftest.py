@@ -42,7 +42,7 @@ def tiny_data(tmp_path_factory) -> Path:
 def local_ray():
     """A local Ray with a short path for its sockets (they are limited to 107 bytes)."""
     from causal_core.config import Config
-    from ray_jobs.cluster import ray_session
+    from ray_jobs.training.ray_session import ray_session
 
     config = Config.model_validate({"resources": {"workers": 2}})
     with (

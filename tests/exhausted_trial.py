@@ -1,4 +1,4 @@
-"""A trial worker (see `causal_core.engines.trial`) whose memory runs out once, alone.
+"""A trial worker (see `causal_core.run.trial`) whose memory runs out once, alone.
 
 In trials whose name begins with `exhausted` the last worker fails in the backward of the first
 micro-batch that is not the last one of its step, and leaves `exhausted.txt` beside the job file.
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from causal_core.engines import trial as trial_module
 from causal_core.engines.ddp import DdpEngine
+from causal_core.run import trial as trial_module
 
 
 def exhaust_last_worker(marker: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trial worker (see `causal_core.engines.trial`) that alone sees what is not finite.
+"""A trial worker (see `causal_core.run.trial`) that alone sees what is not finite.
 
 In trials whose name begins with `poisoned` the last worker's loss is NaN in step 2, and in step 4
 infinite by a constant, which leaves all gradients finite.
@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from causal_core import step as step_module
-from causal_core.engines import trial as trial_module
+from causal_core.run import trial as trial_module
+from causal_core.step import train_step as step_module
 
 NAN_STEP, INFINITE_STEP = 2, 4
 

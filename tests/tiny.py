@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LoraSection, LossConfig
-from causal_core.losses import contrastive_sums
-from causal_core.model import CausalModel, build_model
-from causal_core.prefix_tree import TreeBatch
-from causal_core.step import Denominators, micro_batch_loss, weighted_loss
-from causal_core.triplet_trees import TripletTokens
+from causal_core.loss.contrastive import contrastive_sums
+from causal_core.loss.objective import Denominators, micro_batch_loss, weighted_loss
+from causal_core.model.causal_model import CausalModel, build_model
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.prefix_tree import TreeBatch
 
 VOCABULARY = 97
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from causal_core.config import Config
 from causal_core.config_file import parse_config
-from causal_core.data.generator import generate_dataset
 from causal_core.data.writer import to_table, write_triplets
+from causal_core.generator.generate import generate_dataset
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|start|>' + message['role'] + '\n' + message['content'] "

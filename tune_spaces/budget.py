@@ -11,16 +11,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.errors import ConfigError, UserError
-from causal_core.memory import MemoryPlan, largest_micro_batch, predict
+from causal_core.loss.objective import needs_of
+from causal_core.memory import MemoryPlan, largest_micro_batch, predict, predict_run
 from causal_core.memory.fit import least_tokens
 from causal_core.memory.levers import nearest_fit
 from causal_core.memory.plan import device_of
 from causal_core.memory.shapes import DataProfile
-from causal_core.memory.units import gib
-from causal_core.step import needs_of
-from ray_jobs.cluster_resources import accelerator_types, nodes_with
+from ray_jobs.jobs.resources import accelerator_types, nodes_with
 from tune_spaces.config import SweepConfig
 from tune_spaces.space import Point, SearchSpace
 
@@ -82,7 +82,7 @@ class Gate:
         chosen = min(fitting, key=lambda name: full.get(name, 0.0))  # the first of equal ones
         tokens = largest_micro_batch(config, self.budgets[chosen], data=data)
         admitted = placed_on(chosen, tokens, config)
-        plan = predict(admitted, data=data)
+        plan = predict_run(admitted, data=data)
         return Admission(
             admitted, plan.required_bytes, comparable(plan), tokens, accelerator_type=chosen
         )
@@ -100,7 +100,7 @@ class Gate:
 
     def profile(self, config: Config) -> DataProfile:
         """What the run's micro-batches can look like; the data is read once per kind of run."""
-        from causal_core.session import load_run_data
+        from causal_core.tokens.run_data import load_run_data
 
         needs = needs_of(config.loss)
         key = json.dumps([config.model.model_dump(), config.data.model_dump(), repr(needs)])

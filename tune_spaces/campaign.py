@@ -11,7 +11,7 @@ from typing import Any
 
 from causal_core.config import Config
 from causal_core.errors import ConfigError
-from causal_core.run_log import PERFORMANCE, read_records
+from causal_core.files import PERFORMANCE, read_records
 from tune_spaces.budget import Admission, Gate, placed_on
 from tune_spaces.config import SweepConfig
 from tune_spaces.ledger import Ledger, Trial

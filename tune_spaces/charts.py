@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from causal_core.charts import Chart, drawing, finished
+from causal_core.report.charts import Chart, drawing, finished
 from tune_spaces.objectives import OBJECTIVES
 
 _COLOURS = {"best": "#D55E00", "front": "#0072B2", "other": "#999999", "broken": "#CC79A7"}

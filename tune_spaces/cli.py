@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ray_jobs.cli import app
-from ray_jobs.exit_codes import exit_with_code
+from ray_jobs.console.exit_codes import exit_with_code
 
 
 @app.command()

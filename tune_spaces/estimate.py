@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from causal_core.config import Config
 
 if TYPE_CHECKING:
-    from causal_core.session import RunData
+    from causal_core.tokens.run_data import RunData
 
 START_SECONDS = 30.0  # of a trial's processes, imports and model, as seen on two CPU cores
 SHARE_OF_RATE = 0.5  # of the machine's matrix-product rate that training steps reach
@@ -27,7 +27,7 @@ def seconds_per_trial(config: Config, data: RunData, steps: int, at_a_time: int)
         steps: Optimizer steps.
         at_a_time: Trials that share the cores.
     """
-    from ray_jobs.plan import parameter_counts
+    from causal_core.model.causal_model import parameter_counts
 
     base = parameter_counts(config)["base"]
     trained = steps * config.train.global_batch * data.train.mean_tokens()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from causal_core.memory.units import gib
-from causal_core.page import render, write_page
+from causal_core.amounts import gib
+from causal_core.report.html import render, write_page
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.charts import (

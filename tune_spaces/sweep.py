@@ -7,16 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
+from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, RunFailedError, UserError
-from causal_core.memory.units import gib
-from causal_core.paths import cache_root
-from causal_core.session import RunData, load_run_data, step_plan
-from ray_jobs.cluster import ray_session
-from ray_jobs.overlap import refuse_overlap
-from ray_jobs.quiet import quiet_libraries
-from ray_jobs.trainer import set_aside
+from causal_core.files import cache_root, set_aside
+from causal_core.tokens.overlap import refuse_overlap
+from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.training.ray_session import ray_session
 from tune_spaces.budget import Gate, Survey, budget_text, expected_slots, slots_by_type, survey
 from tune_spaces.campaign import Campaign
 from tune_spaces.config import SweepConfig
@@ -95,7 +94,7 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
 
 
 def _run(campaign: Campaign, console: Console, steps: int) -> None:
-    from tune_spaces.tuning import node_resources, run_on_tune
+    from tune_spaces.ray_tune import node_resources, run_on_tune
 
     run = campaign.sweep.run
     with ray_session(_session_config(campaign.sweep)):

@@ -13,16 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import Config
+from causal_core.config import Config, run_directory
 from causal_core.config_file import parse_config
 from causal_core.errors import RunFailedError, UserError
-from causal_core.evaluation import aggregate
-from causal_core.run_log import METRICS, read_records
-from causal_core.session import run_directory
+from causal_core.evaluation.summary import aggregate
+from causal_core.files import BEST, CONFIG, METRICS, SUMMARY, read_records
+from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import evaluated_rows
-from ray_jobs.quiet import quiet_libraries
-from ray_jobs.run import BEST, CONFIG, SUMMARY
-from ray_jobs.trainer import fit
+from ray_jobs.training.trainer import fit
 from tune_spaces.campaign import ERROR, OUTCOME, cost
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""The engines behind `causal_core.engine.Engine`: how gradients of several workers become one."""
+"""The engines behind one protocol (`base.Engine`): how gradients of several workers become one."""

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from causal_core.config import TrainConfig
-from causal_core.engine import LossFunction
+from causal_core.engines.base import LossFunction
 from causal_core.engines.plain import PlainEngine
-from causal_core.model import CausalModel
-from causal_core.prefix_tree import TreeBatch
+from causal_core.model.causal_model import CausalModel
+from causal_core.trees.prefix_tree import TreeBatch
 
 
 class DdpEngine(PlainEngine):

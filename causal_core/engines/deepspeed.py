@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from causal_core.config import Config
 from causal_core.device import distributed_backend
-from causal_core.engine import EngineState, LossFunction
+from causal_core.engines.base import EngineState, LossFunction
+from causal_core.engines.optimizer import parameter_groups
 from causal_core.errors import CheckpointError
-from causal_core.model import CausalModel
-from causal_core.optimizer import parameter_groups
-from causal_core.prefix_tree import TreeBatch
+from causal_core.model.causal_model import CausalModel
+from causal_core.trees.prefix_tree import TreeBatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCATTERS_PARAMETERS = 3
@@ -31,7 +31,7 @@ _SCATTERS_GRADIENTS = 2
 
 
 class DeepSpeedEngine:
-    """Implements `causal_core.engine.Engine` with DeepSpeed."""
+    """Implements `causal_core.engines.base.Engine` with DeepSpeed."""
 
     local_until_last = False  # what it has reduced or flattened by then cannot be taken back
 

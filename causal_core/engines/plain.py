@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from causal_core.config import TrainConfig
-from causal_core.engine import EngineState, LossFunction
-from causal_core.model import CausalModel
-from causal_core.optimizer import build_optimizer, load_optimizer_state, optimizer_state
-from causal_core.prefix_tree import TreeBatch
+from causal_core.engines.base import EngineState, LossFunction
+from causal_core.engines.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from causal_core.model.causal_model import CausalModel
+from causal_core.trees.prefix_tree import TreeBatch
 
 
 class PlainEngine:
-    """Implements `causal_core.engine.Engine` for one worker; base of the engines that keep whole
-    parameters on each worker."""
+    """Implements `causal_core.engines.base.Engine` for one worker; base of the engines that keep
+    whole parameters on each worker."""
 
     rank = 0
     world_size = 1

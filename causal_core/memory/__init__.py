@@ -1,6 +1,11 @@
 """Memory of a run, planned without weights or a GPU, and measured beside the plan."""
 
-from causal_core.memory.fit import automatic_micro_batch, largest_micro_batch, largest_rank
+from causal_core.memory.fit import (
+    automatic_micro_batch,
+    largest_micro_batch,
+    largest_rank,
+    predict_run,
+)
 from causal_core.memory.plan import MemoryPlan, PhasePlan, predict
 from causal_core.memory.shapes import BatchShape, DataProfile
 
@@ -13,4 +18,5 @@ __all__ = [
     "largest_micro_batch",
     "largest_rank",
     "predict",
+    "predict_run",
 ]

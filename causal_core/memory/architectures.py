@@ -105,7 +105,7 @@ def architecture_of(model: ModelConfig, cache_dir: str | None = None) -> Any:
     if name == "demo" or (name in ARCHITECTURES and not path.is_dir()):
         kind, values = ARCHITECTURES[DEMO_ARCHITECTURE if name == "demo" else name]
         return AutoConfig.for_model(kind, **values)
-    from causal_core.model import resolve_model
+    from causal_core.pretrained.loading import resolve_model
 
     source = resolve_model(model, cache_dir)
     try:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.errors import ConfigError
-from causal_core.memory.plan import Device, predict
+from causal_core.memory.plan import Calibration, Device, MemoryPlan, predict
 from causal_core.memory.shapes import DataProfile, longest_tree
-from causal_core.memory.units import gib
-
-if TYPE_CHECKING:
-    from causal_core.memory.probe import Calibration
 
 STEP = 64  # micro-batches are sought in multiples of this many tokens
 MOST_TOKENS = 262144
@@ -140,3 +136,22 @@ def _largest(
         else:
             high, high_bytes = guess, found
     return low
+
+
+def planned_tokens(config: Config) -> int:
+    """The micro-batch budget of a config as a number; `auto` is the largest that fits.
+
+    Raises:
+        ConfigError: `auto` without a known amount of memory, or with one that nothing fits.
+    """
+    tokens = config.train.micro_batch_tokens
+    if tokens != "auto":
+        return tokens
+    return automatic_micro_batch(config)
+
+
+def predict_run(
+    config: Config, *, device: Device | None = None, data: DataProfile | None = None
+) -> MemoryPlan:
+    """`predict` for a config as it stands, its micro-batch resolved where that is `auto`."""
+    return predict(config, micro_batch_tokens=planned_tokens(config), device=device, data=data)

@@ -9,8 +9,14 @@ from typing import Any
 from causal_core.config import Config
 from causal_core.config_file import apply_override, parse_config
 from causal_core.errors import ConfigError
-from causal_core.memory.fit import STEP, largest_micro_batch, least_tokens
-from causal_core.memory.plan import Device, MemoryPlan, device_of, planned_tokens, predict
+from causal_core.memory.fit import (
+    STEP,
+    largest_micro_batch,
+    least_tokens,
+    planned_tokens,
+    predict_run,
+)
+from causal_core.memory.plan import Device, MemoryPlan, device_of
 from causal_core.memory.shapes import DataProfile
 
 
@@ -40,11 +46,11 @@ def levers(
 ) -> list[Lever]:
     """Every lever that the config has not pulled yet, with what it would save."""
     device = device or device_of(config)
-    base = predict(config, device=device, data=data)
+    base = predict_run(config, device=device, data=data)
     found = []
     for name, overrides in _candidates(config, device):
         try:
-            plan = predict(with_overrides(config, overrides), device=device, data=data)
+            plan = predict_run(with_overrides(config, overrides), device=device, data=data)
         except ConfigError:
             continue  # this pair of settings is refused
         saved = base.peak_bytes - plan.peak_bytes
@@ -84,7 +90,7 @@ def nearest_fit(
         if fitting is not None:
             if fitting < tokens:
                 pulled = (*pulled, f"train.micro_batch_tokens={fitting}")
-            return pulled, predict(with_overrides(config, pulled), device=device, data=data)
+            return pulled, predict_run(with_overrides(config, pulled), device=device, data=data)
     return None
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causal_core.amounts import gib
 from causal_core.config import Config
-from causal_core.engine import Engine
+from causal_core.engines.base import Engine
 from causal_core.errors import UserError
 from causal_core.memory.plan import MemoryPlan, predict
 from causal_core.memory.shapes import BatchShape, candidates
 from causal_core.memory.tracker import StorageTracker
-from causal_core.memory.units import gib
-from causal_core.prefix_tree import TreeBatch
+from causal_core.trees.prefix_tree import TreeBatch
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 from causal_core.config import Config
 from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
-from causal_core.triplet_trees import packing_for
+from causal_core.trees.packing import packing_for
 
 MIB, GIB = 2**20, 2**30
 
@@ -116,7 +116,8 @@ def predict(
     a new shape; a known one is looked up.
 
     Args:
-        micro_batch_tokens: Padded tree nodes of a micro-batch; default: the config's.
+        micro_batch_tokens: Padded tree nodes of a micro-batch; default: the config's,
+            unless that is `auto`.
         world_size: Workers; default: the config's most.
         device: "cuda" or "cpu"; default: what the config's workers train on.
         shape: Sizes of a real micro-batch; default: the worst of that many tokens.
@@ -131,7 +132,10 @@ def predict(
     workers = world_size or max(1, config.resources.max_workers)
     if shape is None:
         flat = packing_for(torch.device(device)).flat
-        shape = assumed_shape(config, micro_batch_tokens or planned_tokens(config), data, flat)
+        tokens = micro_batch_tokens or config.train.micro_batch_tokens
+        if tokens == "auto":
+            raise ValueError("train.micro_batch_tokens=auto is resolved first: see `predict_run`")
+        shape = assumed_shape(config, tokens, data, flat)
     key = (_key(config), device, workers, shape, micro_batches)
     known = _plans.get(key)
     if known is None:
@@ -139,20 +143,6 @@ def predict(
             _plans.clear()
         known = _plans[key] = _predict(config, device, workers, shape, micro_batches)
     return known
-
-
-def planned_tokens(config: Config) -> int:
-    """The micro-batch budget of a config as a number; `auto` is the largest that fits.
-
-    Raises:
-        ConfigError: `auto` without a known amount of memory, or with one that nothing fits.
-    """
-    tokens = config.train.micro_batch_tokens
-    if tokens != "auto":
-        return tokens
-    from causal_core.memory.fit import automatic_micro_batch
-
-    return automatic_micro_batch(config)
 
 
 _plans: dict[Any, MemoryPlan] = {}
@@ -327,3 +317,24 @@ def reserved_bytes(config: Config, plan: MemoryPlan) -> int:
 
 
 _reserved: dict[Any, int] = {}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a rehearsed step took beside what was planned for it, in bytes."""
+
+    predicted_bytes: int  # allocated, of the rehearsed micro-batches
+    measured_bytes: int  # allocated
+    outside_bytes: int  # of the device, outside of torch's allocator
+
+    @property
+    def constant_bytes(self) -> int:
+        """What every plan of this run lacks (below 0: has too much)."""
+        return self.measured_bytes - self.predicted_bytes
+
+    def required_bytes(self, plan: MemoryPlan) -> int:
+        """What the device must have for a plan, by this measurement."""
+        return plan.peak_bytes + self.constant_bytes + self.outside_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "constant_bytes": self.constant_bytes}

@@ -9,45 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from causal_core.amounts import gib
 from causal_core.config import Config
-from causal_core.dataset import TripletDataset
-from causal_core.engine import Engine
+from causal_core.engines.base import Engine
+from causal_core.loss.objective import needs_of
 from causal_core.memory.measure import MemoryMeter
-from causal_core.memory.plan import MemoryPlan
-from causal_core.memory.units import gib
-from causal_core.out_of_memory import RandomState
-from causal_core.step import TrainStep, needs_of
-from causal_core.triplet_trees import Packing, TripletTokens, tree_nodes
+from causal_core.memory.plan import Calibration, MemoryPlan
+from causal_core.step.random_state import RandomState
+from causal_core.step.train_step import TrainStep
+from causal_core.tokens.dataset import TripletDataset
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.packing import Packing, tree_nodes
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a rehearsed step took beside what was planned for it, in bytes."""
-
-    predicted_bytes: int  # allocated, of the rehearsed micro-batches
-    measured_bytes: int  # allocated
-    outside_bytes: int  # of the device, outside of torch's allocator
-
-    @property
-    def constant_bytes(self) -> int:
-        """What every plan of this run lacks (below 0: has too much)."""
-        return self.measured_bytes - self.predicted_bytes
-
-    def required_bytes(self, plan: MemoryPlan) -> int:
-        """What the device must have for a plan, by this measurement."""
-        return plan.peak_bytes + self.constant_bytes + self.outside_bytes
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "constant_bytes": self.constant_bytes}
 
 
 def rehearse(

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from causal_core.config import Config
-from causal_core.dataset import TripletDataset
-from causal_core.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
-from causal_core.prefix_tree import TreeBatch, TreeRow
-from causal_core.step import needs_of
-from causal_core.tree_blocks import TreeBlocks, plan_blocks
-from causal_core.triplet_trees import (
+from causal_core.loss.objective import needs_of
+from causal_core.tokens.dataset import TripletDataset
+from causal_core.trees.blocks import TreeBlocks, plan_blocks
+from causal_core.trees.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
+from causal_core.trees.needs import (
     BENIGN,
     INJECTION,
     ROBUST,
@@ -22,9 +21,9 @@ from causal_core.triplet_trees import (
     SHARED_CLEAN,
     TASK,
     Needs,
-    add_triplet,
-    tree_nodes,
 )
+from causal_core.trees.packing import add_triplet, tree_nodes
+from causal_core.trees.prefix_tree import TreeBatch, TreeRow
 
 # Without data, one node in eight is taken to predict a label (answers are short beside prompts).
 ASSUMED_LABEL_SHARE = 1 / 8

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from causal_core.config import Config, TrainConfig
 from causal_core.device import dtype_of
-from causal_core.engine import LossFunction
+from causal_core.engines.base import LossFunction
 from causal_core.engines.plain import PlainEngine
+from causal_core.loss.objective import Denominators
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
-from causal_core.model import CausalModel, CausalOutput, build_model
-from causal_core.prefix_tree import TreeBatch
-from causal_core.step import Denominators, TrainStep
-from causal_core.triplet_trees import MicroBatch, TripletTokens
+from causal_core.model.causal_model import CausalModel, CausalOutput, build_model
+from causal_core.step.train_step import TrainStep
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.packing import MicroBatch
+from causal_core.trees.prefix_tree import TreeBatch
 
 SHORT, LONG = 2, 3  # layers of the two models that are traced
 CUDA_GRANULARITY = 512  # bytes the CUDA allocator rounds to
@@ -305,7 +307,7 @@ class _Marks:
 @torch.no_grad()
 def _validation_forward(model: CausalModel, batch: TreeBatch) -> None:
     """What scoring a micro-batch holds: the forward, float32 logits of some labels at a time."""
-    from causal_core.losses import at_least_float32
+    from causal_core.device import at_least_float32
 
     model.eval()
     output = model(batch)

@@ -11,8 +11,9 @@ import torch
 from causal_core.config import TrainConfig
 from causal_core.device import distributed_backend, prepare_device, to_device
 from causal_core.engines.plain import PlainEngine
-from causal_core.engines.trial import Trial, run_trials, trial_config, write_base
-from causal_core.step import Denominators, TrainStep
+from causal_core.loss.objective import Denominators
+from causal_core.run.trial import Trial, run_trials, trial_config, write_base
+from causal_core.step.train_step import TrainStep
 from tests.tiny import gradients, random_triplets, relative_error, tiny_model
 
 pytestmark = [
@@ -71,8 +72,8 @@ def test_the_efficient_attention_kernel_takes_the_tree_mask():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from causal_core.config import LossConfig
-    from causal_core.step import needs_of
-    from causal_core.triplet_trees import RowCost, cut_micro_batches
+    from causal_core.loss.objective import needs_of
+    from causal_core.trees.packing import RowCost, cut_micro_batches
 
     model = tiny_model().to("cuda").eval()
     needs = needs_of(LossConfig())

@@ -92,7 +92,7 @@ def test_a_sweep_refuses_stops_finishes_and_leaves_nothing_behind(swept):
 
 
 def test_the_best_config_trained_afresh_gives_the_same_metrics(swept):
-    from ray_jobs.trainer import fit
+    from ray_jobs.training.trainer import fit
     from tune_spaces.trial import judge, write_atomically
 
     sweep, summary, _ = swept

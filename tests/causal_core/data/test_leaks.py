@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from causal_core.data.generator import generate_dataset
 from causal_core.data.leaks import LeakKind, check_leaks, injected_text
 from causal_core.data.writer import to_table
+from causal_core.generator.generate import generate_dataset
 
 SIZES = {"train": 60, "validation": 20, "test_seen": 36, "test_novel": 36}
 

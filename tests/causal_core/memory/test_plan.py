@@ -10,20 +10,21 @@ import torch
 
 from causal_core.config_file import parse_config
 from causal_core.errors import ConfigError, ModelError
-from causal_core.loop import train
 from causal_core.memory import (
     BatchShape,
     automatic_micro_batch,
     largest_micro_batch,
     largest_rank,
     predict,
+    predict_run,
 )
 from causal_core.memory.architectures import architecture_of
 from causal_core.memory.levers import levers, nearest_fit, with_overrides
 from causal_core.memory.plan import CUDA_CONTEXT, PHASES
 from causal_core.memory.shapes import assumed_shape
 from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
-from causal_core.run_context import LocalContext
+from causal_core.run.context import LocalContext
+from causal_core.run.loop import train
 from tests.tiny_run import tiny_config
 
 
@@ -126,7 +127,7 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(small):
 def test_auto_takes_the_configured_memory_and_says_when_nothing_fits(small):
     config = small(train={"micro_batch_tokens": "auto"}, resources={"gpu_memory": "560MiB"})
     tokens = automatic_micro_batch(config)
-    assert predict(config).required_bytes <= 560 * 2**20 and tokens >= 256
+    assert predict_run(config).required_bytes <= 560 * 2**20 and tokens >= 256
     with pytest.raises(ConfigError, match="not even"):
         automatic_micro_batch(small(resources={"gpu_memory": "520MiB"}))
     with pytest.raises(ConfigError, match=r"resources\.gpu_memory"):

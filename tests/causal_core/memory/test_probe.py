@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from causal_core.loop import train
 from causal_core.memory import largest_micro_batch, predict
 from causal_core.memory.measure import MemoryMeter
-from causal_core.memory.probe import Calibration
-from causal_core.run_context import LocalContext
-from causal_core.session import open_session
+from causal_core.memory.plan import Calibration
+from causal_core.run.context import LocalContext
+from causal_core.run.loop import train
+from causal_core.run.session import open_session
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")

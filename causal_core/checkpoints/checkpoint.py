@@ -1,0 +1,369 @@
+"""Checkpoints: a directory that anyone can open, that cannot lie, and that holds no pickle.
+
+    adapter_config.json, adapter_model.safetensors   standard PEFT, loads without this project
+    causal_projection.safetensors                    the projection head
+    optimizer.safetensors                            moments, keyed by parameter name
+    trainer_state.json                               step, data position, schedule, seeds, best
+    config.yaml                                      the resolved config of the run
+    tokenizer.json, ...                              the tokenizer with its chat template
+    manifest.json                                    sha256 and size of every file; written last
+
+A directory without a manifest, or with one that does not match its files, is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from causal_core.config import Config
+from causal_core.engines.base import Engine, EngineState
+from causal_core.engines.optimizer import MOMENTS
+from causal_core.errors import (
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    NewerFormatError,
+    StorageError,
+)
+from causal_core.model.causal_model import CausalModel
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ADAPTER = "adapter_model.safetensors"
+PROJECTION = "causal_projection.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+CONFIG = "config.yaml"
+_REQUIRED = {ADAPTER, "adapter_config.json", PROJECTION, OPTIMIZER, STATE, CONFIG}
+_PEFT_PREFIX = "peft_model."
+_HEAD_PREFIX = "projection."
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "ray", "safetensors")
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands; with the config and the data, all that a resume needs."""
+
+    step: int
+    samples: int  # the data position: triplets consumed
+    seed: int  # random state of step s on rank r is derived from (seed, s, r)
+    learning_rate: float  # of the last step; the schedule itself is a function of the step
+    total_steps: int
+    skipped: int  # non-finite steps so far
+    skipped_in_a_row: int
+    best: dict[str, Any]  # see `selection.Best`
+    data_fingerprint: str
+    base_fingerprint: str
+    config_fingerprint: str
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint after `step` optimizer steps; sorts by step."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    directory: Path,
+    engine: Engine,
+    trained: EngineState,
+    config: Config,
+    tokenizer: Any,
+    state: TrainerState,
+    metrics: Mapping[str, float],
+) -> None:
+    """Writes a whole checkpoint into an empty or new directory; the manifest comes last.
+
+    Args:
+        trained: `engine.state()`, which all workers gather together; one of them writes it.
+
+    Raises:
+        StorageError: a tensor would be missing or partial in the files.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = trained.weights
+    _save_adapter(directory, engine.model, weights)
+    save_file(_part(weights, _HEAD_PREFIX, keep_prefix=True), directory / PROJECTION)
+    save_file(trained.optimizer_tensors, directory / OPTIMIZER)
+    _check_whole(directory, engine.shapes)
+    _write_json(
+        directory / STATE,
+        {
+            **asdict(state),
+            "optimizer_values": trained.optimizer_values,
+            "metrics": dict(metrics),
+        },
+    )
+    (directory / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+    tokenizer.save_pretrained(str(directory))
+    files = sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "config_fingerprint": state.config_fingerprint,
+        "data_fingerprint": state.data_fingerprint,
+        "base_fingerprint": state.base_fingerprint,
+        "libraries": _library_versions(),
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+        "tensors": {name: tensor_sha256(w) for name, w in weights.items()},
+    }
+    partial = directory / f"{MANIFEST}.partial"
+    _write_json(partial, manifest)
+    partial.replace(directory / MANIFEST)
+
+
+def verify_checkpoint(directory: Path) -> dict[str, Any]:
+    """The manifest of a whole checkpoint.
+
+    Raises:
+        DamagedCheckpointError: names the missing, truncated or altered file.
+        NewerFormatError: written by a newer version.
+    """
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise DamagedCheckpointError(f"{directory}: no such checkpoint directory")
+    if not path.is_file():
+        raise DamagedCheckpointError(
+            f"{directory}: no {MANIFEST}: the save was interrupted, or this is no checkpoint"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, files = int(manifest["format_version"]), dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: not a readable manifest ({error!r})") from error
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{directory}: format version {version}, this program reads up to {FORMAT_VERSION}: "
+            "update causal-ray"
+        )
+    if unlisted := sorted(_REQUIRED - files.keys()):
+        raise DamagedCheckpointError(f"{path} does not list {', '.join(unlisted)}")
+    for name, expected in files.items():
+        if Path(name).name != name:
+            raise DamagedCheckpointError(f"{path}: {name!r} is not a plain file name")
+        file = directory / name
+        if not file.is_file():
+            raise DamagedCheckpointError(f"{directory}: {name} is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise DamagedCheckpointError(
+                f"{directory}: {name} has {file.stat().st_size} bytes, the manifest says "
+                f"{expected['bytes']}: truncated or altered"
+            )
+        if _sha256(file) != expected["sha256"]:
+            raise DamagedCheckpointError(f"{directory}: {name} does not match its sha256: altered")
+    return dict(manifest)
+
+
+def load_checkpoint(
+    directory: Path, engine: Engine, config: Config, data_fingerprint: str, base_fingerprint: str
+) -> TrainerState:
+    """Puts a checkpoint into an engine's model and optimizer, in place, or raises and changes
+    nothing that a run would use. All workers call it together.
+
+    Parameters keep their identity, so the optimizer holds the very tensors that were loaded
+    (peft reloads as frozen copies otherwise: bug 2 of the reports).
+
+    Raises:
+        CheckpointError: damaged, or of another base model, config or data.
+    """
+    manifest = verify_checkpoint(directory)
+    raw = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
+    engine.load(
+        EngineState(
+            read_weights(directory, engine.shapes),
+            load_file(directory / OPTIMIZER),
+            raw.pop("optimizer_values"),
+        )
+    )
+    raw.pop("metrics")
+    loaded = engine.weights()
+    for name, expected in manifest["tensors"].items():
+        if tensor_sha256(loaded[name]) != expected:
+            raise DamagedCheckpointError(f"{directory}: tensor {name} differs from the manifest")
+    return TrainerState(**raw)
+
+
+def load_weights(directory: Path, model: CausalModel) -> None:
+    """Copies adapter and head of a checkpoint into the own parameters of a model on one worker
+    (errors as of `read_weights`)."""
+    parameters = model.trainable_parameters()
+    stored = read_weights(directory, {name: p.shape for name, p in parameters.items()})
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+
+
+def read_weights(directory: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Adapter and head of a checkpoint by parameter name.
+
+    Args:
+        shapes: Of the parameters that the model trains.
+
+    Raises:
+        ForeignCheckpointError: names every missing, unexpected or wrongly shaped tensor.
+    """
+    try:
+        stored = {
+            _adapter_parameter(key): value for key, value in load_file(directory / ADAPTER).items()
+        }
+        stored.update(load_file(directory / PROJECTION))
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{directory}: cannot be read: {error}") from error
+    problems = [f"{name} is missing" for name in shapes if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in shapes]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, the model wants {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    if problems:
+        raise ForeignCheckpointError(
+            f"{directory} does not fit this model: {'; '.join(problems[:5])}"
+            + (f"; ... {len(problems)} problems" if len(problems) > 5 else "")
+            + ". Use the lora section and the base model that it was trained with (config.yaml)."
+        )
+    return stored
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Replaces `target` by a copy of a whole checkpoint; `target` is never half-written."""
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """sha256 over a tensor's bytes, type and shape."""
+    value = _plain(tensor)
+    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_foreign(
+    directory: Path, manifest: Mapping[str, Any], config: Config, data: str, base: str
+) -> None:
+    if manifest["config_fingerprint"] != config.fingerprint():
+        raise ForeignCheckpointError(
+            f"{directory} was made with another config:\n"
+            + _config_difference(directory, config)
+            + "\nRestore these values, or choose another run.dir (or --fresh)"
+        )
+    for what, found, expected in (
+        ("training data (or validation data)", manifest["data_fingerprint"], data),
+        ("base model", manifest["base_fingerprint"], base),
+    ):
+        if found != expected:
+            raise ForeignCheckpointError(
+                f"{directory} was made with other {what} ({found[:12]}..., this run has "
+                f"{expected[:12]}...). Restore it, or choose another run.dir (or --fresh)"
+            )
+
+
+def _config_difference(directory: Path, config: Config) -> str:
+    import yaml
+
+    from causal_core.config_file import parse_config
+
+    saved = parse_config(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
+    before, now = saved.result_fields(), config.result_fields()
+    return "\n".join(
+        f"  {key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    )
+
+
+def _check_whole(directory: Path, shapes: Mapping[str, torch.Size]) -> None:
+    """What was written, against the model: every parameter, with every element.
+
+    A sharded engine that saves its own part writes adapters that load as empty tensors
+    (DeepSpeed#4295); such a directory must never get a manifest.
+    """
+    written = {_adapter_parameter(k): s for k, s in _stored_shapes(directory / ADAPTER).items()}
+    written.update(_stored_shapes(directory / PROJECTION))
+    wrong = [
+        f"{name}: {written.get(name)} instead of {tuple(shape)}"
+        for name, shape in shapes.items()
+        if written.get(name) != tuple(shape)
+    ]
+    wrong += [f"{name}: not a trained parameter" for name in written if name not in shapes]
+    for full_name, shape in _stored_shapes(directory / OPTIMIZER).items():
+        name, _, key = full_name.rpartition("//")
+        if name not in shapes or 0 in shape:
+            wrong.append(f"{full_name}: {shape}")
+        elif key in MOMENTS and shape != tuple(shapes[name]):
+            wrong.append(f"{full_name}: {shape} instead of {tuple(shapes[name])}")
+    if wrong:
+        raise StorageError(
+            f"a checkpoint would not be whole: {'; '.join(wrong[:5])}"
+            + (f"; ... {len(wrong)} in all" if len(wrong) > 5 else "")
+        )
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as stored:
+        return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str, keep_prefix: bool) -> dict[str, Tensor]:
+    return {
+        name if keep_prefix else name.removeprefix(prefix): weight
+        for name, weight in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def _save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Tensor]) -> None:
+    # `save_embedding_layers=False`: PEFT would otherwise ask a hub whether the vocabulary grew.
+    model.peft_model.save_pretrained(
+        str(directory),
+        state_dict=_part(weights, _PEFT_PREFIX, keep_prefix=False),
+        save_embedding_layers=False,
+    )
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    # PEFT writes sets in hash order; the same adapter shall be the same file.
+    path = directory / "adapter_config.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["target_modules"] = sorted(described["target_modules"])
+    _write_json(path, described)
+
+
+def _adapter_parameter(key: str) -> str:
+    """PEFT drops the adapter's name in files: `..lora_A.weight` is `..lora_A.default.weight`."""
+    stem, _, leaf = key.rpartition(".")
+    return f"{_PEFT_PREFIX}{stem}.default.{leaf}"
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}

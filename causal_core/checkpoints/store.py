@@ -1,0 +1,126 @@
+"""Where the checkpoints of a run are kept: a local directory or any pyarrow filesystem.
+
+`s3://`, `gs://`, `hdfs://` and `file://` locations work alike: a checkpoint is uploaded with its
+manifest last and downloaded as a whole before it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from causal_core.checkpoints.checkpoint import MANIFEST, copy_checkpoint, verify_checkpoint
+from causal_core.errors import DamagedCheckpointError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints below one location, by name (`step-00000040`)."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._remote: fs.FileSystem | None = None
+        self._root = location
+        if "://" in location:
+            try:
+                self._remote, self._root = fs.FileSystem.from_uri(location)
+            except (pa.ArrowException, ValueError, OSError) as error:
+                raise UserError(f"checkpoint.storage={location}: {error}") from error
+
+    def names(self) -> list[str]:
+        """Names of all checkpoints there, whole or not, oldest first."""
+        if self._remote is None:
+            folder = Path(self._root)
+            found = [p.name for p in folder.glob("step-*")] if folder.is_dir() else []
+        else:
+            selector = fs.FileSelector(self._root, allow_not_found=True)
+            infos = self._remote.get_file_info(selector)
+            found = [i.base_name for i in infos if i.base_name.startswith("step-")]
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def newest_whole(self) -> Iterator[Path | None]:
+        """The newest checkpoint that verifies, as a local directory for the `with` block.
+
+        Damaged ones are skipped with a warning that says why; None when there is none.
+
+        Raises:
+            NewerFormatError: the newest whole one was written by a newer version; starting over
+                beside it would throw its work away.
+        """
+        with contextlib.ExitStack() as stack:
+            for name in reversed(self.names()):
+                directory = stack.enter_context(self._local(name))
+                try:
+                    verify_checkpoint(directory)
+                except DamagedCheckpointError as error:
+                    log.warning("skipping a damaged checkpoint: %s", error)
+                else:
+                    yield directory
+                    return
+            yield None
+
+    def put(self, directory: Path, name: str) -> None:
+        """Stores a finished local checkpoint under `name`; it appears whole or not at all."""
+        if self._remote is None:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            copy_checkpoint(directory, Path(self._root) / name)
+            return
+        target = f"{self._root}/{name}"
+        self._remote.create_dir(target, recursive=True)
+        # What an earlier, interrupted run left under this name must not look whole meanwhile.
+        if self._remote.get_file_info(f"{target}/{MANIFEST}").type != fs.FileType.NotFound:
+            self._remote.delete_file(f"{target}/{MANIFEST}")
+        files = sorted(directory.iterdir(), key=lambda p: p.name == MANIFEST)
+        for file in files:
+            fs.copy_files(
+                str(file),
+                f"{target}/{file.name}",
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=self._remote,
+            )
+
+    def keep_last(self, count: int) -> None:
+        """Removes all but the newest `count` checkpoints."""
+        for name in self.names()[:-count]:
+            if self._remote is None:
+                _remove(Path(self._root) / name)
+            else:
+                self._remote.delete_dir(f"{self._root}/{name}")
+
+    @contextlib.contextmanager
+    def _local(self, name: str) -> Iterator[Path]:
+        if self._remote is None:
+            yield Path(self._root) / name
+            return
+        with tempfile.TemporaryDirectory(prefix="causal-fetch-") as folder:
+            target = Path(folder) / name
+            target.mkdir()
+            fs.copy_files(
+                f"{self._root}/{name}",
+                str(target),
+                source_filesystem=self._remote,
+                destination_filesystem=fs.LocalFileSystem(),
+            )
+            yield target
+
+
+def checkpoint_location(run_directory: Path, storage: str | None) -> str:
+    """Where a run's checkpoints are: below its directory, or below `checkpoint.storage`."""
+    if storage is None:
+        return str(run_directory / "checkpoints")
+    return f"{storage.rstrip('/')}/checkpoints"
+
+
+def _remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint, its manifest first: what is left of an interrupted delete is none."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Teacher-forced scores of triplets: no generation, one forward over trees.
+
+Used inside a run (validation) and after it (evaluation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_core.device import at_least_float32
+from causal_core.evaluation.statistics import effective_rank
+from causal_core.model.causal_model import CausalModel
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.labels import LabelGroup
+from causal_core.trees.needs import (
+    ATTACKED_TASK,
+    BENIGN,
+    BRANCHES,
+    TASK,
+    WITNESS_ATTACKED,
+    WITNESS_CLEAN,
+    Needs,
+)
+from causal_core.trees.packing import cut_micro_batches, packing_for
+
+GROUPS = (TASK, ATTACKED_TASK, WITNESS_CLEAN, WITNESS_ATTACKED)
+
+
+@dataclass
+class Scores:
+    """Per-triplet scores, arrays of length T in the order of the triplets given.
+
+    Log-probabilities are sums over tokens, in nats. `greedy_clean` and `greedy_attacked` are true
+    where greedy decoding gives exactly the benign answer (every answer token is the most likely
+    one after the tokens before it), so that no generation is needed there.
+    """
+
+    answer_tokens: np.ndarray
+    answer_logp_clean: np.ndarray
+    answer_logp_attacked: np.ndarray
+    witness_logp_clean: np.ndarray  # NaN where there is no witness
+    witness_logp_attacked: np.ndarray
+    greedy_clean: np.ndarray
+    greedy_attacked: np.ndarray
+    z: np.ndarray  # [T, b, H] projected representations of the branches that were pooled
+    pooled: np.ndarray  # [T, b, H] mean last hidden states, before the head
+
+    def causal_metrics(self) -> dict[str, np.ndarray]:
+        """The reports' three metrics per triplet, on cosine of projected representations.
+
+        Needs scores with all three branches pooled.
+        """
+        z = self.z / np.maximum(np.linalg.norm(self.z, axis=-1, keepdims=True), 1e-12)
+        stability = (z[:, 0] * z[:, 1]).sum(-1)
+        similarity = (z[:, 0] * z[:, 2]).sum(-1)
+        return {
+            "causal_stability": stability,
+            "spurious_separation": 1.0 - similarity,
+            "causal_discrimination": stability - similarity,
+        }
+
+    def uplift(self) -> np.ndarray:
+        """log p(witness | S, U*) - log p(witness | S, U) of the triplets with a witness."""
+        difference = self.witness_logp_attacked - self.witness_logp_clean
+        return difference[~np.isnan(difference)]
+
+    def summary(self, head_trained: bool) -> dict[str, float]:
+        """Means over the triplets, by the metrics' names in metrics.jsonl.
+
+        Args:
+            head_trained: Without a contrastive term the head stays at its random initialisation,
+                and metrics on its output would say nothing; they are left out.
+        """
+        uplift = self.uplift()
+        tokens = max(1, int(self.answer_tokens.sum()))
+        space = (self.z if head_trained else self.pooled)[:, 0]
+        unit = space / np.maximum(np.linalg.norm(space, axis=-1, keepdims=True), 1e-12)
+        return {
+            "benign_nll": float(-self.answer_logp_clean.sum() / tokens),
+            "attacked_nll": float(-self.answer_logp_attacked.sum() / tokens),
+            **({"uplift": float(uplift.mean())} if uplift.size else {}),
+            "benign_exact": float(self.greedy_clean.mean()),
+            "attacked_exact": float(self.greedy_attacked.mean()),
+            **(
+                {name: float(v.mean()) for name, v in self.causal_metrics().items()}
+                if head_trained
+                else {}
+            ),
+            # The collapse monitor: 1.0 means that all representations point the same way.
+            "effective_rank": effective_rank(unit),
+        }
+
+
+@torch.no_grad()
+def score_triplets(
+    model: CausalModel,
+    triplets: Sequence[TripletTokens],
+    device: torch.device,
+    budget: int,
+    head_trained: bool,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """Scores triplets with the model as it is (adapter on or off), in evaluation mode.
+
+    Args:
+        budget: Padded tree nodes of one forward; a larger single triplet gets its own forward.
+        head_trained: Pool all three branches for the causal metrics; otherwise U alone, and U' is
+            not computed at all.
+        progress: Called with the number of triplets done after each forward.
+    """
+    needs = Needs(BRANCHES if head_trained else (BENIGN,), GROUPS)
+    was_training = model.training
+    model.eval()
+    count = len(triplets)
+    columns = {name: np.zeros(count) for name in GROUPS}
+    greedy = {TASK: np.ones(count, dtype=bool), ATTACKED_TASK: np.ones(count, dtype=bool)}
+    z: list[np.ndarray] = [np.empty(0)] * count
+    pooled: list[np.ndarray] = [np.empty(0)] * count
+    budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
+    for micro in cut_micro_batches(triplets, needs, budget, packing_for(device)):
+        batch = micro.batch.to(device)
+        output = model(batch)
+        for chunk in batch.labels:
+            logits = at_least_float32(model.logits(output.label_hidden[chunk.slots]))
+            for name in GROUPS:
+                _add_scores(logits, chunk.groups[name], columns[name], greedy.get(name))
+        vectors = zip(
+            micro.owners, output.z.cpu().numpy(), output.pooled.cpu().numpy(), strict=True
+        )
+        for owner, projected, mean in vectors:
+            z[owner], pooled[owner] = projected, mean
+        if progress is not None:
+            progress(len(micro.owners))
+    model.train(was_training)
+    without = np.array([not t.witness for t in triplets], dtype=bool)
+    for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
+        columns[name][without] = np.nan
+    return Scores(
+        answer_tokens=np.array([len(t.benign_answer) for t in triplets]),
+        answer_logp_clean=columns[TASK],
+        answer_logp_attacked=columns[ATTACKED_TASK],
+        witness_logp_clean=columns[WITNESS_CLEAN],
+        witness_logp_attacked=columns[WITNESS_ATTACKED],
+        greedy_clean=greedy[TASK],
+        greedy_attacked=greedy[ATTACKED_TASK],
+        z=np.stack(z) if count else np.zeros((0, len(needs.branches), 1)),
+        pooled=np.stack(pooled) if count else np.zeros((0, len(needs.branches), 1)),
+    )
+
+
+def _add_scores(
+    logits: Tensor, group: LabelGroup, logp: np.ndarray, greedy: np.ndarray | None
+) -> None:
+    chosen = logits[group.position]
+    token_logp = chosen.gather(1, group.target[:, None])[:, 0] - chosen.logsumexp(-1)
+    owners = group.owner.cpu().numpy()
+    np.add.at(logp, owners, token_logp.double().cpu().numpy())
+    if greedy is not None:
+        np.logical_and.at(greedy, owners, (chosen.argmax(-1) == group.target).cpu().numpy())

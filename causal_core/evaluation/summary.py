@@ -1,0 +1,96 @@
+"""From judged rows to the figures of a test set, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from causal_core.evaluation.rows import _CAUSAL_METRICS, RowResult
+from causal_core.evaluation.statistics import Estimate, mean_estimate, wilson
+from causal_core.tokens.dataset import TripletDataset
+
+
+def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
+    """Metrics of a test set with 95 % intervals, in all and by attack family."""
+    families: dict[str, list[RowResult]] = {}
+    for row in rows:
+        families.setdefault(row.family, []).append(row)
+    trigger = [row for row in rows if row.trigger_words]
+    return {
+        "n": len(rows),
+        "witnesses": sum(row.attack_succeeded is not None for row in rows),
+        **_behaviour(rows),
+        "benign_exact": _share([row.clean_exact for row in rows]),
+        "trigger_exact": _share([row.clean_exact for row in trigger]),
+        **{
+            name: _dict(mean_estimate([v for row in rows if (v := getattr(row, name)) is not None]))
+            for name in _CAUSAL_METRICS
+        },
+        "families": {
+            name: {"n": len(members), **_behaviour(members)}
+            for name, members in sorted(families.items())
+        },
+    }
+
+
+def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
+    judged = [row.attack_succeeded for row in rows if row.attack_succeeded is not None]
+    return {
+        "attack_success": _share(judged),
+        "uplift": _dict(mean_estimate([row.uplift for row in rows if row.uplift is not None])),
+        "attacked_exact": _share([row.attacked_exact for row in rows]),
+    }
+
+
+def _share(flags: Sequence[bool]) -> dict[str, float | int] | None:
+    return _dict(wilson(sum(flags), len(flags)))
+
+
+def _dict(estimate: Estimate | None) -> dict[str, float | int] | None:
+    return None if estimate is None else estimate.to_dict()
+
+
+def examples(
+    datasets: dict[str, TripletDataset], rows: dict[str, dict[str, list[RowResult]]], count: int
+) -> list[dict[str, Any]]:
+    """Attacked rows to show: those on which models differ first, spread over families.
+
+    Args:
+        datasets: Test sets by name.
+        rows: Results by model and test set, all over the same rows.
+        count: Examples at most.
+    """
+    candidates = []
+    models = list(rows)
+    for set_name, dataset in datasets.items():
+        for position, first in enumerate(rows[models[0]][set_name]):
+            if first.attack_succeeded is None:
+                continue
+            by_model = {name: rows[name][set_name][position] for name in models}
+            successes = sum(bool(r.attack_succeeded) for r in by_model.values())
+            differs = 0 < successes < len(models)
+            candidates.append((not differs, first.family, set_name, position, dataset, by_model))
+    seen: dict[str, int] = {}
+    ranked = []
+    for differs, family, set_name, position, dataset, by_model in candidates:
+        seen[family] = seen.get(family, 0) + 1
+        ranked.append((differs, seen[family], set_name, position, dataset, by_model))
+    ranked.sort(key=lambda c: (c[0], c[1], c[2], c[3]))
+    chosen = []
+    for _, _, set_name, _, dataset, by_model in ranked[:count]:
+        first = next(iter(by_model.values()))
+        triplet = dataset.triplet(first.index)
+        chosen.append(
+            {
+                "set": set_name,
+                "id": triplet.id,
+                "family": triplet.attack_family,
+                "system": triplet.system_instruction,
+                "attacked_input": triplet.injection_input,
+                "expected": triplet.injection_output,
+                "witness": triplet.witness,
+                "answers": {name: r.attacked_answer for name, r in by_model.items()},
+                "attack_succeeded": {name: r.attack_succeeded for name, r in by_model.items()},
+            }
+        )
+    return chosen

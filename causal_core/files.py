@@ -1,0 +1,92 @@
+"""Names of a run's files, whole-or-absent writes, digests, and where caches live."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# What a run directory holds.
+CONFIG = "config.yaml"  # the resolved config
+METRICS = "metrics.jsonl"  # losses and metrics by step, free of the clock
+PERFORMANCE = "performance.jsonl"  # seconds, tokens per second, memory by step
+SUMMARY = "summary.json"  # all final numbers
+BEST = "best"  # the best checkpoint
+
+
+def cache_root(configured: str | None = None) -> Path:
+    """The cache directory: the config's, else $CAUSAL_RAY_CACHE, else ~/.cache/causal-ray."""
+    chosen = configured or os.environ.get("CAUSAL_RAY_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "causal-ray"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a record file; a line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Renames an existing run directory (`--fresh`); nothing is deleted."""
+    if not directory.exists():
+        return None
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(target)
+    return target
+
+
+def file_digest(path: Path, cache: Path) -> str:
+    """sha256 of a file's content, remembered in `cache` by path, size, inode and times.
+
+    A file whose metadata changed is read again. One that was written within the last moments is
+    read and not remembered: its clock may be too coarse to show the next write (as git treats it).
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    before = _stamp(path)
+    entry = cache / "digests" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
+    try:
+        known = json.loads(entry.read_text(encoding="utf-8"))
+        if known["stamp"] == before:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing known, or nothing that can be read
+    with path.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    if _stamp(path) == before and _is_settled(path):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            json.dump({"stamp": before, "sha256": digest}, target)
+        Path(temporary).replace(entry)
+    return digest
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_settled(path: Path) -> bool:
+    return time.time_ns() - path.stat().st_ctime_ns > 2 * 10**9

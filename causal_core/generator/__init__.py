@@ -1,0 +1,1 @@
+"""Made-up triplets whose labels code computes: tasks, attacks, splits."""

@@ -1,0 +1,1 @@
+"""The objective: the table of terms and the functions behind it."""

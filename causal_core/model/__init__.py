@@ -1,0 +1,1 @@
+"""The base with LoRA and the causal projection; one forward over trees."""

@@ -1,0 +1,176 @@
+"""The model that is trained: frozen base, LoRA adapter, causal projection head.
+
+`CausalModel.forward` takes a packed prefix-tree batch and returns branch representations and the
+last hidden states where a label is predicted, nothing else; `CausalModel.logits` is for some of
+them at a time.
+
+Shape legend: R rows, N nodes, B branches a row, b branches a triplet, T triplets, H
+hidden width, n label positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_core.config import Config, LoraSection
+from causal_core.device import at_least_float32
+from causal_core.errors import ModelError
+from causal_core.model.attention import ATTENTION
+from causal_core.model.frozen_layers import use_fused_layers
+from causal_core.model.lora import use_fused_lora
+from causal_core.model.matmul import use_frozen_linear
+from causal_core.trees.prefix_tree import TreeBatch
+
+
+class CausalProjection(nn.Module):
+    """Linear -> LayerNorm -> GELU -> Linear on pooled hidden states, in float32."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[..., H] float32 -> [..., H] float32."""
+        return self.output(nn.functional.gelu(self.norm(self.input(pooled))))
+
+
+@dataclass
+class CausalOutput:
+    """What one forward over a tree batch gives."""
+
+    z: Tensor  # [T, b, H] float32: projected representations of the pooled branches
+    pooled: Tensor  # [T, b, H] float32: mean last hidden state over each prompt
+    label_hidden: Tensor  # [n, H]: last hidden states that predict labels
+
+
+class CausalModel(nn.Module):
+    """A PEFT model plus the causal projection head; only adapter and head require gradients."""
+
+    def __init__(self, peft_model: Any, hidden_size: int) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self.projection = CausalProjection(hidden_size)
+
+    def forward(self, batch: TreeBatch) -> CausalOutput:
+        """One forward over packed trees; see `TreeBatch` for the shapes."""
+        base = self.peft_model.get_base_model()
+        hidden_RNH = base.get_decoder()(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            **({"tree_blocks": batch.blocks} if batch.blocks is not None else {}),
+        ).last_hidden_state
+        if batch.blocks is not None and batch.blocks.calls == 0:
+            raise ModelError(
+                f"{type(base).__name__} does not hand `tree_blocks` to its attention function, so "
+                "prefix trees cannot be computed with it: use an architecture whose attention goes "
+                "through transformers' AttentionInterface (Llama, Mistral, Qwen and most others)"
+            )
+        # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
+        hidden_wide = at_least_float32(hidden_RNH)
+        pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
+        pooled_ZH = pooled_RBH.flatten(0, 1).index_select(0, batch.pool_index)
+        pooled_TbH = pooled_ZH.unflatten(0, (-1, batch.branches))
+        return CausalOutput(
+            z=self.projection(pooled_TbH),
+            pooled=pooled_TbH,
+            label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last hidden states [..., H] -> [..., V]."""
+        base = self.peft_model.get_base_model()
+        logits: Tensor = base.get_output_embeddings()(hidden)
+        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is trained, in a fixed order."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def build_model(
+    base: Any, lora: LoraSection, seed: int, gradient_checkpointing: bool = False
+) -> CausalModel:
+    """Base + fresh adapter + fresh head, initialised from `seed` alone.
+
+    Raises:
+        ModelError: a target module is no linear module of this architecture.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    linear = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+    missing = [module for module in lora.target_modules if module not in linear]
+    if missing:
+        raise ModelError(
+            f"lora.target_modules: {', '.join(missing)} not among the linear modules of "
+            f"{type(base).__name__}, which are {', '.join(sorted(linear))}"
+        )
+    base.set_attn_implementation(ATTENTION)
+    torch.manual_seed(seed)
+    peft_model = get_peft_model(
+        base,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    use_fused_lora(peft_model)
+    use_fused_layers(base)
+    use_frozen_linear(base.get_output_embeddings())
+    config = base.config.get_text_config()
+    model = CausalModel(peft_model, config.hidden_size)
+    # The head sits where the last hidden state is: on the device of the output embeddings' input.
+    model.projection.to(base.get_output_embeddings().weight.device, torch.float32)
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Trainable parameters by part, and the frozen ones' count (packed 4-bit counted unpacked)."""
+    counts = {"adapter": 0, "projection": 0, "base": 0}
+    for name, parameter in model.named_parameters():
+        elements = getattr(parameter, "ds_numel", parameter.numel())  # whole, where ZeRO-3 shards
+        if name.startswith("projection."):
+            counts["projection"] += elements
+        elif parameter.requires_grad:
+            counts["adapter"] += elements
+        else:
+            packed = type(parameter).__name__ == "Params4bit"
+            counts["base"] += elements * (2 if packed else 1)
+    return counts
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Adapter, projection and base parameters, counted on a model without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from causal_core.pretrained.loading import resolve_model
+
+    pass
+
+    source = resolve_model(config.model, config.data.cache_dir)
+    described = AutoConfig.from_pretrained(
+        source,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(
+            described, trust_remote_code=config.model.trust_remote_code
+        )
+        base.requires_grad_(False)
+        model = build_model(base, config.lora, config.run.seed)
+    return count_parameters(model)

@@ -1,0 +1,195 @@
+"""What is measured once on a device, remembered for it, and kept by every run that began with it.
+
+Each choice made from it changes rounding in the last digits and nothing else, so it should not
+follow the noise of a clock, and a resumed run is to repeat every rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_core.model import matmul
+from causal_core.model.attention import tree_attention_forward
+from causal_core.model.causal_model import CausalModel
+from causal_core.model.matmul import LIBRARIES, Library, fastest_library
+from causal_core.trees.blocks import DEFAULT_CALL_COST, Block, TreeBlocks
+from causal_core.trees.packing import RowCost
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Of one device and one shape of attention heads."""
+
+    packing_cost: float  # see `trees/packing.py`
+    products: Library  # of float32 products on CPU, see `matmul.py`
+
+    @classmethod
+    def read(cls, path: Path) -> Measurements | None:
+        """None where there is no such file, or none that can be understood."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            cost, library = float(content["packing_cost"]), content["products"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if library not in LIBRARIES or (library == "onednn" and not matmul.has_onednn()):
+            return None
+        return cls(cost, library)
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            json.dump(asdict(self), target)
+            target.write("\n")
+        Path(temporary).replace(path)
+
+
+def measure(model: CausalModel, device: torch.device) -> Measurements:
+    """Takes about a second."""
+    if device.type != "cpu":
+        return Measurements(measured_score_cost(model, device), "torch")
+    return Measurements(measured_call_cost(*attention_shape(model)), fastest_library())
+
+
+def measurements_of(model: CausalModel, device: torch.device, cache: Path) -> Measurements:
+    """The remembered ones of a device and a model's attention, measured where there are none."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    parts = (name, torch.get_num_threads(), *attention_shape(model))
+    key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
+    entry = cache / "measurements" / f"{key}.json"
+    found = Measurements.read(entry)
+    if found is None:
+        found = measure(model, device)
+        try:
+            found.write(entry)
+        except OSError as error:  # a read-only cache costs a second at the next start
+            log.info("what was measured on this device is not kept: %s", error)
+    return found
+
+
+def _processor() -> str:
+    """The CPU's name: a cache on a shared disk serves several machines."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.machine()
+
+
+_REPEATS = 15
+_SMALL, _LARGE = 48, 448  # nodes of the two blocks (or rows) that are timed
+_CALL_COSTS = (2**10, 2**18)
+
+
+def measured_call_cost(heads: int, grouped: int, width: int) -> float:
+    """Scores that could be computed in the time that one more block takes, forward and backward.
+
+    From the times of a small and a large masked block, as t = call + score * nodes^2.
+    """
+    small, large = (
+        _seconds(_block_step(heads, grouped, width, n), lambda: None) for n in (_SMALL, _LARGE)
+    )
+    score = (large - small) / (_LARGE**2 - _SMALL**2)
+    if score <= 0:
+        return DEFAULT_CALL_COST
+    return _power_of_two(max(small / score - _SMALL**2, 1.0), *_CALL_COSTS)
+
+
+def measured_score_cost(model: CausalModel, device: torch.device) -> float:
+    """Time of one score over the time of one node's linear layers, of one decoder layer.
+
+    The default where there is no such layer to time: another architecture, or weights that are
+    not on the device (ZeRO-3 takes them from the host, shard by shard).
+    """
+    heads, _, width = attention_shape(model)
+    layers = getattr(model.peft_model.get_base_model().get_decoder(), "layers", None)
+    layer = layers[0] if layers else None
+    mlp = getattr(layer, "mlp", None)
+    weight = next((p for p in mlp.parameters() if p.is_floating_point()), None) if mlp else None
+    if layer is None or weight is None or weight.device.type != device.type:
+        return RowCost().quadratic
+    nodes, dtype = 4 * _LARGE, weight.dtype
+    hidden = model.projection.input.in_features
+    x = torch.randn(1, nodes, hidden, device=device, dtype=dtype, requires_grad=True)
+    q = torch.randn(1, heads, nodes, width, device=device, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, 1, nodes, nodes, device=device, dtype=torch.bool).tril()
+
+    def linear() -> None:
+        torch.autograd.grad(layer.mlp(x).sum(), x)
+
+    def attend() -> None:
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+        torch.autograd.grad(out.sum(), q)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    share = sum(p.numel() for p in layer.parameters()) / sum(
+        p.numel() for p in layer.mlp.parameters()
+    )
+    per_node = _seconds(linear, wait) * share / nodes
+    per_score = _seconds(attend, wait) / nodes**2
+    return _power_of_two(per_score / per_node, 2.0**-20, 1.0)
+
+
+def _block_step(heads: int, grouped: int, width: int, nodes: int) -> Callable[[], None]:
+    def values(count: int) -> Tensor:
+        return torch.randn(1, count, nodes, width, requires_grad=True)
+
+    query, key, value = values(heads), values(grouped), values(grouped)
+    allowed = np.tril(np.ones((nodes, nodes), dtype=bool))
+    tree = TreeBlocks((Block(0, nodes, ((0, nodes),), allowed),))
+
+    def step() -> None:
+        out, _ = tree_attention_forward(
+            torch.nn.Module(), query, key, value, None, tree, scaling=width**-0.5
+        )
+        torch.autograd.grad(out.sum(), (query, key, value))
+
+    return step
+
+
+def _seconds(step: Callable[[], None], wait: Callable[[], None]) -> float:
+    for _ in range(3):
+        step()
+    times = []
+    for _ in range(_REPEATS):
+        wait()
+        begin = time.perf_counter()
+        step()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return min(times)  # what else the machine does only adds
+
+
+def _power_of_two(value: float, least: float, most: float) -> float:
+    return float(min(most, max(least, 2.0 ** round(math.log2(value)))))
+
+
+def attention_shape(model: CausalModel) -> tuple[int, int, int]:
+    """Query heads, key/value heads and the width of a head."""
+    config: Any = model.peft_model.get_base_model().config.get_text_config()
+    heads = int(config.num_attention_heads)
+    grouped = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return heads, grouped, width

@@ -1,0 +1,1 @@
+"""What comes from outside: model directories, tokenizers, base weights, the demo model."""

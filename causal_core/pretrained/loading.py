@@ -1,0 +1,125 @@
+"""What comes from outside: the model's directory, tokenizer and base weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from causal_core.config import Config, ModelConfig
+from causal_core.device import bnb_device_map, dtype_of
+from causal_core.errors import ModelError
+from causal_core.pretrained.demo_model import demo_model_directory
+
+
+def loading_device(config: Config, device: torch.device) -> torch.device:
+    """Where the base is loaded: ZeRO-3 takes it from host memory, shard by shard, because it may
+    be larger than a device."""
+    sharded = config.engine == "deepspeed" and config.deepspeed.zero_stage == 3
+    return torch.device("cpu") if sharded else device
+
+
+def resolve_model(config: ModelConfig, cache_dir: str | None = None) -> str:
+    """A directory or hub id that transformers can load (`demo` becomes the cached directory)."""
+    if config.name_or_path == "demo":
+        return str(demo_model_directory(cache_dir))
+    path = Path(config.name_or_path).expanduser()
+    looks_local = config.name_or_path.startswith((".", "/", "~"))
+    if looks_local and not (path / "config.json").is_file():
+        raise ModelError(
+            f"model.name_or_path={config.name_or_path}: no model there (no config.json in it); "
+            "give a directory in Hugging Face layout, a hub id, or `demo`"
+        )
+    return str(path) if path.is_dir() else config.name_or_path
+
+
+def load_tokenizer(config: ModelConfig, cache_dir: str | None = None) -> Any:
+    """The base model's tokenizer (`ModelError` when it cannot be loaded)."""
+    from transformers import AutoTokenizer
+
+    source = resolve_model(config, cache_dir)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("tokenizer", source, error)) from error
+
+
+def load_base(config: ModelConfig, device: torch.device, cache_dir: str | None = None) -> Any:
+    """The frozen base model on a device, quantised if asked for (`ModelError` otherwise)."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    source = resolve_model(config, cache_dir)
+    dtype = dtype_of(config.dtype)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": "sdpa",
+        "low_cpu_mem_usage": True,
+    }
+    if config.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = bnb_device_map(device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("model", source, error)) from error
+    model.requires_grad_(False)
+    if config.quantization == "nf4":
+        _keep_backward(model)
+        return model
+    return model.to(device)
+
+
+def _keep_backward(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights at the first forward in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16, into a format without a backward: after a validation, the
+    gradient would silently miss all that flows through the base.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _cannot_load(what: str, source: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"the {what} of {source} cannot be loaded: {first[:300]}. Check model.name_or_path, the "
+        "network or the hub token; a local directory works offline. Models that need their own "
+        "Python code want model.trust_remote_code=true, after you have read that code."
+    )
+
+
+_SAMPLE_BYTES = 2**20
+
+
+def base_fingerprint(source: str, model: Any) -> str:
+    """Identifies a base model.
+
+    From the hub its id and commit. A local one by sha256 over its config.json and, for each weight
+    file, name, size and three samples of a megabyte: reading 140 GB at each start would take longer
+    than many runs, and another model or fine-tune differs in every sample.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"{source}@{getattr(model.config, '_commit_hash', None)}"
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as weights:
+            for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                weights.seek(start)
+                digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,186 @@
+"""The run report: one self-contained HTML file made from what a run directory holds.
+
+The way of the data: run directory -> `_Run` (what is there) -> template context -> page. Training
+text is hostile by nature: `page.render` makes every value visible and escapes it, and no text ever
+becomes a template.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from causal_core.errors import UserError
+from causal_core.evaluation.metrics import METRICS as CATALOGUE
+from causal_core.evaluation.metrics import TRAINED, reference_model
+from causal_core.evaluation.paired import paired_sentences
+from causal_core.files import METRICS, PERFORMANCE, read_records
+from causal_core.report import evaluation_section as evaluation
+from causal_core.report import training_section as training
+from causal_core.report.html import render, write_page
+from causal_core.report.verdict import verdict_of
+
+REPORT = "report.html"
+SUMMARY = "summary.json"
+
+MEMORY_TOLERANCE = 0.10  # of the measurement: a plan further off is worth a note
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run directory holds, as far as it is there."""
+
+    directory: Path
+    status: str
+    facts: dict[str, Any]
+    config: dict[str, Any]
+    evaluation: dict[str, Any] | None
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    performance: list[dict[str, Any]]
+
+
+def write_report(run_directory: Path) -> Path:
+    """Writes `report.html` into a run directory, whole or not at all, and returns its path.
+
+    Raises:
+        UserError: the directory has no readable `summary.json`.
+    """
+    run = _read(run_directory)
+    return write_page(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
+
+
+def _read(directory: Path) -> _Run:
+    path = directory / SUMMARY
+    if not path.is_file():
+        raise UserError(
+            f"{directory} has no {SUMMARY}, so there is nothing to report: give the directory of "
+            "a run that has ended"
+        )
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(summary).__name__}")
+    evaluated = summary.get("evaluation")
+    if not isinstance(evaluated, dict) or TRAINED not in (evaluated.get("models") or {}):
+        evaluated = None
+    records = read_records(directory / METRICS)
+    return _Run(
+        directory=directory,
+        status=str(summary.get("status") or "unknown"),
+        facts=summary.get("run") or {},
+        config=summary.get("config") or {},
+        evaluation=evaluated,
+        train=[r for r in records if r.get("kind") == "train"],
+        validation=[r for r in records if r.get("kind") == "validation"],
+        performance=read_records(directory / PERFORMANCE),
+    )
+
+
+def _context(run: _Run) -> dict[str, Any]:
+    models = run.evaluation["models"] if run.evaluation else {}
+    held = (run.evaluation or {}).get("examples") or []
+    order = sorted(models, key=lambda m: ({"base": 0, "control": 1, TRAINED: 3}.get(m, 2), m))
+    return {
+        "title": run.directory.resolve().name,
+        "facts": _fact_list(run),
+        "notes": _notes(run),
+        "verdict": verdict_of(models, (run.evaluation or {}).get("paired")) if models else None,
+        "paired": paired_sentences(run.evaluation) if run.evaluation else [],
+        "models": [
+            {"name": m, "description": (run.evaluation or {}).get("descriptions", {}).get(m, "")}
+            for m in order
+        ],
+        "attack_charts": evaluation.attack_charts(models, order),
+        "tables": evaluation.tables(models, order),
+        "reference": reference_model(order),
+        "families": evaluation.family_tables(models, order),
+        "metrics": CATALOGUE,
+        "targets": evaluation.targets(models),
+        "loss_charts": training.loss_charts(run.train, run.config),
+        "validation_charts": training.validation_charts(run.validation, run.facts.get("best_step")),
+        "collapse": training.collapse(run.validation),
+        "examples": evaluation.examples(held, order),
+        "examples_held": len(held),
+        "speed": training.speed(run.performance),
+        "speed_charts": training.speed_charts(run.performance),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    }
+
+
+def _fact_list(run: _Run) -> list[tuple[str, str]]:
+    facts, model = run.facts, run.config.get("model") or {}
+    parameters = facts.get("parameters") or {}
+    trained = sum(parameters.get(k) or 0 for k in ("adapter", "projection"))
+    return [
+        ("Model", str(model.get("name_or_path", "not recorded"))),
+        ("Trained parameters", f"{trained:,} of {sum(parameters.values()):,}" if trained else "—"),
+        ("Optimizer steps", f"{_count(facts, 'steps')} of {_count(facts, 'planned_steps')}"),
+        ("Triplets seen", _count(facts, "samples")),
+        ("Epochs", _count(facts, "epochs")),
+        ("Best step", _count(facts, "best_step")),
+        ("Workers", _count(facts, "workers")),
+        ("Time", _duration(facts.get("seconds"))),
+        ("Peak memory", _bytes(facts.get("peak_memory_bytes"))),
+        *_planned_memory(facts.get("memory")),
+    ]
+
+
+def _planned_memory(memory: object) -> list[tuple[str, str]]:
+    """What was planned beside what was measured; nothing where nothing was measured."""
+    if not isinstance(memory, Mapping) or "measured_bytes" not in memory:
+        return []
+    rows = [("Memory measured (allocated)", _bytes(memory["measured_bytes"]))]
+    if "predicted_bytes" in memory:
+        error = memory.get("error")
+        off = f" ({error:+.1%})" if isinstance(error, int | float) else ""
+        rows.append(("Memory planned (allocated)", _bytes(memory["predicted_bytes"]) + off))
+    return rows
+
+
+def _notes(run: _Run) -> list[str]:
+    notes = []
+    steps, planned = run.facts.get("steps"), run.facts.get("planned_steps")
+    if run.status != "finished":
+        notes.append(f"The run's status is “{run.status}”: the numbers below are not final.")
+    elif isinstance(steps, int) and isinstance(planned, int) and steps < planned:
+        notes.append(f"The run stopped after {steps} of {planned} planned steps.")
+    memory = run.facts.get("memory")
+    error = memory.get("error") if isinstance(memory, Mapping) else None
+    if isinstance(error, int | float) and abs(error) > MEMORY_TOLERANCE:
+        notes.append(
+            f"Memory was planned {error:+.0%} off what was measured: keep that margin when you "
+            "choose micro-batches for this model."
+        )
+    if skipped := run.facts.get("skipped_steps"):
+        steps_were = "step was" if skipped == 1 else "steps were"
+        notes.append(f"{skipped} optimizer {steps_were} skipped: loss or gradient not finite.")
+    return notes
+
+
+def _count(facts: Mapping[str, Any], key: str) -> str:
+    value = facts.get(key)
+    return f"{value:,}" if isinstance(value, int) else "—"
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "—"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+
+
+def _bytes(count: object) -> str:
+    """Bytes in GiB; 0 is what a device reports that does not measure."""
+    if not isinstance(count, int | float) or not count:
+        return "not measured"
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,130 @@
+"""What the report shows of the training: loss, validation, learning rate, speed and memory.
+
+All of it is read from the records of `metrics.jsonl` and `performance.jsonl`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # matplotlib loads when a chart is drawn
+    from causal_core.report.charts import Chart
+
+Records = Sequence[Mapping[str, Any]]
+
+_TERMS = ("task", "robust", "invariance", "causal", "spurious")
+_CAUSAL = ("causal_stability", "spurious_separation", "causal_discrimination")
+_COLLAPSED_RANK = 2.0  # below this the representations span hardly more than one direction
+
+
+def _series(records: Records, key: str) -> tuple[list[float], list[Any]]:
+    held = [r for r in records if key in r and "step" in r]
+    return [r["step"] for r in held], [r[key] for r in held]
+
+
+def loss_charts(train: Records, config: Mapping[str, Any]) -> list[Chart]:
+    """Total loss, weighted terms and learning rate over the run."""
+    from causal_core.report.charts import Line, line_chart, running_mean
+
+    if not train:
+        return []
+    window = max(1, len(train) // 30)
+    smoothed = f" Lines are means over {window} steps." if window > 1 else ""
+    skipped = [r["step"] for r in train if r.get("skipped")]
+    steps, loss = _series(train, "loss")
+    total = Line(f"mean of {window}" if window > 1 else "loss", steps, running_mean(loss, window))
+    faint = Line("every step", steps, loss) if window > 1 else None
+    weights = config.get("loss") or {}
+    terms = []
+    for term in _TERMS:
+        x, y = _series(train, f"loss_{term}")
+        weight = weights.get(f"lambda_{term}")
+        if y and weight != 0:  # a term of weight 0 adds nothing to the loss
+            factor = 1.0 if weight is None else float(weight)
+            name = f"{term} (weight unknown)" if weight is None else f"{weight:g} × {term}"
+            values = [m * factor for m in running_mean(y, window)]
+            terms.append(Line(name, x, values))
+    charts = [line_chart("Total loss", [total], "The loss of every optimizer step." + smoothed,
+                         faint=faint, crosses=skipped)]  # fmt: skip
+    if terms:
+        charts.append(
+            line_chart("Weighted loss terms", terms, "What each term adds to the loss." + smoothed)
+        )
+    for key, title, caption in (
+        ("learning_rate", "Learning rate", "The rate each optimizer step used."),
+        ("grad_norm", "Gradient norm", "Before clipping."),
+    ):
+        x, y = _series(train, key)
+        if y:
+            charts.append(line_chart(title, [Line(title.lower(), x, y)], caption))
+    return charts
+
+
+def validation_charts(validation: Records, best_step: object) -> list[Chart]:
+    """What the validations saw, with the best step marked."""
+    from causal_core.report.charts import Line, line_chart
+
+    mark = ("best step", float(best_step)) if isinstance(best_step, int) else None
+    charts = []
+    for title, keys, caption in (
+        ("Witness uplift", ("uplift",), "Nats; nearer to 0 means that attacks pull less."),
+        ("Negative log-likelihood", ("benign_nll", "attacked_nll"),
+         "Of the expected answer, in nats a token; lower is better."),
+        ("Causal metrics", _CAUSAL, "Separability of representations, not behaviour."),
+        ("Effective rank", ("effective_rank",),
+         "Collapse monitor: near 1, all representations point the same way."),
+    ):  # fmt: skip
+        lines = [
+            Line(k.replace("_", " ").replace("nll", "NLL"), *_series(validation, k)) for k in keys
+        ]
+        if lines := [line for line in lines if line.y]:
+            charts.append(line_chart(title, lines, caption, mark=mark))
+    return charts
+
+
+def collapse(validation: Records) -> str:
+    """A warning where the last validation saw collapsed representations, else nothing."""
+    _, ranks = _series(validation, "effective_rank")
+    if not ranks or not isinstance(ranks[-1], int | float) or ranks[-1] >= _COLLAPSED_RANK:
+        return ""
+    return (
+        f"The effective rank at the last validation is {ranks[-1]:.2f}: the representations have "
+        "collapsed onto about one direction, so a high causal stability says nothing."
+    )
+
+
+def speed(performance: Records) -> list[tuple[str, str]]:
+    """Medians over steps, which the slow first step does not distort."""
+    rows = []
+    for key, title, form in (
+        ("seconds", "Seconds a step", "{:.2f}"),
+        ("triplets_per_second", "Triplets a second", "{:.2f}"),
+        ("nodes_per_second", "Tree nodes a second", "{:,.0f}"),
+        ("sharing", "Tokens a computed node stands for (sharing)", "{:.2f}"),
+        ("padding", "Share of computed positions that are padding", "{:.1%}"),
+    ):
+        _, values = _series(performance, key)
+        finite = [x for x in values if isinstance(x, int | float) and math.isfinite(x)]
+        if finite:
+            rows.append((title, form.format(statistics.median(finite))))
+    return rows
+
+
+def speed_charts(performance: Records) -> list[Chart]:
+    """Speed and peak memory over the run."""
+    from causal_core.report.charts import Line, line_chart
+
+    charts = []
+    x, y = _series(performance, "triplets_per_second")
+    if y:
+        charts.append(line_chart("Triplets a second", [Line("triplets a second", x, y)],
+                                 "Higher is faster."))  # fmt: skip
+    x, y = _series(performance, "peak_memory_bytes")
+    gibibytes = [b / 2**30 if isinstance(b, int | float) else None for b in y]
+    if any(gibibytes):
+        charts.append(line_chart("Peak memory (GiB)", [Line("peak memory", x, gibibytes)],
+                                 "Flat means that nothing leaks over the epochs."))  # fmt: skip
+    return charts

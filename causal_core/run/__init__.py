@@ -1,0 +1,1 @@
+"""One worker's run: session, loop, validation, logs."""

@@ -1,0 +1,75 @@
+"""The files that a run writes as it goes: metrics and speed, and what goes to trackers.
+
+`metrics.jsonl` holds what the run computed and is the same however often it was interrupted;
+what depends on the clock (seconds, tokens per second, memory) goes to `performance.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import LoggingConfig
+from causal_core.files import METRICS, PERFORMANCE, read_records
+from causal_core.run.trackers import Tracker, open_trackers
+
+
+class RunLog:
+    """Appends records; opened at a step, it drops what an interrupted run wrote beyond it."""
+
+    def __init__(
+        self, directory: Path, step: int, logging: LoggingConfig, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        for name in (METRICS, PERFORMANCE):
+            _truncate(directory / name, step)
+        self._files = {
+            name: (directory / name).open("a", encoding="utf-8", buffering=1)
+            for name in (METRICS, PERFORMANCE)
+        }
+        opened = open_trackers(logging.trackers, directory, logging.project, step)
+        self._trackers = [*opened, *trackers]
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line of `metrics.jsonl`; `kind` is train, validation or evaluation."""
+        self._write(METRICS, {"kind": kind, "step": step, **values})
+        self._scalars(kind, step, values)
+
+    def performance(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of `performance.jsonl`; `time` is in seconds since 1970."""
+        self._write(PERFORMANCE, {"step": step, "time": time.time(), **values})
+        self._scalars("performance", step, values)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        plain = {k: None if _is_nan(v) else v for k, v in record.items()}
+        self._files[name].write(json.dumps(plain, allow_nan=False) + "\n")
+
+    def _scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        for tracker in self._trackers:
+            tracker.scalars(numbers, step)
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value is a float that JSON has no word for (a non-finite loss, say)."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = [r for r in read_records(path) if r["step"] <= step]
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+    temporary.replace(path)

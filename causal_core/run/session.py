@@ -1,0 +1,177 @@
+"""What a config becomes before the first step: datasets, model, engine, optimizer, plan."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from causal_core.config import CheckpointConfig, Config, run_directory
+from causal_core.device import device_memory_bytes
+from causal_core.engines.base import Engine
+from causal_core.engines.build import build_engine
+from causal_core.errors import UserError
+from causal_core.files import cache_root
+from causal_core.loss.objective import needs_of
+from causal_core.model import matmul
+from causal_core.model.causal_model import build_model
+from causal_core.model.device_costs import Measurements, measurements_of
+from causal_core.model.matmul import LIBRARIES
+from causal_core.pretrained.loading import (
+    base_fingerprint,
+    load_base,
+    loading_device,
+    resolve_model,
+)
+from causal_core.tokens.batches import StepPlan
+from causal_core.tokens.dataset import TripletDataset
+from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from causal_core.trees.needs import Needs
+from causal_core.trees.packing import Packing, packing_from, tree_nodes
+
+if TYPE_CHECKING:
+    from causal_core.memory.plan import Calibration
+
+log = logging.getLogger(__name__)
+
+MEASUREMENTS = "measurements.json"  # in the run directory
+
+
+@dataclass
+class Session:
+    """Everything that a training loop works with, on one worker."""
+
+    data: RunData
+    plan: StepPlan
+    engine: Engine
+    base_fingerprint: str
+    selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
+    packing: Packing
+    token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
+    calibration: Calibration | None = None  # of the memory plan, with `resources.probe_memory`
+
+
+def open_session(config: Config, device: torch.device) -> Session:
+    """Loads and builds everything, the same on every worker."""
+    data = load_run_data(config)
+    needs = needs_of(config.loss)
+    available = _available_bytes(config, device)  # before anything is loaded
+    tokens = _token_budget(config, data.train, needs, available)
+    check_micro_batch_budget(data.train, needs, tokens)
+    # Whole columns were computed with: Arrow's pool would keep their memory for the run.
+    pa.default_memory_pool().release_unused()
+    base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
+    model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    source = resolve_model(config.model, config.data.cache_dir)
+    measured = measurements_of(model, device, cache_root(config.data.cache_dir))
+    engine = build_engine(config, model, device)
+    measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
+    matmul.use(measured.products)
+    packing = packing_from(measured.packing_cost, device)
+    calibration = None
+    if config.resources.probe_memory:
+        from causal_core.memory.probe import rehearse
+
+        calibration = rehearse(config, engine, packing, data.train, device)
+        tokens = _token_budget(config, data.train, needs, available, calibration)
+    return Session(
+        data=data,
+        plan=step_plan(config, len(data.train)),
+        engine=engine,
+        packing=packing,
+        base_fingerprint=base_fingerprint(source, base),
+        selection=_selection(config, data.validation),
+        token_budget=tokens,
+        calibration=calibration,
+    )
+
+
+def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
+    """What this run began with, on all workers that of rank 0.
+
+    Others would be as exact, but a resumed run is to repeat every rounding.
+    """
+    if engine.rank == 0:
+        kept = Measurements.read(path)
+        if kept is None:
+            measured.write(path)
+        measured = kept or measured
+    values = [measured.packing_cost, LIBRARIES.index(measured.products)]
+    shared = torch.tensor(values if engine.rank == 0 else [0.0, 0.0], dtype=torch.float64)
+    cost, library = engine.sum_over_workers(shared).tolist()
+    return Measurements(cost, LIBRARIES[int(library)])
+
+
+def _available_bytes(config: Config, device: torch.device) -> int:
+    """Memory of this worker's device, or its share of what it has."""
+    memory, share = device_memory_bytes(device), config.resources.gpus_per_worker
+    if device.type == "cpu":
+        return memory // max(1, config.resources.max_workers)
+    return int(memory * share) if 0 < share < 1 else memory
+
+
+def _token_budget(
+    config: Config,
+    dataset: TripletDataset,
+    needs: Needs,
+    available: int,
+    calibration: Calibration | None = None,
+) -> int:
+    """Tokens of a micro-batch: as given, or with `auto` the most that fit this worker's device.
+
+    By invariant I2 workers may differ in it, and the result stays the same.
+    """
+    tokens = config.train.micro_batch_tokens
+    if tokens != "auto":
+        return tokens
+    from causal_core.memory import DataProfile, automatic_micro_batch
+
+    tokens = automatic_micro_batch(
+        config,
+        available_bytes=available,
+        data=DataProfile.of(dataset, needs),
+        calibration=calibration,
+    )
+    log.info("train.micro_batch_tokens=auto: %d fit the device", tokens)
+    return tokens
+
+
+def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int) -> None:
+    """Every triplet must fit a micro-batch: known from the data, before the first step.
+
+    Raises:
+        UserError: names the largest triplet and the budget that it needs.
+    """
+    bounds = dataset.size_bounds()
+    worst: tuple[int, str] = (0, "")
+    for index in np.flatnonzero(bounds > budget):  # only where sharing prefixes could matter
+        triplet = dataset.tokens(int(index))
+        worst = max(worst, (tree_nodes(triplet, needs), triplet.id))
+    if worst[0] > budget:
+        raise UserError(
+            f"triplet {worst[1]!r} needs {worst[0]} tree tokens, more than "
+            f"train.micro_batch_tokens={budget}: raise it to at least {worst[0]}, or lower "
+            "data.max_length with data.overlong=drop"
+        )
+
+
+def _selection(config: Config, validation: TripletDataset | None) -> CheckpointConfig:
+    """The config's, except that uplift needs a witness to look at."""
+    chosen = config.checkpoint
+    if (
+        chosen.metric not in ("uplift", "attack_success")
+        or validation is None
+        or validation.has_witness()
+    ):
+        return chosen
+    log.warning(
+        "no validation triplet has a witness, so there is no %s to choose the best checkpoint by: "
+        "the lowest benign_nll is chosen instead",
+        chosen.metric,
+    )
+    return chosen.model_copy(update={"metric": "benign_nll"})

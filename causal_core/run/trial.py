@@ -1,0 +1,328 @@
+"""A tiny training job under any engine, in processes of its own.
+
+`causal doctor` runs it to see what works on a machine, the benchmarks and tests to see that all
+engines compute the same. The base is a random Llama of two layers: nothing is downloaded.
+
+A job file describes several trials; every worker is one process, `python -m
+causal_core.run.trial JOB RANK`, and runs them one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from causal_core.config import Config
+from causal_core.config_file import parse_config
+
+VOCABULARY = 128
+HIDDEN = 64
+GLOBAL_BATCH = 6
+TRIPLETS = 4 * GLOBAL_BATCH
+CLIP_NORM = 0.5
+_ALONE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Optimizer steps `first` to `last` of the tiny job."""
+
+    name: str
+    config: Config
+    last: int = 6
+    first: int = 0
+    resume: str | None = None  # checkpoint directory to begin from
+    save: str | None = None  # checkpoint directory to write at the end
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial measured on one worker, or why it failed."""
+
+    name: str
+    losses: list[float]
+    grad_norms: list[float]
+    applied: list[bool]  # False: a step that was skipped
+    seconds: float
+    error: str | None = None
+
+
+def trial_config(base: Path, /, **sections: Any) -> Config:
+    """The config of a trial: float32, no dropout, a clipping norm that every step exceeds.
+
+    Args:
+        base: From `write_base`.
+        sections: Fields by section, e.g. `train={"micro_batch_tokens": 100}`, and `engine`.
+    """
+    tree: dict[str, Any] = {
+        "model": {"name_or_path": str(base)},
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+        "loss": {"lambda_causal": 0.5, "lambda_spurious": 0.5},
+        "train": {
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch_tokens": 200,
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "clip_norm": CLIP_NORM,
+        },
+    }
+    for name, value in sections.items():
+        if isinstance(value, dict):
+            tree.setdefault(name, {}).update(value)
+        else:
+            tree[name] = value
+    return parse_config(tree, "trial")
+
+
+def write_base(directory: Path) -> Path:
+    """A random Llama of two layers in Hugging Face layout (the same one every time)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=2 * HIDDEN,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+        )
+    )
+    base.save_pretrained(directory)
+    return directory
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    directory: Path,
+    workers: int = 1,
+    device: str = "cpu",
+    timeout: float = 300.0,
+    module: str = "causal_core.run.trial",
+) -> list[TrialResult]:
+    """Runs trials on `workers` processes and returns worker 0's result of each.
+
+    Where a process dies or hangs, the trial it was in fails and the rest goes on in new ones. The
+    trained weights of a trial are in `directory/<name>.safetensors`, the result of each worker in
+    `directory/<name>.<rank>.json`.
+
+    Args:
+        module: What each worker process runs.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    waiting, results = list(trials), {}
+    while waiting:
+        job = directory / "job.json"
+        job.write_text(
+            json.dumps(
+                {
+                    "directory": str(directory),
+                    "workers": workers,
+                    "device": device,
+                    "trials": [{**asdict(t), "config": _plain(t.config)} for t in waiting],
+                }
+            )
+        )
+        (directory / "rendezvous").unlink(missing_ok=True)
+        why = _run_processes(job, workers, timeout, module)
+        while waiting and _is_finished(directory, waiting[0].name, workers):
+            trial = waiting.pop(0)
+            results[trial.name] = worker_result(directory, trial.name, 0)
+        if waiting:
+            name = waiting.pop(0).name
+            results[name] = TrialResult(name, [], [], [], 0.0, why or "the process ended too early")
+    return [results[trial.name] for trial in trials]
+
+
+def worker_result(directory: Path, name: str, rank: int) -> TrialResult:
+    """What worker `rank` measured in a trial that came to its end."""
+    return TrialResult(**json.loads(_path(directory, name, rank).read_text()))
+
+
+def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str | None:
+    """Runs the workers of a job to their end; what went wrong, or None."""
+    environment = {k: v for k, v in os.environ.items() if k not in _ALONE}
+    with (job.parent / "output.txt").open("w+") as output:
+        running = [
+            subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                [sys.executable, "-m", module, str(job), str(rank)],
+                stdout=output,
+                stderr=output,
+                env=environment,
+            )
+            for rank in range(workers)
+        ]
+        deadline = time.monotonic() + timeout
+        why = None
+        try:
+            while why is None and any(process.poll() is None for process in running):
+                time.sleep(0.02)
+                codes = [process.poll() for process in running]
+                if failed := [code for code in codes if code not in (None, 0)]:
+                    why = f"a worker ended with exit code {failed[0]}"
+                elif time.monotonic() > deadline:
+                    why = f"no answer for {timeout:.0f} s"
+        finally:  # none outlives the job: not after a failure, not after Ctrl-C
+            for process in running:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.strip()]
+    return why and f"{why}: {lines[-1].strip() if lines else 'it said nothing'}"
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _is_finished(directory: Path, name: str, workers: int) -> bool:
+    return all(_path(directory, name, rank).exists() for rank in range(workers))
+
+
+def _path(directory: Path, name: str, rank: int) -> Path:
+    return directory / f"{name}.{rank}.json"
+
+
+def run_worker(job: dict[str, Any], rank: int) -> None:
+    """One worker of a job: all its trials, one after the other."""
+    import torch
+    import torch.distributed as dist
+
+    from causal_core.device import distributed_backend, prepare_device
+
+    os.environ["DS_ACCELERATOR"] = job["device"]
+    directory, workers = Path(job["directory"]), job["workers"]
+    device = torch.device(job["device"], rank) if job["device"] == "cuda" else torch.device("cpu")
+    prepare_device(device, threads=1)
+    if workers > 1:
+        store = dist.FileStore(str(directory / "rendezvous"), workers)
+        backend = distributed_backend(device.type == "cuda")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
+    for described in job["trials"]:
+        trial = Trial(**{**described, "config": parse_config(described["config"])})
+        result = run_trial(trial, directory, device, rank, workers)
+        path = _path(directory, trial.name, rank)
+        path.with_suffix(".partial").write_text(json.dumps(asdict(result)))
+        path.with_suffix(".partial").replace(path)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: int) -> TrialResult:
+    """One trial in this process, as worker `rank` of the process group (if there is one)."""
+    from safetensors.torch import save_file
+
+    from causal_core.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+    from causal_core.engines.build import build_engine
+    from causal_core.loss.objective import Denominators
+    from causal_core.model.causal_model import build_model
+    from causal_core.pretrained.loading import load_base, loading_device
+    from causal_core.step.train_step import TrainStep
+    from causal_core.tokens.batches import share
+
+    config = trial.config
+    base = load_base(config.model, loading_device(config, device))
+    model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    engine = build_engine(config, model, device)
+    step = TrainStep(engine, config.loss, config.train, device)
+    if trial.resume is not None:
+        load_checkpoint(Path(trial.resume), engine, config, "trial", "trial")
+    triplets = _triplets()
+    reports = []
+    begin = time.perf_counter()
+    for number in range(trial.first, trial.last):
+        start = number * GLOBAL_BATCH % len(triplets)
+        batch = triplets[start : start + GLOBAL_BATCH]
+        positions = share([t.size_bound() for t in batch], workers)[rank]
+        report = step.run(
+            [batch[i] for i in positions],
+            Denominators.of(batch),
+            config.train.learning_rate,
+            stand_in=batch[0],
+        )
+        reports.append(report)
+    seconds = time.perf_counter() - begin
+    state = engine.state()
+    if rank == 0:
+        save_file(state.weights, directory / f"{trial.name}.safetensors")
+        if trial.save is not None:
+            saved = trainer_state(config, trial.last)
+            save_checkpoint(Path(trial.save), engine, state, config, _NoTokenizer(), saved, {})
+    return TrialResult(
+        name=trial.name,
+        losses=[r.loss for r in reports],
+        grad_norms=[r.grad_norm for r in reports],
+        applied=[r.applied for r in reports],
+        seconds=seconds,
+    )
+
+
+def trainer_state(config: Config, step: int) -> Any:
+    """What a checkpoint of a trial says about itself, besides the weights."""
+    from causal_core.checkpoints.checkpoint import TrainerState
+
+    return TrainerState(
+        step=step,
+        samples=step * GLOBAL_BATCH,
+        seed=config.run.seed,
+        learning_rate=config.train.learning_rate,
+        total_steps=step,
+        skipped=0,
+        skipped_in_a_row=0,
+        best={},
+        data_fingerprint="trial",
+        base_fingerprint="trial",
+        config_fingerprint=config.fingerprint(),
+    )
+
+
+class _NoTokenizer:
+    """Trials train on token numbers; their checkpoints hold no tokenizer."""
+
+    def save_pretrained(self, directory: str) -> None:
+        pass
+
+
+def _triplets() -> list[Any]:
+    """Random triplets that share two system prompts; U lies within U* in part of them."""
+    from causal_core.tokens.triplet import TripletTokens
+
+    rng = random.Random(0)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(low, high))]
+
+    systems = [ids(4, 9), ids(4, 9)]
+    triplets = []
+    for number in range(TRIPLETS):
+        benign, answer = ids(3, 12), ids(1, 5)
+        triplets.append(
+            TripletTokens(
+                id=str(number),
+                system=rng.choice(systems),
+                benign=benign,
+                counterfactual=ids(3, 12),
+                injection=rng.choice([benign, []]) + ids(3, 8),
+                benign_answer=answer,
+                injection_answer=rng.choice([answer, ids(1, 5)]),
+                witness=[],
+            )
+        )
+    return triplets
+
+
+if __name__ == "__main__":
+    run_worker(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""From texts to tokens: prompts, the tokenised data set, global batches."""

@@ -1,0 +1,70 @@
+"""No prompt of one split may be in another: a model is not judged on what it was trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from causal_core.errors import UserError
+from causal_core.tokens.dataset import TripletDataset
+
+_COLUMNS = ("system_instruction", "context", "benign_input")
+
+
+def refuse_overlap(
+    splits: Mapping[str, TripletDataset | None],
+    policy: str,
+    warn: Callable[[str], None],
+    cache: Path,
+) -> None:
+    """Looks for the same (S, context, U) in two splits; test sets may share prompts.
+
+    Args:
+        cache: Directory that remembers the answer for a pair of data sets.
+
+    Raises:
+        UserError: training or validation shares prompts with another split, and `policy` is
+            `error`.
+    """
+    present = {name: data for name, data in splits.items() if data is not None}
+    for one, two in itertools.combinations(present, 2):
+        if one not in ("train", "validation"):
+            continue
+        shared = _shared_prompts(present[one], present[two], cache)
+        if not shared:
+            continue
+        text = (
+            f"{shared} prompts (S, U) are both in {one} and in {two}: what is measured there "
+            "would be memory, not skill"
+        )
+        if policy == "error":
+            raise UserError(f"{text}. Separate the files, or set data.overlap=warn")
+        warn(f"warning: {text}")
+
+
+def _shared_prompts(one: TripletDataset, two: TripletDataset, cache: Path) -> int:
+    """Prompts in both; by the data's fingerprints, so that only new data is looked at."""
+    pair = hashlib.sha256(f"{one.fingerprint}/{two.fingerprint}".encode()).hexdigest()
+    entry = cache / "overlaps" / pair
+    with contextlib.suppress(OSError, ValueError):
+        return int(entry.read_text(encoding="utf-8"))
+    count = len(_prompts(one) & _prompts(two))
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = entry.with_suffix(f".{os.getpid()}")
+    temporary.write_text(str(count), encoding="utf-8")
+    temporary.replace(entry)
+    return count
+
+
+def _prompts(dataset: TripletDataset) -> set[int]:
+    # Hashes, not texts: a set of a million prompts stays small.
+    table = dataset.table.select(_COLUMNS)
+    return {
+        hash(row)
+        for batch in table.to_batches(max_chunksize=4096)
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    }

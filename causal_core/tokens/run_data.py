@@ -1,0 +1,65 @@
+"""The tokenised data of a run, and its optimizer steps."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from causal_core.config import Config
+from causal_core.errors import UserError
+from causal_core.files import cache_root
+from causal_core.pretrained.loading import load_tokenizer
+from causal_core.tokens.batches import StepPlan
+from causal_core.tokens.dataset import Progress, TripletDataset, load_dataset
+from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The tokenised data of a run."""
+
+    encoder: PromptEncoder
+    train: TripletDataset
+    validation: TripletDataset | None
+
+    def fingerprint(self) -> str:
+        """sha256 over both sets: a resume on other training or validation data is refused."""
+        validation = self.validation.fingerprint if self.validation is not None else "none"
+        return hashlib.sha256(f"{self.train.fingerprint}/{validation}".encode()).hexdigest()
+
+
+def load_split(
+    config: Config, encoder: PromptEncoder, paths: list[str], progress: Progress | None = None
+) -> TripletDataset:
+    """One split of the run's data, tokenised and mapped."""
+    return load_dataset(
+        paths,
+        encoder,
+        max_length=config.data.max_length,
+        overlong=config.data.overlong,
+        cache=cache_root(config.data.cache_dir),
+        on_dropped=log.warning,
+        progress=progress,
+    )
+
+
+def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
+    """Training and validation data (`UserError` where they cannot be used)."""
+    if not config.data.train:
+        raise UserError("data.train is empty: name at least one triplet file")
+    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    train = load_split(config, encoder, config.data.train, progress)
+    validation = None
+    if config.data.validation:
+        validation = load_split(config, encoder, config.data.validation, progress)
+        validation = validation.head(config.data.limit_validation)
+    return RunData(encoder, train.head(config.data.limit_train), validation)
+
+
+def step_plan(config: Config, rows: int) -> StepPlan:
+    """The optimizer steps of a run over `rows` training triplets."""
+    train = config.train
+    return StepPlan(rows, train.global_batch, train.epochs, train.max_steps)

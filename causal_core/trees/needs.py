@@ -1,0 +1,27 @@
+"""What a forward computes of each triplet: pooled branches and label groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Label groups, by what is predicted after which prompt.
+TASK = "task"  # the benign answer after U
+ATTACKED_TASK = "attacked_task"  # the benign answer after U*
+# The invariance term's two sides, for triplets whose safe answer is the benign answer. Where it is
+# another one (a refusal, say), answering as if there were no attack is not what is wanted.
+SHARED_CLEAN = "shared_clean"  # the shared answer after U: teacher
+SHARED_ATTACKED = "shared_attacked"  # the shared answer after U*: student
+ROBUST = "robust"  # the safe answer after U*
+WITNESS_CLEAN = "witness_clean"  # the witness after U
+WITNESS_ATTACKED = "witness_attacked"  # the witness after U*
+# Prompts whose representation is pooled, in the order of U, U', U*.
+BENIGN, COUNTERFACTUAL, INJECTION = "benign", "counterfactual", "injection"
+BRANCHES = (BENIGN, COUNTERFACTUAL, INJECTION)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a forward must compute of each triplet; the rest of its tokens get no node."""
+
+    branches: tuple[str, ...]  # pooled prompts, a part of `BRANCHES` in its order
+    groups: tuple[str, ...]  # label groups

@@ -1,0 +1,219 @@
+"""Prefix trees: every distinct prefix token of a set of sequences is computed once.
+
+The branches of a triplet share S, often much of U, and its answer; triplets may share S. Added to
+one trie they become rows of *nodes*: a node's position is its depth, and it attends to its
+ancestors and itself only, so its hidden state equals that of the same token in a separate,
+unpadded forward (invariant I1). Rows are padded to the longest of a micro-batch; a padding node
+attends to itself alone and is read by nobody.
+
+Shape legend: R rows, N nodes of the longest row, B branches per row at most, Z pooled branches,
+n label positions of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causal_core.device import to_device
+from causal_core.trees.blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
+from causal_core.trees.labels import LabelChunk, cut_labels
+
+PAD_POSITION = 0
+
+
+@dataclass
+class TreeBatch:
+    """One micro-batch of packed prefix trees, ready for `CausalModel.forward`."""
+
+    input_ids: Tensor  # [R, N] long
+    position_ids: Tensor  # [R, N] long: depth in the trie
+    attention_mask: Tensor  # [R, 1, N, N] bool: True where the row's node may attend
+    pool_weights: Tensor  # [R, B, N] float32: 1 / length on each prompt node of a branch
+    pool_index: Tensor  # [Z] long: which of the R * B pooled branches are real, in order
+    branches: int  # pooled branches per triplet: Z = triplets * branches
+    label_index: Tensor  # [n] long: flat R * N index of every node that predicts a label
+    labels: list[LabelChunk]  # what they predict
+    triplets: int
+    nodes: int  # distinct tokens computed, without padding
+    path_tokens: int  # tokens that separate, unpadded forwards would compute
+    # Flat batches (R = 1, no padding): how attention goes over the nodes; the mask is a dummy.
+    blocks: TreeBlocks | None = None
+
+    def to(self, device: torch.device) -> TreeBatch:
+        """The batch on a device (see `to_device` for how it gets there)."""
+        moved: dict[str, Any] = {
+            f.name: to_device(value, device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(
+            self,
+            **moved,
+            labels=[chunk.to(device) for chunk in self.labels],
+        )
+
+
+class PrefixTree:
+    """A trie over token sequences; nodes are numbered in the order of their creation."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, ids: Sequence[int]) -> list[int]:
+        """Adds a sequence and returns the node of each of its tokens."""
+        path = []
+        parent = -1
+        for depth, token in enumerate(ids):
+            node = self._children.get((parent, token))
+            if node is None:
+                node = len(self.tokens)
+                self._children[(parent, token)] = node
+                self.tokens.append(token)
+                self.parents.append(parent)
+                self.depths.append(depth)
+            path.append(node)
+            parent = node
+        return path
+
+    def ancestor_mask(self) -> np.ndarray:
+        """[N, N] bool: True where the column is the row's node or one of its ancestors."""
+        size = len(self)
+        mask = np.zeros((size, size), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[node] = mask[parent]  # a parent is always numbered before its children
+            mask[node, node] = True
+        return mask
+
+
+@dataclass
+class TreeRow:
+    """One row under construction: a trie, the branches to pool, the labels to predict."""
+
+    tree: PrefixTree = field(default_factory=PrefixTree)
+    pooled: list[list[int]] = field(default_factory=list)
+    labels: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    owners: list[int] = field(default_factory=list)
+    path_tokens: int = 0
+
+    def add_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Adds a prompt and marks it for pooling.
+
+        Raises:
+            ValueError: the prompt is empty: there is nothing to pool (bug 8 of the reports).
+        """
+        if not prompt:
+            raise ValueError("an empty prompt has no representation: the mean over it is undefined")
+        path = self.tree.add(prompt)
+        self.pooled.append(path)
+        return path
+
+    def add_continuation(
+        self, prompt: Sequence[int], answer: Sequence[int], group: str, owner: int
+    ) -> None:
+        """Adds `answer` after `prompt` and labels each of its tokens in `group`.
+
+        The last answer token is predicted but never read, so it gets no node.
+        """
+        if not answer:
+            return
+        path = self.tree.add([*prompt, *answer[:-1]])
+        first = len(prompt) - 1  # the node of the last prompt token predicts the first answer token
+        entries = self.labels.setdefault(group, [])
+        entries.extend((path[first + offset], token, owner) for offset, token in enumerate(answer))
+
+
+def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -> TreeBatch:
+    """Pads rows to the longest and gathers pooling weights, label positions and targets.
+
+    Args:
+        rows: At least one row with at least one pooled prompt each.
+        groups: The label groups of the batch; a group without labels comes out empty.
+        branches: Pooled branches per triplet.
+    """
+    count, width = len(rows), max(len(row.tree) for row in rows)
+    pooled_width = max(len(row.pooled) for row in rows)
+    input_ids = np.zeros((count, width), dtype=np.int64)
+    position_ids = np.full((count, width), PAD_POSITION, dtype=np.int64)
+    mask = np.zeros((count, 1, width, width), dtype=bool)
+    pool = np.zeros((count, pooled_width, width), dtype=np.float32)
+    pool_index: list[int] = []
+    label_slots: dict[int, int] = {}
+    entries: dict[str, list[tuple[int, int, int]]] = {name: [] for name in groups}
+    diagonal = np.arange(width)
+    for r, row in enumerate(rows):
+        size = len(row.tree)
+        input_ids[r, :size] = row.tree.tokens
+        position_ids[r, :size] = row.tree.depths
+        mask[r, 0, :size, :size] = row.tree.ancestor_mask()
+        mask[r, 0, diagonal[size:], diagonal[size:]] = True
+        for b, path in enumerate(row.pooled):
+            pool[r, b, path] = 1.0 / len(path)
+            pool_index.append(r * pooled_width + b)
+        for name in groups:
+            for node, target, owner in row.labels.get(name, ()):
+                slot = label_slots.setdefault(r * width + node, len(label_slots))
+                entries[name].append((slot, target, owner))
+    return TreeBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        attention_mask=torch.from_numpy(mask),
+        pool_weights=torch.from_numpy(pool),
+        pool_index=torch.tensor(pool_index, dtype=torch.long),
+        branches=branches,
+        label_index=torch.tensor(list(label_slots), dtype=torch.long),
+        labels=cut_labels(entries),
+        triplets=sum(len(set(row.owners)) for row in rows),
+        nodes=sum(len(row.tree) for row in rows),
+        path_tokens=sum(row.path_tokens for row in rows),
+    )
+
+
+def collate_flat(
+    row: TreeRow, groups: Sequence[str], branches: int = 1, call_cost: float = DEFAULT_CALL_COST
+) -> TreeBatch:
+    """One tree as a flat batch without padding, its nodes in depth-first order.
+
+    The layout where attention runs block by block (`causal_core/model/attention.py`); arguments as
+    for `collate`, `call_cost` as for `plan_blocks`.
+    """
+    order = depth_first_order(row.tree.parents)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    parents = np.array(row.tree.parents, dtype=np.int64)[order]
+    parents[parents >= 0] = rank[parents[parents >= 0]]
+    pool = np.zeros((1, len(row.pooled), len(order)), dtype=np.float32)
+    for b, path in enumerate(row.pooled):
+        pool[0, b, rank[path]] = 1.0 / len(path)
+    label_slots: dict[int, int] = {}
+    entries: dict[str, list[tuple[int, int, int]]] = {name: [] for name in groups}
+    for name in groups:
+        for node, target, owner in row.labels.get(name, ()):
+            slot = label_slots.setdefault(int(rank[node]), len(label_slots))
+            entries[name].append((slot, target, owner))
+    return TreeBatch(
+        input_ids=torch.from_numpy(np.array(row.tree.tokens, dtype=np.int64)[order][None]),
+        position_ids=torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None]),
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        pool_weights=torch.from_numpy(pool),
+        pool_index=torch.arange(len(row.pooled)),
+        branches=branches,
+        label_index=torch.tensor(list(label_slots), dtype=torch.long),
+        labels=cut_labels(entries),
+        triplets=len(set(row.owners)),
+        nodes=len(order),
+        path_tokens=row.path_tokens,
+        blocks=plan_blocks(parents, call_cost),
+    )

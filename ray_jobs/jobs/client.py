@@ -1,0 +1,130 @@
+"""The connection to a cluster's job server, and what its errors mean to a user."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import urllib.request
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from causal_core.errors import RunFailedError, UserError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def job_server_address(given: str | None) -> str:
+    """The job server's URL: the option, else RAY_API_SERVER_ADDRESS, else this machine's."""
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}: expected the URL of a cluster's job server, e.g. "
+            f"{DEFAULT_ADDRESS} (the port of the dashboard, not Ray's own port)"
+        )
+    return address.rstrip("/")
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the job server, with the token of this environment.
+
+    Raises:
+        UserError: nothing answers there, the token is missing or wrong, or it is not a job server.
+    """
+    # Ray reads it when it is imported. A token is sent unless the user has turned this off.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.job_submission import JobSubmissionClient
+
+    for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and socket
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    with explained(address):
+        return JobSubmissionClient(address)
+
+
+@contextlib.contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turns what Ray raises for a request into errors that say what to do."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        wrong = "Authentication failed" in str(error)  # HTTP 403
+        problem = "refused this environment's token" if wrong else "needs a token, none is set"
+        raise UserError(
+            f"{address} {problem}. Set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to a file, to the cluster's token (on its head: "
+            "`ray get-auth-token`)"
+        ) from error
+    except (ConnectionError, requests.exceptions.ConnectionError) as error:
+        raise UserError(
+            f"nothing answers at {address}. Is the cluster up, and the tunnel or port-forward to "
+            "its dashboard port (8265) open?"
+        ) from error
+    except RuntimeError as error:
+        if "status code 404" in str(error):
+            raise UserError(f"{address}: {_first_line(error)}") from error
+        raise RunFailedError(f"{address}: {_first_line(error)}") from error
+
+
+def exposure(address: str) -> list[str]:
+    """What is unsafe about reaching a job server this way; one sentence each."""
+    found = []
+    parts = urlsplit(address)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        found.append(
+            f"the token travels unencrypted to {parts.hostname}: use an SSH tunnel, "
+            "kubectl port-forward or https"
+        )
+    if _answers_without_token(address):
+        found.append(
+            f"{address} accepts jobs from anyone who reaches it: start Ray with "
+            "RAY_AUTH_MODE=token (cluster/README.md)"
+        )
+    return found
+
+
+def _answers_without_token(address: str) -> bool:
+    request = urllib.request.Request(f"{address}/api/version")  # noqa: S310 - http(s), see above
+    try:
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310
+            return True
+    except OSError:  # HTTPError is one
+        return False
+
+
+def cluster_nodes(address: str) -> list[dict[str, Any]]:
+    """`name` and `resources` (name -> amount) of every node that is alive."""
+    from ray.util.state import list_nodes
+
+    with explained(address):
+        # Ray takes a node that died for output that is missing, and would raise.
+        nodes = list_nodes(
+            address=address,
+            filters=[("state", "=", "ALIVE")],
+            limit=10_000,
+            raise_on_missing_output=False,
+        )
+    return [{"name": node.node_name, "resources": node.resources_total or {}} for node in nodes]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Job server; default: $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+    ),
+]

@@ -1,0 +1,1 @@
+"""The TorchTrainer and what runs on a worker."""

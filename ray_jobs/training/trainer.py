@@ -1,0 +1,184 @@
+"""One training run as a Ray Train `TorchTrainer` (Train V2), or in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from causal_core.checkpoints.store import checkpoint_location
+from causal_core.config import Config, run_directory
+from causal_core.errors import RunFailedError, UserError
+from ray_jobs.training.ray_session import ray_session, worker_threads
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+def fit(
+    config: Config, stop_at: int | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Runs or resumes the training that `config` describes and returns its summary.
+
+    SIGTERM ends the run at the next step boundary, with a checkpoint; so does `stop_at`, a number
+    of optimizer steps. The summary then says `finished: False`.
+
+    Args:
+        callbacks: Ray Train `UserCallback`s, which see every report (a run on Ray only).
+
+    Raises:
+        UserError: something the user gave cannot work.
+        RunFailedError: workers failed more often than `ray.max_failures`.
+    """
+    if config.resources.max_workers == 0:
+        return _fit_in_process(config, stop_at)
+    with ray_session(config):
+        return _fit_on_ray(config, stop_at, callbacks)
+
+
+def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
+    import torch
+
+    from causal_core.device import prepare_device
+    from causal_core.run.context import LocalContext
+    from causal_core.run.loop import train
+
+    on_gpu = config.resources.gpus_per_worker > 0
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    prepare_device(device, config.resources.threads, config.resources.gpus_per_worker)
+    context = LocalContext(
+        run_directory(config),
+        device,
+        keep_last=config.checkpoint.keep_last,
+        storage=config.checkpoint.storage,
+        stop_at=stop_at,
+    )
+
+    def ask_to_stop() -> None:
+        context.stop = True
+
+    with _on_sigterm(ask_to_stop):
+        return train(config, context)
+
+
+def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> dict[str, Any]:
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from ray_jobs.training.context import STOP_FILE
+
+    directory = run_directory(config)
+    stop_file = directory / STOP_FILE
+    directory.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
+    try:
+        with _on_sigterm(stop_file.touch):
+            result = _fit_through_controller_failures(config, stop_at, callbacks)
+    except TrainingFailedError as error:
+        raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
+    except RayActorError as error:
+        raise RunFailedError(
+            "the training controller died; the same command continues from the last checkpoint "
+            f"in {checkpoint_location(directory, config.checkpoint.storage)}"
+        ) from error
+    finally:
+        stop_file.unlink(missing_ok=True)
+    summary = result.return_value
+    if not isinstance(summary, dict):
+        raise RunFailedError("the training ended without a summary")
+    if "user_error" in summary:
+        raise UserError(summary["user_error"])
+    if "run_failed" in summary:
+        raise RunFailedError(summary["run_failed"])
+    return summary
+
+
+def _fit_through_controller_failures(
+    config: Config, stop_at: int | None, callbacks: Sequence[Any]
+) -> Any:
+    """The result of Ray's trainer. Ray restarts workers, but not their controller, which is an
+    actor as well: a new one continues from the newest checkpoint.
+
+    Raises:
+        RayActorError: the controller died more often than `ray.max_failures` allows.
+    """
+    from ray.exceptions import RayActorError
+
+    failures, allowed = 0, config.ray.max_failures
+    while True:
+        try:
+            return _trainer(config, stop_at, callbacks).fit()
+        except RayActorError as error:
+            failures += 1
+            if 0 <= allowed < failures:
+                raise
+            log.warning(
+                "the training controller died (%s): a new one continues from the last checkpoint "
+                "(failure %d, ray.max_failures=%d)",
+                _first_line(error), failures, allowed,
+            )  # fmt: skip
+
+
+def _trainer(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from causal_core.device import distributed_backend
+    from ray_jobs.training.worker import train_worker
+
+    directory, resources = run_directory(config), config.resources
+    use_gpu = resources.gpus_per_worker > 0
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "directory": str(directory),
+            "location": checkpoint_location(directory, config.checkpoint.storage),
+            "threads": worker_threads(config),
+            "stop_at": stop_at,
+        },
+        torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=per_worker,
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=config.checkpoint.storage or str(directory),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """Runs `action` on SIGTERM during the block (a preempted node, `kubectl delete`)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

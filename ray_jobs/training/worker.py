@@ -1,0 +1,106 @@
+"""What runs on each Ray worker: one training loop, or one shard of an evaluation.
+
+These functions live in the installed package and take plain values, so that Ray ships their names
+and not their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from causal_core.config_file import parse_config
+from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
+from ray_jobs.console.logs import configure_logs
+from ray_jobs.console.quiet import quiet_libraries
+
+
+def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The `train_loop_per_worker` of the TorchTrainer.
+
+    Args:
+        job: `config` (the resolved tree), `directory` (of the run), `location` (of its
+            checkpoints), `threads` (CPU threads), `stop_at` (a step to stop after, or None).
+
+    Returns:
+        The run's summary, or `{"user_error": message}` or `{"run_failed": message}`: such an error
+        is the same on all workers and would come again on every retry, so it must not count as a
+        failure of the worker.
+    """
+    quiet_libraries()
+    from causal_core.device import prepare_device
+    from causal_core.run.loop import train
+    from ray_jobs.training.context import RayContext
+
+    context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
+    form = job["config"]["logging"]["format"]
+    configure_logs(form, run=job["directory"], rank=context.rank)
+    config = parse_config(job["config"])
+    prepare_device(context.device, job["threads"], config.resources.gpus_per_worker)
+    try:
+        return train(config, context)
+    except UserError as error:
+        return {"user_error": str(error)}
+    except OneWorkerFailedError:  # the others wait for it: Ray restarts them all
+        raise
+    except RunFailedError as error:
+        return {"run_failed": str(error)}
+
+
+def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Evaluates this shard's rows of every test set under every model.
+
+    Args:
+        job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
+            None for the base as it comes), `heads` (names of models with a trained head), `shard`
+            and `shards`, `progress` (a file that gets one number per piece of work done).
+
+    Returns:
+        Row records by model and test set.
+    """
+    quiet_libraries()
+    import torch
+
+    from causal_core.checkpoints.checkpoint import load_weights, verify_checkpoint
+    from causal_core.device import prepare_device
+    from causal_core.evaluation.rows import evaluate_rows, to_records
+    from causal_core.files import cache_root
+    from causal_core.model import matmul
+    from causal_core.model.causal_model import build_model
+    from causal_core.model.device_costs import measurements_of
+    from causal_core.pretrained.loading import load_base, load_tokenizer
+    from causal_core.tokens.prompts import build_prompt_encoder
+    from causal_core.tokens.run_data import load_split
+
+    config = parse_config(job["config"])
+    device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
+    prepare_device(device, job["threads"], config.resources.gpus_per_worker)
+    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
+    base = load_base(config.model, device, config.data.cache_dir)
+    model = build_model(base, config.lora, config.run.seed)
+    cache = cache_root(config.data.cache_dir)
+    matmul.use(measurements_of(model, device, cache).products)
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    checkpoints = sorted(job["checkpoints"].items(), key=lambda item: item[1] is not None)
+    with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:
+        for name, checkpoint in checkpoints:
+            if checkpoint is not None:
+                verify_checkpoint(Path(checkpoint))
+                load_weights(Path(checkpoint), model)
+            results[name] = {}
+            for set_name, paths in config.data.test.items():
+                dataset = load_split(config, encoder, paths).head(config.evaluation.limit)
+                rows = evaluate_rows(
+                    model,
+                    encoder,
+                    dataset,
+                    range(job["shard"], len(dataset), job["shards"]),
+                    config.evaluation,
+                    device,
+                    head_trained=name in job["heads"],
+                    progress=lambda count: print(count, file=progress),
+                )
+                results[name][set_name] = to_records(rows)
+    return results

@@ -1,0 +1,250 @@
+"""Every engine computes the same, saves the same, and skips together. Real processes, gloo.
+
+1. Parity: 6 optimizer steps on the same global batches, differently cut, clipping in each: DDP and
+   ZeRO 1, 2, 3 on two workers end where one plain worker does (float32, relative 1e-5).
+2. A checkpoint of any engine continues under any other as if nothing had happened, and under
+   the same one bit-identically.
+3. When one worker alone sees a loss that is not finite, all skip the step and go on together.
+4. No checkpoint gets a manifest while a tensor is missing, empty or partial.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.engines import (
+    EIGHT_BIT,
+    EIGHT_BIT_PLAIN,
+    ENGINES,
+    HALF,
+    NF4,
+    NF4_PLAIN,
+    PLAIN,
+    STEPS,
+    VARIANTS,
+    difference,
+    parity,
+    resume_matrix,
+)
+from causal_core.checkpoints.checkpoint import MANIFEST, save_checkpoint
+from causal_core.config import TrainConfig
+from causal_core.engines.base import EngineState
+from causal_core.engines.plain import PlainEngine
+from causal_core.errors import CheckpointError, StorageError
+from causal_core.run.trial import (
+    CLIP_NORM,
+    run_trial,
+    run_trials,
+    trainer_state,
+    trial_config,
+    worker_result,
+    write_base,
+)
+from tests.poisoned_trial import INFINITE_STEP, NAN_STEP
+from tests.tiny import tiny_model
+
+DDP, ZERO_1, ZERO_2, ZERO_3 = ENGINES[1:]
+TWO_WORKERS = (DDP, ZERO_1, ZERO_2, ZERO_3)
+TOLERANCE = 1e-5
+# (saved under, resumed under); the whole matrix is a slow test.
+RESUMED = (
+    (PLAIN, ZERO_2), (ZERO_2, PLAIN), (DDP, ZERO_3), (ZERO_3, DDP), (ZERO_3, PLAIN),
+    (ZERO_1, ZERO_1), (ZERO_2, ZERO_2), (ZERO_3, ZERO_3),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def runs(base, tmp_path_factory):
+    """Straight, halved, resumed and poisoned runs of all engines: results by name, directory.
+
+    One plain worker runs in this process; two workers are processes, the same for all cases.
+    """
+    directory = tmp_path_factory.mktemp("runs")
+
+    def straight(case):
+        return case.trial(base, case.name, last=STEPS)
+
+    def half(case):
+        return case.trial(base, f"half-{case.name}", last=HALF, save=_checkpoint(directory, case))
+
+    def poisoned(case):
+        return case.trial(base, f"poisoned-{case.name}", last=STEPS)
+
+    def resumed(workers):
+        return [
+            b.trial(base, _name(a, b), first=HALF, resume=_checkpoint(directory, a))
+            for a, b in RESUMED
+            if b.workers == workers
+        ]
+
+    def here(trials):
+        return [run_trial(t, directory, torch.device("cpu"), 0, 1) for t in trials]
+
+    results = here([straight(PLAIN), half(PLAIN)])
+    results += run_trials(
+        [
+            *map(straight, TWO_WORKERS),
+            *map(half, TWO_WORKERS),
+            *resumed(2),
+            *map(poisoned, TWO_WORKERS),
+        ],
+        directory,
+        workers=2,
+        module="tests.poisoned_trial",
+    )
+    results += here(resumed(1))
+    return {result.name: result for result in results}, directory
+
+
+def _checkpoint(directory, case):
+    return str(directory / f"checkpoint-{case.name}")
+
+
+def _name(saved_under, resumed_under):
+    return f"{saved_under.name} to {resumed_under.name}"
+
+
+@pytest.mark.parametrize("case", TWO_WORKERS, ids=lambda c: c.name)
+def test_every_engine_ends_where_one_plain_worker_does(runs, case):
+    results, directory = runs
+    found, expected = results[case.name], results[PLAIN.name]
+    assert found.error is None
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+    assert min(expected.grad_norms) > CLIP_NORM  # clipping was active in every step
+    weights = directory / f"{case.name}.safetensors", directory / f"{PLAIN.name}.safetensors"
+    assert difference(*weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("pair", RESUMED, ids=lambda pair: _name(*pair))
+def test_a_checkpoint_continues_under_another_engine(runs, pair):
+    results, directory = runs
+    saved_under, resumed_under = pair
+    name = _name(saved_under, resumed_under)
+    assert results[name].error is None
+    resumed = directory / f"{name}.safetensors"
+    assert difference(resumed, directory / f"{PLAIN.name}.safetensors") < TOLERANCE
+    if saved_under is resumed_under:
+        own = load_file(directory / f"{resumed_under.name}.safetensors")
+        assert all(torch.equal(own[k], v) for k, v in load_file(resumed).items())
+
+
+def test_checkpoints_of_all_engines_have_the_same_files_and_tensors(runs):
+    _, directory = runs
+    expected = directory / f"checkpoint-{PLAIN.name}"
+    for case in TWO_WORKERS:
+        found = directory / f"checkpoint-{case.name}"
+        assert {p.name for p in found.iterdir()} == {p.name for p in expected.iterdir()}
+        for path in expected.glob("*.safetensors"):
+            shapes = [
+                {k: (v.shape, v.dtype) for k, v in load_file(d / path.name).items()}
+                for d in (found, expected)
+            ]
+            assert shapes[0] == shapes[1], path.name
+
+
+@pytest.mark.parametrize("case", TWO_WORKERS, ids=lambda c: c.name)
+def test_all_workers_skip_what_one_of_them_finds_not_finite(runs, case):
+    results, directory = runs
+    name = f"poisoned-{case.name}"
+    result, other = results[name], worker_result(directory, name, 1)
+    assert result.error is None
+    skipped = [step for step, applied in enumerate(result.applied) if not applied]
+    assert skipped == [NAN_STEP, INFINITE_STEP]
+    assert other.applied == result.applied
+    assert not math.isfinite(result.grad_norms[NAN_STEP])
+    assert math.isfinite(result.grad_norms[INFINITE_STEP])
+    assert math.isinf(result.losses[INFINITE_STEP])
+    assert result.losses == pytest.approx(other.losses, rel=0, abs=0, nan_ok=True)
+    # A skipped step leaves no trace: all engines go on from the same parameters and moments.
+    weights = directory / f"{name}.safetensors"
+    assert difference(weights, directory / f"poisoned-{DDP.name}.safetensors") < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reference", "cases", "tolerance"),
+    [
+        (PLAIN, VARIANTS, TOLERANCE),
+        (NF4_PLAIN, NF4, TOLERANCE),
+        # A moment near the border of two 8-bit codes may fall on either side.
+        (EIGHT_BIT_PLAIN, EIGHT_BIT, 1e-3),
+    ],
+    ids=["variants", "nf4", "8bit"],
+)
+def test_parity_of_every_supported_setting(base, tmp_path, reference, cases, tolerance):
+    for name, value in parity(reference, cases, base, tmp_path).items():
+        assert not isinstance(value, str), f"{name}: {value}"
+        assert value < tolerance, name
+
+
+@pytest.mark.slow
+def test_any_engine_continues_any_other(base, tmp_path):
+    for (saved_under, compared), value in resume_matrix(ENGINES, base, tmp_path).items():
+        assert not isinstance(value, str), f"{saved_under} to {compared}: {value}"
+        own = compared.endswith("own run")
+        assert value == 0 if own else value < TOLERANCE, f"{saved_under} to {compared}"
+
+
+class _NoTokenizer:
+    def save_pretrained(self, directory):
+        pass
+
+
+def _truncated(state, name):
+    return EngineState({**state.weights, name: state.weights[name][:1].clone()})
+
+
+def _emptied(state, name):
+    return EngineState({**state.weights, name: state.weights[name][:0].clone()})
+
+
+def _without(state, name):
+    return EngineState({k: v for k, v in state.weights.items() if k != name})
+
+
+def _with_partial_moment(state, name):
+    return EngineState(state.weights, {f"{name}//exp_avg": state.weights[name][:1].clone()})
+
+
+def _with_foreign_moment(state, name):
+    return EngineState(state.weights, {"base.weight//exp_avg": state.weights[name].clone()})
+
+
+@pytest.mark.parametrize(
+    "damage", [_truncated, _emptied, _without, _with_partial_moment, _with_foreign_moment]
+)
+@pytest.mark.parametrize("part", ["lora_A", "projection.norm"])
+def test_what_is_not_whole_gets_no_manifest(tmp_path, damage, part):
+    model = tiny_model()
+    engine = PlainEngine(model, TrainConfig(), torch.device("cpu"))
+    state = engine.state()
+    name = next(n for n in state.weights if part in n)
+    config = trial_config(tmp_path)
+    saved = trainer_state(config, 1)
+    with pytest.raises(StorageError, match="would not be whole"):
+        save_checkpoint(
+            tmp_path / "c", engine, damage(state, name), config, _NoTokenizer(), saved, {}
+        )
+    assert not (tmp_path / "c" / MANIFEST).exists()
+    save_checkpoint(tmp_path / "whole", engine, state, config, _NoTokenizer(), saved, {})
+    assert (tmp_path / "whole" / MANIFEST).exists()
+
+
+def test_a_state_that_does_not_belong_changes_nothing():
+    model = tiny_model()
+    engine = PlainEngine(model, TrainConfig(), torch.device("cpu"))
+    before = {name: weight.clone() for name, weight in engine.weights().items()}
+    moved = {name: weight + 1 for name, weight in before.items()}
+    with pytest.raises(CheckpointError, match="no trainable parameter"):
+        engine.load(EngineState(moved, {"other//exp_avg": torch.ones(1)}))
+    assert all(torch.equal(before[name], weight) for name, weight in engine.weights().items())

@@ -1,0 +1,41 @@
+"""Intervals and ranks against values that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causal_core.evaluation.statistics import effective_rank, mean_estimate, wilson
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 73), (2, 142), (5, 230)])
+def test_the_sample_sizes_that_show_less_than_five_percent(k, n):
+    assert wilson(k, n).high < 0.0501
+    assert wilson(k + 1, n).high > 0.05
+
+
+@given(n=st.integers(1, 500), data=st.data())
+def test_wilson_contains_the_value_and_mirrors(n, data):
+    k = data.draw(st.integers(0, n))
+    estimate, mirrored = wilson(k, n), wilson(n - k, n)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert estimate.low == pytest.approx(1 - mirrored.high)
+
+
+def test_nothing_to_estimate_is_none():
+    assert wilson(0, 0) is None and mean_estimate([]) is None
+
+
+def test_the_mean_interval_shrinks_with_n():
+    few, many = mean_estimate([0.0, 1.0] * 5), mean_estimate([0.0, 1.0] * 500)
+    assert few.value == many.value == 0.5
+    assert many.high - many.low < few.high - few.low
+
+
+def test_effective_rank_tells_collapse_from_spread():
+    one_way = np.ones((20, 8)) * np.arange(1, 21)[:, None]
+    assert effective_rank(one_way) == pytest.approx(1.0)
+    assert effective_rank(np.eye(8)) == pytest.approx(8.0)
+    assert effective_rank(np.zeros((3, 4))) == 0.0

@@ -1,0 +1,65 @@
+"""What is measured on a device is remembered for it, and a run keeps what it began with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import causal_core.model.device_costs as measurements_module
+from causal_core.model import matmul
+from causal_core.model.device_costs import Measurements, measurements_of
+from causal_core.run.session import open_session
+from tests.tiny import tiny_model
+from tests.tiny_run import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def test_a_device_is_measured_once(tmp_path, monkeypatch):
+    model = tiny_model()
+    first = measurements_of(model, CPU, tmp_path)
+    (entry,) = (tmp_path / "measurements").iterdir()
+    assert Measurements.read(entry) == first
+    monkeypatch.setattr(measurements_module, "measure", pytest.fail)
+    assert measurements_of(model, CPU, tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["damaged", "[]", "{}", '{"packing_cost": 1, "products": "cublas"}', '{"packing_cost": null}'],
+)
+def test_an_entry_that_cannot_be_understood_is_measured_again(tmp_path, monkeypatch, content):
+    model = tiny_model()
+    measurements_of(model, CPU, tmp_path)
+    (entry,) = (tmp_path / "measurements").iterdir()
+    entry.write_text(content)
+    again = Measurements(4096.0, "torch")
+    monkeypatch.setattr(measurements_module, "measure", lambda *_: again)
+    assert measurements_of(model, CPU, tmp_path) == again == Measurements.read(entry)
+
+
+def test_onednn_is_not_taken_from_a_machine_that_has_it(tmp_path, monkeypatch):
+    path = tmp_path / "measurements.json"
+    path.write_text(json.dumps({"packing_cost": 2048.0, "products": "onednn"}))
+    monkeypatch.setattr(matmul, "has_onednn", lambda: False)
+    assert Measurements.read(path) is None
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
+    (tmp_path / "measurements").write_text("a file where the directory would be")
+    assert measurements_of(tiny_model(), CPU, tmp_path).packing_cost > 0
+
+
+def test_a_run_keeps_what_it_began_with(tiny_model_directory, tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_model_directory, tiny_data, tmp_path / "run")
+    monkeypatch.setattr(matmul, "_library", "torch")
+    began = Measurements(2048.0, "torch")
+    monkeypatch.setattr("causal_core.run.session.measurements_of", lambda *_: began)
+    first = open_session(config, CPU)
+    later = Measurements(65_536.0, "onednn" if matmul.has_onednn() else "torch")
+    monkeypatch.setattr("causal_core.run.session.measurements_of", lambda *_: later)
+    second = open_session(config, CPU)
+    assert first.packing == second.packing and first.packing.call_cost == 2048.0
+    assert matmul.in_use() == "torch"

@@ -1,0 +1,68 @@
+"""Step counting, data order and shares: one place, pure functions (invariants I2 and I3)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causal_core.run.schedule import learning_rate, warmup_steps
+from causal_core.tokens.batches import StepPlan, share
+
+plans = st.builds(
+    StepPlan,
+    rows=st.integers(1, 60),
+    global_batch=st.integers(1, 20),
+    epochs=st.integers(1, 4),
+    max_steps=st.none() | st.integers(1, 100),
+)
+
+
+@given(plan=plans, seed=st.integers(0, 5))
+def test_every_epoch_sees_every_row_once_and_the_counts_agree(plan, seed):
+    consumed = 0
+    seen: dict[int, list[int]] = {}
+    for step in range(plan.total_steps):
+        assert plan.samples_after(step) == consumed
+        assert plan.step_of(consumed) == step
+        batch = plan.batch(step, seed)
+        seen.setdefault(plan.epoch_of(step), []).extend(batch.tolist())
+        consumed += len(batch)
+    assert plan.samples_after(plan.total_steps) == consumed
+    whole = plan.epochs if plan.max_steps is None else plan.total_steps // plan.steps_per_epoch
+    for epoch in range(min(whole, plan.epochs)):
+        assert sorted(seen[epoch]) == list(range(plan.rows))
+    assert plan.steps_per_epoch == math.ceil(plan.rows / plan.global_batch)
+
+
+def test_epochs_differ_and_seeds_differ():
+    plan = StepPlan(rows=50, global_batch=50, epochs=2)
+    assert not np.array_equal(plan.batch(0, 0), plan.batch(1, 0))
+    assert not np.array_equal(plan.batch(0, 0), plan.batch(0, 1))
+
+
+def test_a_position_between_steps_is_refused():
+    with pytest.raises(ValueError, match="not at an optimizer-step boundary"):
+        StepPlan(rows=10, global_batch=4, epochs=1).step_of(5)
+
+
+@given(costs=st.lists(st.integers(1, 100), max_size=40), workers=st.integers(1, 6))
+def test_shares_partition_the_batch_and_are_balanced(costs, workers):
+    shares = share(costs, workers)
+    assert sorted(i for s in shares for i in s) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in s) for s in shares]
+    assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+@given(total=st.integers(1, 300), ratio=st.floats(0, 0.9))
+def test_the_schedule_warms_up_to_the_peak_and_never_passes_it(total, ratio):
+    for kind in ("cosine", "linear", "constant"):
+        rates = [learning_rate(s, total, 1.0, ratio, kind) for s in range(total)]
+        warmup = warmup_steps(total, ratio)
+        assert all(0 < r <= 1.0 for r in rates)
+        assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
+        assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+        assert max(rates) == pytest.approx(1.0)

@@ -1,0 +1,124 @@
+"""The token cache: right tokens, right key, whole or absent; too long rows are never cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+import causal_core.files as file_digest_module
+from causal_core.errors import UserError
+from causal_core.files import file_digest
+from causal_core.tokens.dataset import load_dataset
+from causal_core.tokens.prompts import build_prompt_encoder
+from tests.tiny_run import tiny_tokenizer
+
+ENCODER = build_prompt_encoder(tiny_tokenizer())
+
+
+def load(path, tmp_path, **options):
+    settings = {"max_length": 2000, "overlong": "error", **options}
+    return load_dataset([str(path)], ENCODER, cache=tmp_path / "cache", **settings)
+
+
+def test_tokens_are_those_of_the_texts(tiny_data, tmp_path):
+    dataset = load(tiny_data / "train.jsonl", tmp_path)
+    assert len(dataset) == 18
+    for index in range(len(dataset)):
+        triplet, tokens = dataset.triplet(index), dataset.tokens(index)
+        assert tokens.system == ENCODER.system_ids(triplet.system_instruction)
+        assert tokens.injection == ENCODER.input_ids(triplet.injection_input, triplet.context)
+        assert tokens.benign_answer == ENCODER.answer_ids(triplet.benign_output)
+        assert ENCODER.tokenizer.decode(tokens.witness) == triplet.witness
+
+
+def test_the_second_load_reads_the_cache_and_changed_data_does_not(tiny_data, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text((tiny_data / "train.jsonl").read_text())
+    first = load(path, tmp_path)
+    cached = list((tmp_path / "cache" / "tokens").iterdir())
+    again = load(path, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == cached  # and no temporary file
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    changed = load(path, tmp_path)
+    assert changed.fingerprint != first.fingerprint and len(changed) == len(first) - 1
+
+
+def test_many_texts_at_once_get_the_tokens_of_each_alone():
+    texts = ["plain words", "<|im_start|>system", "", "words", "a <|im_end|> b", "plain words"]
+    assert ENCODER.texts_ids(texts) == [ENCODER.text_ids(text) for text in texts]
+    assert ENCODER.texts_ids([]) == []
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path, cache = tmp_path / "data", tmp_path / "cache"
+    path.write_text("one")
+    monkeypatch.setattr(file_digest_module, "_is_settled", lambda _: True)
+    first = file_digest(path, cache)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    (entry,) = (cache / "digests").iterdir()
+    known = json.loads(entry.read_text())
+    entry.write_text(json.dumps({**known, "sha256": "remembered"}))
+    assert file_digest(path, cache) == "remembered"
+    path.write_text("two")
+    assert file_digest(path, cache) == hashlib.sha256(b"two").hexdigest()
+    entry.write_text("damaged")
+    assert file_digest(path, cache) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_written_just_now_is_not_remembered(tmp_path):
+    path, cache = tmp_path / "data", tmp_path / "cache"
+    path.write_text("one")
+    file_digest(path, cache)
+    assert not (cache / "digests").exists()
+
+
+def test_another_template_is_another_cache(tiny_data, tmp_path):
+    other = build_prompt_encoder(tiny_tokenizer(extra=("<x>",)))
+    path = str(tiny_data / "validation.jsonl")
+    settings = {"max_length": 2000, "overlong": "error", "cache": tmp_path}
+    one = load_dataset([path], ENCODER, **settings)
+    two = load_dataset([path], other, **settings)
+    assert one.fingerprint != two.fingerprint
+
+
+def test_too_long_rows_are_named_or_dropped_never_cut(tiny_data, tmp_path):
+    whole = load(tiny_data / "train.jsonl", tmp_path)
+    lengths = sorted(whole.table.column("longest").to_pylist())
+    limit = lengths[-3]
+    too_long = sum(length > limit for length in lengths)
+    with pytest.raises(UserError, match=f"{too_long} of 18 triplets are longer"):
+        load(tiny_data / "train.jsonl", tmp_path, max_length=limit)
+    said = []
+    kept = load(
+        tiny_data / "train.jsonl", tmp_path, max_length=limit, overlong="drop",
+        on_dropped=said.append,
+    )  # fmt: skip
+    assert len(kept) == 18 - too_long and "dropped" in said[0]
+    assert max(kept.table.column("longest").to_pylist()) <= limit
+    assert kept.fingerprint != whole.fingerprint
+    with pytest.raises(UserError, match="overlong=drop"):
+        load(tiny_data / "train.jsonl", tmp_path, max_length=16)
+
+
+def test_a_missing_file_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        load(tmp_path / "nowhere.jsonl", tmp_path)
+
+
+def test_the_fields_of_the_original_project_are_read(tmp_path):
+    row = {
+        "system_instruction": "S", "context": "facts", "user_input_benign_1": "u",
+        "expected_output_1": "a", "user_input_benign_2": "v", "expected_output_2": "b",
+        "user_input_injection": "u!", "expected_output_injection": "safe",
+        "attack_type": "override",
+    }  # fmt: skip
+    path = tmp_path / "original.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    dataset = load(path, tmp_path)
+    tokens = dataset.tokens(0)
+    assert tokens.benign == ENCODER.input_ids("facts\n\nu")
+    assert tokens.injection_answer == ENCODER.answer_ids("safe")
+    assert tokens.witness == []

@@ -1,0 +1,47 @@
+"""A model is not judged on prompts that it was trained on."""
+
+from __future__ import annotations
+
+import pytest
+
+from causal_core.errors import UserError
+from causal_core.tokens.dataset import load_dataset
+from causal_core.tokens.overlap import refuse_overlap
+from causal_core.tokens.prompts import build_prompt_encoder
+from tests.tiny_run import tiny_tokenizer
+
+
+@pytest.fixture
+def split(tiny_data, tmp_path):
+    encoder = build_prompt_encoder(tiny_tokenizer())
+
+    def load(name):
+        path = str(tiny_data / f"{name}.jsonl")
+        return load_dataset([path], encoder, max_length=2000, overlong="error", cache=tmp_path)
+
+    return load
+
+
+def test_disjoint_splits_pass_in_silence(split, tmp_path):
+    refuse_overlap(
+        {"train": split("train"), "validation": split("validation"), "seen": split("test_seen")},
+        "error",
+        pytest.fail,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("other", ["validation", "seen"])
+def test_a_shared_prompt_is_refused_or_said(split, other, tmp_path):
+    splits = {"train": split("train"), other: split("train").head(4)}
+    with pytest.raises(UserError, match=f"4 prompts .* both in train and in {other}"):
+        refuse_overlap(splits, "error", pytest.fail, tmp_path)
+    said = []
+    refuse_overlap(splits, "warn", said.append, tmp_path)
+    assert len(said) == 1
+
+
+def test_test_sets_may_share_prompts(split, tmp_path):
+    refuse_overlap(
+        {"seen": split("test_seen"), "novel": split("test_seen")}, "error", pytest.fail, tmp_path
+    )

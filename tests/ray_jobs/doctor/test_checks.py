@@ -1,0 +1,106 @@
+"""`causal doctor`: a sound machine passes, and what is wrong is named with its remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import socket
+
+import pytest
+
+from causal_core.config import Config
+from causal_core.config_file import parse_config
+from causal_core.errors import UserError
+from ray_jobs.doctor import checks as doctor
+from ray_jobs.doctor import trials as doctor_trials
+from ray_jobs.doctor.check import Check
+from ray_jobs.doctor.checks import diagnose, raise_for_failed, report
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return parse_config(
+        {"run": {"dir": str(tmp_path / "run")}, "data": {"cache_dir": str(tmp_path)}}
+    )
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {f"{check.group}/{check.name}": check for check in checks}
+
+
+def test_a_sound_machine_passes_and_nothing_is_left_behind(config, tmp_path):
+    checks = diagnose(config, trials=False)
+    assert {check.group for check in checks} == {"versions", "machine", "disk", "storage", "ports"}
+    raise_for_failed(checks)
+    assert by_name(checks)["versions/torch"].found == importlib.metadata.version("torch")
+    assert not list(tmp_path.iterdir())
+    as_json = json.loads(json.dumps(report(checks)))
+    assert as_json["ok"] and len(as_json["checks"]) == len(checks)
+    assert all(check.advice for check in checks if check.status != "ok")
+
+
+def test_a_missing_and_an_old_library_are_named(config, monkeypatch):
+    def version(name):
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.1" if name == "deepspeed" else original(name)
+
+    original = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    checks = diagnose(config, trials=False)
+    found = by_name(checks)
+    assert found["versions/peft"].found == "not installed"
+    assert "0.1, needs >=" in found["versions/deepspeed"].found
+    assert "pip install" in found["versions/deepspeed"].advice
+    with pytest.raises(UserError, match="versions/peft"):
+        raise_for_failed(checks)
+
+
+def test_storage_that_cannot_be_written_fails(config):
+    config.checkpoint.storage = "file:///proc/no-such-place"
+    check = by_name(diagnose(config, trials=False))["storage/write and read"]
+    assert check.status == "failed" and "/proc/no-such-place" in check.found and check.advice
+
+
+def test_little_disk_and_little_memory_are_said(config, monkeypatch):
+    usage = doctor.shutil.disk_usage("/")._replace(free=10**6)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(doctor, "_memory", lambda: (10**9, 10**8))
+    found = by_name(diagnose(config, trials=False))
+    assert found["disk/run directory"].status == "failed"
+    assert found["machine/memory"].status == "warning" and found["machine/memory"].advice
+
+
+def test_a_port_in_use_is_a_warning(config, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(doctor, "_RAY_PORTS", {"probe": taken.getsockname()[1]})
+        check = by_name(diagnose(config, trials=False))["ports/probe"]
+    assert check.status == "warning" and "in use" in check.found
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
+    """Two settings in one job; the first names a base that is not there."""
+    broken = {"model": {"name_or_path": str(tmp_path / "nothing")}}
+    monkeypatch.setattr(
+        doctor_trials,
+        "settings",
+        lambda on_gpu: [
+            doctor_trials.Setting("broken", 1, "mend it", broken),
+            doctor_trials.Setting("plain", 1, ""),
+        ],
+    )
+    found = by_name(list(doctor_trials.engine_checks()))
+    assert found["engines/broken"].status == "failed"
+    assert "no model there" in found["engines/broken"].found
+    assert found["engines/broken"].advice == "mend it"
+    assert found["engines/plain"].status == "ok"
+
+
+@pytest.mark.slow
+def test_every_engine_works_here():
+    checks = list(doctor_trials.engine_checks())
+    assert len(checks) == 11
+    assert all(check.status == "ok" for check in checks), checks

@@ -1,0 +1,359 @@
+"""What `causal submit` refuses, packs and follows; without a cluster.
+
+Against a real one: test_real_cluster.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import random
+import signal
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from causal_core.amounts import card_bytes
+from causal_core.config_file import parse_config
+from causal_core.errors import ConfigError, RunFailedError, UserError
+from ray_jobs.jobs import follow as following
+from ray_jobs.jobs import packaging
+from ray_jobs.jobs.client import exposure, job_server_address
+from ray_jobs.jobs.entrypoint import job_of
+from ray_jobs.jobs.follow import LogLines, exit_code, follow, follow_to_the_end, printable
+from ray_jobs.jobs.resources import Ask, smallest_card, verdict
+from ray_jobs.jobs.submit import _runtime_environment, planned_memory
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CPU_CONFIG = str(REPOSITORY / "configs" / "cpu.yaml")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's directory with data in it, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "validation", "test_seen", "test_novel"):
+        path = Path("data") / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}\n")
+    return tmp_path
+
+
+def training(*overrides: str) -> list[str]:
+    return ["train", CPU_CONFIG, "run.dir=/shared/run", *overrides]
+
+
+# What is refused before anything is uploaded
+
+
+def test_the_job_is_the_entry_point_of_the_local_command(folder):
+    job = job_of([*training("train.epochs=2"), "--fresh", "--no-evaluate"], gpus=4)
+    assert job.entrypoint == [
+        "python", "-m", "ray_jobs.train", "--config", "job.yaml", "--fresh", "--no-evaluate",
+    ]  # fmt: skip
+    assert job.config.train.epochs == 2 and job.run_dir == "/shared/run"
+    assert job.config.resources.workers == 4 and job.config.resources.gpus_per_worker == 1
+    assert [str(path) for path in job.data] == sorted(f"data/{p.name}" for p in folder.glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([], "no command was given"),
+        (["demo"], "'demo' is no command"),
+        (["train"], "config"),
+        (["train", CPU_CONFIG], "run.dir=runs/cpu is relative"),
+        (training("train.epoch=1"), "did you mean `epochs`"),
+        (training("data.train=nowhere.jsonl"), "nowhere.jsonl: no such file"),
+        (training("data.train=../secret.jsonl"), "no such file below this directory"),
+        (training("checkpoint.storage=out"), "checkpoint.storage=out is relative"),
+        (training("model.name_or_path=data"), "models are not uploaded"),
+        (training("resources.workers=0", "resources.gpus_per_worker=1"), "holds no GPU"),
+        (training("--frehs"), "--frehs"),
+        (["evaluate", "runs/x"], "runs/x is relative"),
+        (["evaluate", "/shared/x", "--against", "control=runs/y"], "runs/y is relative"),
+    ],
+)
+def test_what_cannot_work_is_refused(folder, command, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        job_of(command)
+
+
+def test_a_password_in_a_location_is_refused_and_not_repeated():
+    for section in (
+        {"checkpoint": {"storage": "s3://AKIA:canary@bucket/x"}},
+        {"data": {"train": ["s3://AKIA:canary@bucket/x.jsonl"]}},
+        {"data": {"test": {"seen": "hdfs://me:canary@host/x"}}},
+    ):
+        with pytest.raises(ConfigError, match="carries a password") as refused:
+            parse_config(section)
+        assert "canary" not in str(refused.value)
+    parse_config({"checkpoint": {"storage": "s3://bucket/a:b@c"}})
+
+
+def test_the_runtime_environment_file_is_merged_and_checked(tmp_path):
+    environment = _runtime_environment(REPOSITORY / "cluster" / "runtime-env.yaml")
+    assert environment["pip"]["packages"]
+    assert environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("working_dir: .\n")
+    for path in (bad, tmp_path / "nowhere.yaml"):
+        with pytest.raises(UserError, match=path.name):
+            _runtime_environment(path)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto"])
+def test_an_address_that_is_no_job_server_is_refused(address):
+    with pytest.raises(UserError, match="expected the URL"):
+        job_server_address(address)
+
+
+def test_a_token_over_plain_http_to_elsewhere_is_warned_of():
+    assert "unencrypted" in exposure("http://192.0.2.1:1")[0]
+    assert exposure("http://127.0.0.1:1") == []
+
+
+# What is uploaded
+
+
+def names(archive: Path) -> list[str]:
+    with zipfile.ZipFile(archive) as opened:
+        return opened.namelist()
+
+
+def test_the_upload_holds_code_config_and_named_data_and_nothing_else(folder):
+    (folder / ".env").write_text("HF_TOKEN=canary")
+    upload = packaging.pack(folder / "a.zip", {"job.yaml": "run: {}"}, [Path("data/train.jsonl")])
+    packed = set(names(upload.archive))
+    assert upload.files == len(packed) and upload.size == upload.archive.stat().st_size
+    code = {name for name in packed if name.partition("/")[0] in packaging.PACKAGES}
+    assert packed - code == {"job.yaml", "data/train.jsonl"}
+    for package in packaging.PACKAGES:
+        there = {
+            path.relative_to(REPOSITORY).as_posix()
+            for path in (REPOSITORY / package).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert {name for name in code if name.startswith(f"{package}/")} == there
+
+
+def test_equal_content_gives_equal_uploads(folder):
+    contents = []
+    for name in ("a.zip", "b.zip"):
+        os.utime("data/train.jsonl")
+        upload = packaging.pack(folder / name, {"job.yaml": "x"}, [Path("data/train.jsonl")])
+        contents.append(upload.archive.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_a_large_upload_is_refused_with_its_largest_files(folder, monkeypatch):
+    monkeypatch.setattr(packaging, "LIMIT_BYTES", 1_000_000)
+    noise = random.Random(0).randbytes(900_000)  # does not compress
+    Path("data/large.jsonl").write_bytes(noise)
+    Path("data/larger.jsonl").write_bytes(noise + noise)
+    with pytest.raises(UserError, match="more than 1 MB") as refused:
+        packaging.pack(folder / "a.zip", {}, [Path("data/large.jsonl"), Path("data/larger.jsonl")])
+    first, second = str(refused.value).splitlines()[1:3]
+    assert first.split() == ["1.8", "MB", "data/larger.jsonl"]
+    assert second.split() == ["0.9", "MB", "data/large.jsonl"]
+
+
+def test_the_uploaded_config_is_the_validated_one(folder):
+    job = job_of(training("lora.rank=4", "ray.address=auto"))
+    shipped = parse_config(yaml.safe_load(job.config.to_yaml()))
+    assert shipped == job.config and shipped.lora.rank == 4
+    assert shipped.ray.address is None  # the job is on its cluster already
+
+
+# Whether it fits
+
+
+@pytest.mark.parametrize(
+    ("ask", "nodes", "fits", "says"),
+    [
+        (Ask(2, 2, 1, 0), [{"CPU": 2}], 2, None),
+        (Ask(2, 2, 1, 1), [{"CPU": 8, "GPU": 1}, {"CPU": 8}], 1, "waits until nodes join"),
+        (Ask(1, 4, 1, 1), [{"CPU": 2, "GPU": 2}], 2, "2 of at most 4"),
+        (Ask(3, 3, 1, 0.3), [{"CPU": 8, "GPU": 1}], 3, None),
+        (Ask(1, 1, 4, 0), [{"CPU": 2}, {"CPU": 2}], 0, "0 of 1"),
+        (Ask(1, 1, 1, 0), [{}], 0, "0 of 1"),
+        (Ask(0, 0, 1, 0), [{}], 0, None),
+        (Ask(2, 2, 1, 0, "T4"), [{"CPU": 8}, {"CPU": 1, "accelerator_type:T4": 1}], 1, "1 of 2"),
+    ],
+)
+def test_workers_are_counted_node_by_node(ask, nodes, fits, says):
+    assert ask.fitting(nodes) == fits
+    note = verdict(ask, nodes)
+    assert note is None if says is None else says in note
+
+
+def test_the_card_is_the_smallest_that_ray_names():
+    named = [{"accelerator_type:A10G": 1.0, "GPU": 1.0}, {"accelerator_type:A100": 1.0}, {}]
+    assert smallest_card(named) == card_bytes("A10G") < card_bytes("A100")
+    assert smallest_card([{"accelerator_type:UNHEARD-OF": 1.0}]) is None
+
+
+def test_memory_is_planned_and_what_needs_more_than_the_card_is_refused(tiny_model_directory):
+    config = parse_config({"model": {"name_or_path": str(tiny_model_directory)}})
+    assert planned_memory(config, None).endswith("a worker, as planned")
+    config.resources.gpus_per_worker = 1
+    assert " of 22.10 GiB" in planned_memory(config, card_bytes("A10G"))
+    with pytest.raises(UserError, match="will have 100 MiB"):
+        planned_memory(config, 100 * 2**20)
+    config.resources.gpus_per_worker = 0.5
+    assert " of 11.05 GiB" in planned_memory(config, card_bytes("A10G"))
+    config.model.name_or_path = "/only/on/the/cluster"
+    assert "the job does it" in planned_memory(config, None)
+
+
+# Following
+
+
+@dataclass
+class Details:
+    """The part of Ray's JobDetails that is looked at."""
+
+    status: object
+    driver_exit_code: int | None = None
+    message: str = ""
+
+
+@dataclass
+class Server:
+    """A job server that loses connections: each script is one connection's chunks and end."""
+
+    connections: list[tuple[list[str], BaseException | None]]
+    outcome: Details
+    taken: int = 0
+    errors: list[Exception] = field(default_factory=list)  # of the next status requests
+
+    def get_job_info(self, job: str) -> Details:
+        from ray.job_submission import JobStatus
+
+        if self.errors:
+            raise self.errors.pop(0)
+        over = self.taken == len(self.connections)
+        return self.outcome if over else Details(JobStatus.RUNNING)
+
+    async def tail_job_logs(self, job: str):
+        chunks, error = self.connections[self.taken]
+        self.taken += 1
+        for chunk in chunks:
+            yield chunk
+        if isinstance(error, KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        if error is not None:
+            raise error
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(following, "_RETRY_SECONDS", 0.0)
+
+
+def succeeded() -> Details:
+    from ray.job_submission import JobStatus
+
+    return Details(JobStatus.SUCCEEDED, 0)
+
+
+def test_a_lost_connection_continues_where_it_stopped(at_once, capsys):
+    log = ["one\ntw", "o\nthree\n", "four\nlast"]
+    server = Server(
+        connections=[
+            (log[:1], ConnectionResetError()),
+            (log[:2], RuntimeError("WebSocket connection closed unexpectedly")),
+            ([], None),  # closed before the job had ended
+            (["one\ntwo\nthree\nfo", "ur\nlast"], None),  # cut elsewhere this time
+        ],
+        outcome=succeeded(),
+        errors=[],
+    )
+    lines: list[str] = []
+    assert follow(server, "job", LogLines(lines.append)) is server.outcome
+    assert lines == ["one", "two", "three", "four", "last"]
+    said = capsys.readouterr().err
+    assert "connection lost" in said and "connected again" in said
+
+
+def test_patience_ends_and_says_how_to_go_on(at_once):
+    server = Server([([], None)], succeeded(), errors=[ConnectionError()] * 1000)
+    with pytest.raises(RunFailedError, match="causal jobs logs job --follow"):
+        follow(server, "job", LogLines(print), patience_seconds=0.01)
+
+
+def test_a_cluster_that_forgot_the_job_is_the_end(at_once):
+    server = Server([], succeeded(), errors=[RuntimeError("Request failed with status code 404")])
+    with pytest.raises(RunFailedError, match="no longer knows job"):
+        follow(server, "job", LogLines(print))
+
+
+class Terminal(io.StringIO):
+    """Typed answers."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass
+class Interrupted(Server):
+    """A job that is followed until Ctrl-C, and goes on or stops."""
+
+    stopped: list[str] = field(default_factory=list)
+
+    def get_address(self) -> str:
+        return "http://127.0.0.1:8265"
+
+    def stop_job(self, job: str) -> None:
+        from ray.job_submission import JobStatus
+
+        self.stopped.append(job)
+        self.outcome = Details(JobStatus.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "stopped"),
+    [("d\n", 0, []), ("what?\ns\n", 3, ["job"]), ("c\n", 0, []), ("", 0, []), (None, 0, [])],
+)
+def test_ctrl_c_asks_whether_to_detach_or_stop(at_once, monkeypatch, capsys, typed, code, stopped):
+    server = Interrupted([(["one\n"], KeyboardInterrupt()), (["one\ntwo\n"], None)], succeeded())
+    monkeypatch.setattr("sys.stdin", io.StringIO() if typed is None else Terminal(typed))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert follow_to_the_end(server, "job") == code
+    assert server.stopped == stopped
+    said = capsys.readouterr().out
+    assert said.count("one") == 1
+    assert ("two" in said) == (typed in ("c\n", "what?\ns\n"))
+    assert ("the job goes on" in said) == (typed in ("d\n", "", None))
+
+
+def test_log_lines_cannot_drive_the_terminal():
+    lines: list[str] = []
+    log = LogLines(lines.append)
+    log.take("\x1b[36m(worker)\x1b[0m \x1b]0;title\x07 \x1b[2J ok\n")
+    assert lines == ["(worker) \\x1b]0;title\\x07 \\x1b[2J ok"]
+    assert printable("plain é") == "plain é"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", -9, 3),
+        ("FAILED", 137, 3),
+        ("FAILED", None, 3),
+        ("STOPPED", None, 3),
+    ],
+)
+def test_the_exit_code_is_the_jobs_own(status, code, expected):
+    from ray.job_submission import JobStatus
+
+    assert exit_code(Details(JobStatus(status), code)) == expected

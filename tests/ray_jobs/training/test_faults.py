@@ -1,0 +1,400 @@
+"""Real faults against real runs on Ray: processes are killed, storage goes away (invariant I4).
+
+Every run is a command of its own in its own process, as a user would start it. After the fault, and
+after running the same command again where that is needed, the final adapter, head, optimizer state
+and training metrics are bit-identical to those of the run that nothing happened to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from causal_core.checkpoints.checkpoint import MANIFEST, verify_checkpoint
+from tests.tiny_run import tiny_config, write_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
+FILES = ("adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors")
+PATIENCE_SECONDS = 240.0
+
+
+@dataclass
+class Command:
+    """One `python -m ray_jobs.train`, watched through the files that it writes."""
+
+    config: Path
+    directory: Path
+    temporary: Path
+    process: subprocess.Popen | None = None
+    overrides: tuple[str, ...] = ()
+    killed_at: float = 0.0
+    steps_repeated: list[int] = field(default_factory=list)
+    seconds_to_new_step: list[float] = field(default_factory=list)
+
+    def start(self) -> Command:
+        environment = {
+            **os.environ,
+            "TMPDIR": str(self.temporary / "t"),
+            "RAY_TMPDIR": str(self.temporary),
+        }
+        environment.pop("RAY_ADDRESS", None)
+        (self.temporary / "t").mkdir(exist_ok=True)
+        self.output = (self.temporary / "output").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.train", "--config", str(self.config),
+             "--no-evaluate", f"run.dir={self.directory}", *self.overrides],
+            env=environment, stdout=self.output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        return self
+
+    def text(self) -> str:
+        return Path(self.output.name).read_text()
+
+    def steps(self) -> list[int]:
+        path = self.directory / "metrics.jsonl"
+        records = []
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    records.append(json.loads(line))
+        return [r["step"] for r in records if r["kind"] == "train"]
+
+    def wait_until(self, condition, what: str, interval: float = 0.02):
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            if (value := condition()) is not None and value is not False:
+                return value
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended before {what}:\n{self.text()}")
+            time.sleep(interval)
+        raise AssertionError(f"no {what} in {PATIENCE_SECONDS} s:\n{self.text()}")
+
+    def wait_for_step(self, step: int) -> int:
+        return self.wait_until(
+            lambda: next((s for s in self.steps()[-1:] if s >= step), None), f"step {step}"
+        )
+
+    def processes(self, title: str, must_exist: bool = True) -> list[psutil.Process]:
+        """The Ray processes of this command with the given title."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        found = [p for p in children if any(title in part for part in _title(p))]
+        assert found or not must_exist, f"no {title} to kill"
+        return found
+
+    def wait_for_new(self, title: str, old: list[psutil.Process]) -> None:
+        """Waits for a process with this title that is none of the old ones."""
+        gone = {p.pid for p in old}
+        self.wait_until(
+            lambda: {p.pid for p in self.processes(title, must_exist=False)} - gone or None,
+            f"a new {title}",
+        )
+
+    def kill(self, title: str, victims: list[psutil.Process] | None = None) -> None:
+        """kill -9; `victims` found beforehand where every millisecond counts."""
+        for victim in victims or self.processes(title):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL)
+        self.killed_at = time.monotonic()
+
+    def wait_for_recovery(self, last: int) -> None:
+        """Waits until a step is logged again, after the kill truncated the log."""
+        first = self.wait_until(
+            lambda: next((s for s in self.steps()[-1:] if s < last), None), "a resume"
+        )
+        self.seconds_to_new_step.append(time.monotonic() - self.killed_at)
+        self.steps_repeated.append(last - first + 1)
+
+    def finish(self, code: int = 0) -> None:
+        try:
+            found = self.process.wait(timeout=PATIENCE_SECONDS)
+        finally:
+            self.process.kill()
+        assert found == code, self.text()
+
+    def run(self, code: int = 0) -> None:
+        self.start().finish(code)
+
+    def final_state(self) -> dict[str, str]:
+        newest = sorted((self.directory / "checkpoints").glob("step-*"))[-1]
+        files = verify_checkpoint(newest)["files"]
+        train = [
+            line for line in (self.directory / "metrics.jsonl").read_text().splitlines()
+            if '"kind": "train"' in line
+        ]  # fmt: skip
+        return {name: files[name]["sha256"] for name in FILES} | {"metrics": "\n".join(train)}
+
+
+def _title(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    config = tiny_config(
+        write_tiny_model(folder / "model", hidden=128), tiny_data, folder / "unused",
+        lora={"rank": 32, "dropout": 0.1},
+        train={"epochs": 12, "global_batch": 4},  # 60 steps, an epoch's end every 5
+        checkpoint={"every_steps": 4, "keep_last": 3},
+        resources={"workers": 1, "threads": 1},
+        ray={"max_failures": 3},
+    )  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture
+def command(config_file, tmp_path):
+    with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as short:
+        made = Command(config_file, tmp_path / "run", Path(short))
+        yield made
+        if made.process is not None and made.process.poll() is None:
+            made.process.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config_file, tmp_path_factory):
+    with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as short:
+        made = Command(config_file, tmp_path_factory.mktemp("undisturbed") / "run", Path(short))
+        made.run()
+        return made.final_state()
+
+
+@pytest.fixture
+def row(capsys):
+    """Prints one row of the table of faults."""
+
+    def show(fault: str, command: Command, undisturbed: dict[str, str], how: str) -> None:
+        found = command.final_state()
+        same = found == undisturbed
+        hashes = [state["adapter_model.safetensors"][:12] for state in (undisturbed, found)]
+        seconds = ", ".join(f"{s:.1f} s" for s in command.seconds_to_new_step) or "-"
+        repeated = ", ".join(map(str, command.steps_repeated)) or "-"
+        with capsys.disabled():
+            print(
+                f"\n| {fault} | {how} | repeated {repeated} | identical {same} "
+                f"({hashes[0]} = {hashes[1]}) | kill to new step {seconds} |"
+            )
+        assert same
+
+    return show
+
+
+def test_a_worker_killed_in_the_middle_of_a_step(command, undisturbed, row):
+    command.start()
+    last = command.wait_for_step(7)
+    command.kill(WORKER)
+    command.wait_for_recovery(max(last, *command.steps()))
+    command.finish()
+    row("kill -9 of the worker, in a step", command, undisturbed, "went on by itself")
+
+
+def test_two_kills_in_a_row(command, undisturbed, row):
+    command.start()
+    for step in (7, 22):
+        last = command.wait_for_step(step)
+        command.kill(WORKER)
+        command.wait_for_recovery(max(last, *command.steps()))
+    command.finish()
+    row("kill -9 of the worker, twice", command, undisturbed, "went on by itself")
+
+
+def test_a_worker_killed_while_it_saves(command, undisturbed, row):
+    command.start()
+    command.wait_for_step(6)
+    temporary = command.temporary / "t"
+
+    def saving():
+        return [
+            d for d in temporary.glob("causal-checkpoint-*")
+            if any(d.iterdir()) and not (d / MANIFEST).exists()
+        ]  # fmt: skip
+
+    command.wait_until(lambda: saving() or None, "a save", interval=0.0005)
+    command.kill(WORKER)
+    assert saving(), "the save had ended before the kill"
+    command.wait_for_recovery(max(command.steps()))
+    command.finish()
+    row("kill -9 of the worker, in a save", command, undisturbed, "went on by itself")
+
+
+def test_a_worker_killed_while_it_uploads(command, undisturbed, row):
+    command.overrides = ("ray.max_failures=6",)
+    command.start()
+    command.wait_for_step(6)
+    folder = command.directory / "checkpoints"
+    known = {p.name for p in folder.glob("step-*")}
+
+    def uploading():
+        return [
+            p for p in folder.glob("step-*")
+            if p.name not in known and not (p / MANIFEST).exists()
+        ]  # fmt: skip
+
+    for _ in range(5):  # an upload of a tiny checkpoint takes milliseconds
+        victims = command.processes(WORKER)
+        command.wait_until(lambda: uploading() or None, "an upload", interval=0.0002)
+        command.kill(WORKER, victims)
+        if caught := uploading():
+            command.wait_for_recovery(max(command.steps()))
+            break
+        command.wait_for_new(WORKER, victims)
+        known |= {p.name for p in folder.glob("step-*")}
+    assert caught, "every upload had ended before the kill"
+    command.finish()
+    row("kill -9 of the worker, in an upload", command, undisturbed, "went on by itself")
+
+
+def test_the_controller_killed(command, undisturbed, row):
+    command.start()
+    command.wait_for_step(7)
+    command.kill(CONTROLLER)
+    command.wait_for_recovery(max(command.steps()))
+    command.finish()
+    assert "a new one continues from the last checkpoint" in command.text()
+    row("kill -9 of the controller", command, undisturbed, "went on by itself")
+
+
+def test_the_controller_killed_with_no_failures_left(command, undisturbed, row):
+    command.overrides = ("ray.max_failures=0",)
+    command.start()
+    last = command.wait_for_step(7)
+    command.kill(CONTROLLER)
+    command.finish(code=3)
+    assert "the same command continues" in command.text()
+    last = max(last, *command.steps())
+    command.start()
+    command.wait_for_recovery(last)
+    command.finish()
+    row("kill -9 of the controller, max_failures 0", command, undisturbed,
+        "exit 3, next call resumed")  # fmt: skip
+
+
+def test_the_driver_killed(command, undisturbed, row):
+    command.start()
+    command.wait_for_step(7)
+    children = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.kill()
+    command.killed_at = time.monotonic()
+    command.process.wait()
+    psutil.wait_procs(children, timeout=60)  # Ray's processes follow their driver
+    last = max(command.steps())
+    command.start()
+    command.wait_for_recovery(last)
+    command.finish()
+    row("kill -9 of the driver", command, undisturbed, "next call resumed")
+
+
+def test_sigterm_saves_at_the_next_step_boundary(command, undisturbed, row):
+    command.start()
+    command.wait_for_step(6)
+    command.process.send_signal(signal.SIGTERM)
+    command.killed_at = time.monotonic()
+    command.finish(code=3)
+    assert "as asked" in command.text()
+    stopped = max(command.steps())
+    verify_checkpoint(command.directory / "checkpoints" / f"step-{stopped:08d}")
+    command.start()
+    command.wait_for_step(stopped + 1)
+    command.seconds_to_new_step.append(time.monotonic() - command.killed_at)
+    command.steps_repeated.append(0)
+    command.finish()
+    row("SIGTERM", command, undisturbed, "saved, exit 3, next call resumed")
+
+
+def test_no_failures_left_then_the_next_call_resumes(command, undisturbed, row):
+    command.overrides = ("ray.max_failures=0",)
+    command.start()
+    command.wait_for_step(7)
+    command.kill(WORKER)
+    command.finish(code=3)
+    last = max(command.steps())
+    command.start()
+    command.wait_for_recovery(last)
+    command.finish()
+    row("kill -9, max_failures 0", command, undisturbed, "exit 3, next call resumed")
+
+
+def test_storage_that_goes_away_leaves_the_last_good_checkpoint(command, undisturbed, row):
+    command.overrides = ("ray.max_failures=0",)
+    command.start()
+    command.wait_for_step(6)
+    folder = command.directory / "checkpoints"
+    command.wait_until(lambda: list(folder.glob(f"step-*/{MANIFEST}")) or None, "a checkpoint")
+    # A directory that becomes a file refuses every write, to root as well.
+    aside = command.directory / "aside"
+    folder.rename(aside)
+    folder.touch()
+    command.finish(code=3)
+    folder.unlink()
+    shutil.move(aside, folder)
+    verify_checkpoint(sorted(folder.glob(f"step-*/{MANIFEST}"))[-1].parent)
+    command.run()
+    row("storage gone at save time", command, undisturbed, "exit 3, next call resumed")
+
+
+def test_another_number_of_workers_continues_the_same_data(command, config_file, undisturbed):
+    """Killed on two workers, continued on one: same batches, losses equal within rounding."""
+    exact = ("lora.dropout=0", "train.epochs=2", "resources.cpus_per_worker=1")
+    whole = Command(config_file, command.directory.with_name("whole"), command.temporary)
+    whole.overrides = exact
+    whole.run()
+    command.overrides = (*exact, "resources.workers=2", "ray.max_failures=0")
+    command.start()
+    command.wait_for_step(5)
+    command.kill(WORKER)
+    command.finish(code=3)
+    command.overrides = exact
+    command.run()
+    assert_same_course(whole, command)
+
+
+def test_an_elastic_run_goes_on_with_one_worker_when_a_node_is_lost(command, config_file):
+    """`workers: [1, 2]` on a head and a second node; the second node's processes are killed."""
+    from ray.cluster_utils import Cluster
+
+    exact = ("lora.dropout=0", "train.epochs=4")
+    whole = Command(config_file, command.directory.with_name("whole"), command.temporary)
+    whole.overrides = exact
+    whole.run()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        command.overrides = (*exact, "resources.workers=[1,2]", f"ray.address={cluster.address}")
+        command.start()
+        command.wait_for_step(6)
+        cluster.remove_node(second, allow_graceful=False)
+        command.finish()
+    finally:
+        cluster.shutdown()
+    assert_same_course(whole, command)
+    summary = json.loads((command.directory / "summary.json").read_text())["run"]
+    assert summary["workers"] == 1 and summary["finished"]
+
+
+def assert_same_course(expected: Command, found: Command) -> None:
+    for line, other in zip(train_lines(expected), train_lines(found), strict=True):
+        assert line["samples"] == other["samples"]
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def train_lines(command: Command) -> list[dict]:
+    lines = (command.directory / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "train"]

@@ -1,0 +1,139 @@
+"""Real Ray Train runs over the tiny model: one worker, two workers (gloo), a resume, a refusal.
+
+1. Ray changes nothing: one Ray worker ends bit-identical to the loop in this process.
+2. Two workers end where one does (I2), up to float rounding.
+3. The same command after a stop continues; with another config it is refused as the user's error.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from causal_core.checkpoints.checkpoint import verify_checkpoint
+from causal_core.checkpoints.store import CheckpointStore
+from causal_core.errors import UserError
+from ray_jobs.training.trainer import fit
+from tests.tiny_run import metric_lines, tiny_config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def config_of(tiny_model_directory, tiny_data, tmp_path):
+    def make(name, workers, **sections):
+        return tiny_config(
+            tiny_model_directory, tiny_data, tmp_path / name,
+            resources={"workers": workers, "threads": 1}, **sections,
+        )  # fmt: skip
+
+    return make
+
+
+def final_checkpoint(config):
+    from causal_core.config import run_directory
+
+    store = CheckpointStore(str(run_directory(config) / "checkpoints"))
+    with store.newest_whole() as newest:  # a local one stays where it is
+        return newest
+
+
+def sha256_of_files(config):
+    # The stored config names the number of workers, which differs on purpose.
+    files = verify_checkpoint(final_checkpoint(config))["files"]
+    return {name: f["sha256"] for name, f in files.items() if name != "config.yaml"}
+
+
+def test_one_ray_worker_equals_this_process(local_ray, config_of):
+    here, on_ray = config_of("here", 0), config_of("ray", 1)
+    assert fit(here)["steps"] == fit(on_ray)["steps"] == 5
+    assert sha256_of_files(here) == sha256_of_files(on_ray)
+    assert metric_lines_of(here) == metric_lines_of(on_ray)
+
+
+def metric_lines_of(config):
+    from causal_core.config import run_directory
+
+    return metric_lines(run_directory(config))
+
+
+def test_two_workers_end_where_one_does(local_ray, config_of):
+    exact = {"lora": {"dropout": 0.0}}
+    loss = {"loss": {"lambda_causal": 0.5, "lambda_spurious": 0.5}}
+    one, two = config_of("one", 0, **exact, **loss), config_of("two", 2, **exact, **loss)
+    fit(one)
+    summary = fit(two)
+    assert summary["workers"] == 2
+    for record, other in zip(metric_lines_of(one), metric_lines_of(two), strict=True):
+        assert record.keys() == other.keys()
+        for key, value in record.items():
+            if isinstance(value, float):
+                assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    first = next(r for r in metric_lines_of(one) if r["kind"] == "train")
+    second = next(r for r in metric_lines_of(two) if r["kind"] == "train")
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+    for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
+        a, b = (load_file(final_checkpoint(c) / name) for c in (one, two))
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
+
+
+def test_the_same_command_continues_and_another_config_is_refused(local_ray, config_of):
+    config = config_of("run", 1)
+    config.train.max_steps = 5
+    fit(config)
+    before = metric_lines_of(config)
+    assert fit(config)["steps"] == 5
+    assert metric_lines_of(config) == before
+    config.lora.rank = 3
+    with pytest.raises(UserError, match=r"lora\.rank: 2 -> 3"):
+        fit(config)
+    assert json.dumps(metric_lines_of(config)) == json.dumps(before)
+
+
+@pytest.mark.slow
+def test_paths_relative_to_the_drivers_directory_work_on_workers(
+    local_ray, config_of, tiny_data, monkeypatch, tmp_path
+):
+    from rich.console import Console
+
+    from ray_jobs.run import run_training
+
+    monkeypatch.chdir(tiny_data)
+    config = config_of("run", 1, train={"max_steps": 1})
+    config.run.dir = str(tmp_path / "relative")
+    config.data.train, config.data.validation = ["train.jsonl"], ["validation.jsonl"]
+    config.data.test = {"seen": ["test_seen.jsonl"]}
+    result = run_training(config, Console(quiet=True))
+    assert result["run"]["steps"] == 1
+    assert result["evaluation"]["models"]["trained"]["sets"]["seen"]["n"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_deepspeed_run_on_ray_is_continued_by_one_plain_worker(local_ray, config_of, stage):
+    """Validation with generated answers included: in ZeRO-3 every forward takes both workers."""
+    common = {"lora": {"dropout": 0.0}, "checkpoint": {"metric": "attack_success"}}
+    plain = config_of("plain", 0, **common)
+    sharded = config_of("sharded", 2, **common, deepspeed={"zero_stage": stage})
+    sharded.engine = "deepspeed"
+    fit(plain)
+    half = fit(sharded, stop_at=3)
+    assert half["steps"] == 3 and half["workers"] == 2 and not half["finished"]
+    sharded.resources.workers = 0
+    sharded.engine = "plain"
+    assert fit(sharded)["finished"]
+    records = list(zip(metric_lines_of(plain), metric_lines_of(sharded), strict=True))
+    assert {r["kind"] for r, _ in records} == {"train", "validation"}
+    for record, other in records:
+        for key in ("step", "loss", "grad_norm", "benign_nll", "uplift", "attack_success"):
+            if key in record and record["kind"] == other["kind"]:
+                assert other[key] == pytest.approx(record[key], rel=1e-3, abs=1e-5), key
+    for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
+        a, b = (load_file(final_checkpoint(c) / name) for c in (plain, sharded))
+        for key, value in a.items():
+            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
