@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from causal_core.config import LossConfig
+from causal_core.config import LossSection
 from causal_core.loss.contrastive import contrastive_sums
 from causal_core.loss.objective import Denominators, weighted_loss
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
 
 IGNORED = -100
-Step = Callable[[CausalModel, Sequence[TripletTokens], LossConfig], float]
+Step = Callable[[CausalModel, Sequence[TripletTokens], LossSection], float]
 
 
 def reports_step(batch: int = 2, length: int = 768) -> Step:
     """(a) The reports': three branches in one forward, padded to `length`, hidden states of all
     layers kept, logits of every position."""
 
-    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
+    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         base = model.peft_model
         total, counts = 0.0, Denominators.of(triplets)
         for group in _groups(triplets, batch):
@@ -49,7 +49,7 @@ def reports_step(batch: int = 2, length: int = 768) -> Step:
 def padded_step(batch: int = 4) -> Step:
     """(b) Three branches in one forward, padded to the longest; logits of the benign rows only."""
 
-    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
+    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for group in _groups(triplets, batch):
             ids, mask, labels = _padded([s for t in group for s in _branches(t)])
@@ -66,7 +66,7 @@ def padded_step(batch: int = 4) -> Step:
 def separate_forwards_step(batch: int = 4) -> Step:
     """(c) One forward per branch, each padded to its own longest."""
 
-    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
+    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for group in _groups(triplets, batch):
             pooled, task = [], None
@@ -86,7 +86,7 @@ def separate_forwards_step(batch: int = 4) -> Step:
 def unpadded_step() -> Step:
     """(d) Every branch of every triplet by an unpadded forward of its own."""
 
-    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
+    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for triplet in triplets:
             pooled, task = [], None
@@ -141,7 +141,7 @@ def _task(model: CausalModel, hidden: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels[:, 1:][where], reduction="sum")
 
 
-def _backward(task: Tensor, z: Tensor, loss: LossConfig, counts: Denominators) -> float:
+def _backward(task: Tensor, z: Tensor, loss: LossSection, counts: Denominators) -> float:
     sums = {"task": task, **contrastive_sums(loss.kind, z, loss.temperature, loss.margin)}
     value = weighted_loss(sums, loss, counts)
     value.backward()

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causal_core.config import LoraSection, LossConfig
+from causal_core.config import LoraSection, LossSection
 from causal_core.config_file import parse_config
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.generator.generate import generate_dataset
@@ -149,7 +149,7 @@ def measure_data(model: str, triplets: int) -> tuple[np.ndarray, float, float]:
         dataset = load_dataset([str(path)], encoder, max_length=1024, overlong="error", cache=cache)
         rate = triplets / (time.perf_counter() - begin)
         size = sum(file.stat().st_size for file in cache.rglob("*.arrow"))
-        needs = needs_of(LossConfig())
+        needs = needs_of(LossSection())
         nodes = [tree_nodes(dataset.tokens(i), needs) for i in range(len(dataset))]
     return np.array(nodes), size / len(nodes), rate
 

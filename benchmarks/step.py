@@ -34,7 +34,7 @@ from benchmarks.rivals import (
     separate_forwards_step,
     unpadded_step,
 )
-from causal_core.config import LoraSection, LossConfig, ModelConfig
+from causal_core.config import LoraSection, LossSection, ModelSection
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.generator.generate import generate_dataset
 from causal_core.loss.objective import Denominators, micro_batch_loss, needs_of
@@ -48,7 +48,7 @@ from causal_core.tokens.prompts import build_prompt_encoder
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import FLAT, cut_micro_batches
 
-LOSS = LossConfig(preset="reports")
+LOSS = LossSection(preset="reports")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "reports_schema.jsonl"
 NAMES = {
     "a": "the reports' step, padded to 768",
@@ -81,7 +81,7 @@ class Row:
 def tree_step(micro_batch_tokens: int) -> Step:
     """(e) Ours: what `TrainStep` runs, cut included."""
 
-    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossConfig) -> float:
+    def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for micro in cut_micro_batches(triplets, needs_of(loss), micro_batch_tokens, FLAT):
             output = model(micro.batch)
@@ -133,7 +133,7 @@ def gemm_rate(product: Callable[[Tensor, Tensor], Tensor], size: int = 2048) -> 
 def sample(file: str | None, count: int) -> tuple[list[TripletTokens], str]:
     """Evenly spaced triplets of a file, of the reports' data, or of generated data."""
     source = file or (str(SHARED) if SHARED.is_file() else None)
-    encoder = build_prompt_encoder(load_tokenizer(ModelConfig()))
+    encoder = build_prompt_encoder(load_tokenizer(ModelSection()))
     with tempfile.TemporaryDirectory() as folder:
         path = source or str(Path(folder) / "generated.jsonl")
         if source is None:
@@ -151,7 +151,7 @@ def models(seed: int = 0) -> tuple[CausalModel, CausalModel]:
     """Ours, and the same weights with PEFT's own forward for the rivals."""
     pair = []
     for plain in (False, True):
-        base = load_base(ModelConfig(), torch.device("cpu"))
+        base = load_base(ModelSection(), torch.device("cpu"))
         model = build_model(base, LoraSection(dropout=0.0), seed)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():  # B is zero at initialisation and would hide errors in A's gradient

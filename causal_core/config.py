@@ -86,14 +86,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
 
-class RunConfig(Section):
+class RunSection(Section):
     """Where a run lives. `dir` is the run directory (see README: what a run leaves behind)."""
 
     dir: str = Field("runs/causal", description="Run directory; made when missing.")
     seed: int = Field(0, ge=0, description="Seeds data order, initialisation and dropout.")
 
 
-class ModelConfig(Section):
+class ModelSection(Section):
     """The frozen base model."""
 
     name_or_path: str = Field(
@@ -121,7 +121,7 @@ class LoraSection(Section):
     target_modules: list[str] = Field(list(LLAMA_PROJECTIONS), min_length=1)
 
 
-class DataConfig(Section):
+class DataSection(Section):
     """Triplet files. `FILE#SPLIT` takes the rows of one split out of a file with several."""
 
     train: list[str] = Field(default_factory=list)
@@ -155,7 +155,7 @@ class DataConfig(Section):
         return value
 
 
-class LossConfig(Section):
+class LossSection(Section):
     """Weights of the five terms. A preset fills in the weights that are not given."""
 
     preset: LossPreset = "default"
@@ -177,7 +177,7 @@ class LossConfig(Section):
         return data
 
     @model_validator(mode="after")
-    def _joint_kinds_have_one_weight(self) -> LossConfig:
+    def _joint_kinds_have_one_weight(self) -> LossSection:
         if self.kind != "causal_contrastive" and self.lambda_spurious > 0:
             raise ValueError(
                 f"kind={self.kind} pulls U' and pushes U* in one term, weighted by lambda_causal; "
@@ -198,7 +198,7 @@ class LossConfig(Section):
         }
 
 
-class TrainConfig(Section):
+class TrainSection(Section):
     """The optimisation."""
 
     global_batch: int = Field(16, ge=1, description="Triplets per optimizer step, all workers.")
@@ -238,7 +238,7 @@ class DeepSpeedSection(Section):
     )
 
 
-class ValidationConfig(Section):
+class ValidationSection(Section):
     """Validation inside a run: teacher-forced, no generation."""
 
     every_steps: int | None = Field(
@@ -246,7 +246,7 @@ class ValidationConfig(Section):
     )
 
 
-class CheckpointConfig(Section):
+class CheckpointSection(Section):
     """When to save, what to keep, what `best` means."""
 
     every_steps: int = Field(200, ge=1)
@@ -272,7 +272,7 @@ class CheckpointConfig(Section):
     )
 
 
-class EvaluationConfig(Section):
+class EvaluationSection(Section):
     """The evaluation after training: greedy answers on the test sets."""
 
     max_new_tokens: int | None = Field(
@@ -284,7 +284,7 @@ class EvaluationConfig(Section):
     limit: int | None = Field(None, ge=1, description="Rows per test set.")
 
 
-class ResourcesConfig(Section):
+class ResourcesSection(Section):
     """What a run asks of the machine or the cluster."""
 
     workers: int | tuple[int, int] = Field(
@@ -336,14 +336,14 @@ class ResourcesConfig(Section):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-class RayConfig(Section):
+class RaySection(Section):
     """How Ray is reached and how failures are treated."""
 
     address: str | None = Field(None, description="None: start Ray on this machine.")
     max_failures: int = Field(2, ge=-1, description="Worker failures a run survives; -1: any.")
 
 
-class LoggingConfig(Section):
+class LoggingSection(Section):
     """What is written beside metrics.jsonl."""
 
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
@@ -358,22 +358,22 @@ class LoggingConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    run: RunConfig = Field(default_factory=RunConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection = Field(default_factory=ModelSection)
     lora: LoraSection = Field(default_factory=LoraSection)
-    data: DataConfig = Field(default_factory=DataConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    data: DataSection = Field(default_factory=DataSection)
+    loss: LossSection = Field(default_factory=LossSection)
+    train: TrainSection = Field(default_factory=TrainSection)
     engine: Literal["auto", "plain", "ddp", "deepspeed"] = Field(
         "auto", description="auto: plain on one worker, ddp on several. See docs/engines.md."
     )
     deepspeed: DeepSpeedSection = Field(default_factory=DeepSpeedSection)
-    validation: ValidationConfig = Field(default_factory=ValidationConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
-    ray: RayConfig = Field(default_factory=RayConfig)
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    ray: RaySection = Field(default_factory=RaySection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
 
     @model_validator(mode="after")
     def _engine_fits_workers(self) -> Config:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from causal_core.config import LoraSection, LossConfig
+from causal_core.config import LoraSection, LossSection
 from causal_core.loss.contrastive import contrastive_sums
 from causal_core.loss.objective import Denominators, micro_batch_loss, weighted_loss
 from causal_core.model.causal_model import CausalModel, build_model
@@ -102,7 +102,7 @@ def kl_sum(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def plain_loss(
-    model: CausalModel, triplets: list[TripletTokens], loss: LossConfig
+    model: CausalModel, triplets: list[TripletTokens], loss: LossSection
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective by separate, unpadded forwards of every branch: the definition."""
     totals: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ def plain_loss(
 
 
 def micro_batch_gradient(
-    model: CausalModel, batch: TreeBatch, loss: LossConfig, triplets: list[TripletTokens]
+    model: CausalModel, batch: TreeBatch, loss: LossSection, triplets: list[TripletTokens]
 ) -> float:
     """Backward of one micro-batch of a global batch `triplets`; its share of the loss."""
     denominators = Denominators.of(triplets)

@@ -58,7 +58,7 @@ class AshaSection(Section):
     )
 
 
-class TuneConfig(Section):
+class TuneSection(Section):
     """The section `tune`."""
 
     space: SearchSpace = Field(description="What varies, by dotted path of the run's config.")
@@ -99,7 +99,7 @@ class TuneConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _goes_together(self) -> TuneConfig:
+    def _goes_together(self) -> TuneSection:
         if not self.space.root:
             raise ValueError("space is empty: name at least one dimension")
         if len(set(self.objectives)) < len(self.objectives):
@@ -129,7 +129,7 @@ class SweepConfig:
     """A run to vary and how."""
 
     run: Config
-    tune: TuneConfig
+    tune: TuneSection
 
     @property
     def directory(self) -> Path:
@@ -188,13 +188,13 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepConfig:
             f"{source} has no section `tune`: say what varies, as configs/tune-cpu.yaml does"
         )
     run = parse_config(tree, source)
-    tune = parse_section(TuneConfig, section, source, "tune")
+    tune = parse_section(TuneSection, section, source, "tune")
     tune.space.check_against(run)
     _check(run, tune, source)
     return SweepConfig(run.with_absolute_paths(), tune)
 
 
-def _check(run: Config, tune: TuneConfig, source: str) -> None:
+def _check(run: Config, tune: TuneSection, source: str) -> None:
     if run.resources.max_workers == 0:
         raise ConfigError(
             f"{source}: resources.workers=0 trains without Ray, and a sweep's trials are Ray "

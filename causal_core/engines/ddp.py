@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.engines.base import LossFunction
 from causal_core.engines.plain import PlainEngine
 from causal_core.model.causal_model import CausalModel
@@ -19,7 +19,7 @@ class DdpEngine(PlainEngine):
     """Gradients are summed after the last backward of a step, so workers may run different
     numbers of micro-batches."""
 
-    def __init__(self, model: CausalModel, train: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: CausalModel, train: TrainSection, device: torch.device) -> None:
         super().__init__(model, train, device)
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()

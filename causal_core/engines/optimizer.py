@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainConfig, device: torch.device
+    parameters: Mapping[str, nn.Parameter], config: TrainSection, device: torch.device
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, in the precision that `train.optimizer` names."""
     groups = parameter_groups(parameters, config)
@@ -37,7 +37,7 @@ def build_optimizer(
 
 
 def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], config: TrainConfig
+    parameters: Mapping[str, nn.Parameter], config: TrainSection
 ) -> list[dict[str, Any]]:
     """Matrices decay, biases and norms do not."""
     decay = [p for p in parameters.values() if p.ndim >= 2]

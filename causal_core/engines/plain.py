@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.engines.base import EngineState, LossFunction
 from causal_core.engines.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from causal_core.model.causal_model import CausalModel
@@ -23,7 +23,7 @@ class PlainEngine:
     collective_forward = False
     local_until_last = True
 
-    def __init__(self, model: CausalModel, train: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: CausalModel, train: TrainSection, device: torch.device) -> None:
         self.model = model
         self.parameters = model.trainable_parameters()
         self.shapes: Mapping[str, torch.Size] = {

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from causal_core.config import EvaluationConfig
+from causal_core.config import EvaluationSection
 from causal_core.data.schema import contains_witness
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.scoring import score_triplets
@@ -53,7 +53,7 @@ def evaluate_rows(
     encoder: PromptEncoder,
     dataset: TripletDataset,
     indices: Sequence[int],
-    config: EvaluationConfig,
+    config: EvaluationSection,
     device: torch.device,
     head_trained: bool,
     progress: Progress | None = None,

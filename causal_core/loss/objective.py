@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from causal_core.config import LossConfig
+from causal_core.config import LossSection
 from causal_core.loss.contrastive import contrastive_sums
 from causal_core.loss.label_loss import LabelTerms, label_loss
 from causal_core.model.causal_model import CausalModel, CausalOutput
@@ -55,12 +55,12 @@ class Denominators:
         }
 
 
-def is_contrastive(loss: LossConfig) -> bool:
+def is_contrastive(loss: LossSection) -> bool:
     """Whether a term on representations has weight."""
     return loss.lambda_causal > 0 or loss.lambda_spurious > 0
 
 
-def needs_of(loss: LossConfig) -> Needs:
+def needs_of(loss: LossSection) -> Needs:
     """What the weighted terms need of each triplet; nothing else is computed.
 
     U is always pooled, so that the head takes part in every backward.
@@ -73,7 +73,7 @@ def needs_of(loss: LossConfig) -> Needs:
     return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
 
 
-def weighted_loss(sums: dict[str, Tensor], loss: LossConfig, denominators: Denominators) -> Tensor:
+def weighted_loss(sums: dict[str, Tensor], loss: LossSection, denominators: Denominators) -> Tensor:
     """sum over terms of lambda * sum / global denominator."""
     counts, weights = denominators.by_term(), loss.weights()
     parts = [value * (weights[name] / max(1, counts[name])) for name, value in sums.items()]
@@ -84,7 +84,7 @@ def micro_batch_loss(
     model: CausalModel,
     output: CausalOutput,
     batch: TreeBatch,
-    loss: LossConfig,
+    loss: LossSection,
     denominators: Denominators,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This micro-batch's share of L, and the sum of each term without a gradient.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import ModelConfig
+from causal_core.config import ModelSection
 from causal_core.errors import ModelError
 
 _LLAMA_2 = {"vocab_size": 32000, "tie_word_embeddings": False, "max_position_embeddings": 4096}
@@ -92,7 +92,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 DEMO_ARCHITECTURE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def architecture_of(model: ModelConfig, cache_dir: str | None = None) -> Any:
+def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
     """The transformers config of a base model; no weights, and no network where it is known.
 
     Raises:

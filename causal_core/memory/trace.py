@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_core.config import Config, TrainConfig
+from causal_core.config import Config, TrainSection
 from causal_core.device import dtype_of
 from causal_core.engines.base import LossFunction
 from causal_core.engines.plain import PlainEngine
@@ -218,7 +218,7 @@ class _TracedEngine(PlainEngine):
     """The plain engine, with marks where the forward and the last backward end."""
 
     def __init__(
-        self, model: CausalModel, train: TrainConfig, tracker: StorageTracker, on_gpu: bool
+        self, model: CausalModel, train: TrainSection, tracker: StorageTracker, on_gpu: bool
     ) -> None:
         if train.optimizer == "paged_adamw_8bit":  # the same state; where it lies is known later
             train = train.model_copy(update={"optimizer": "adamw_8bit"})

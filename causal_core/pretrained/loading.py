@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_core.config import Config, ModelConfig
+from causal_core.config import Config, ModelSection
 from causal_core.device import bnb_device_map, dtype_of
 from causal_core.errors import ModelError
 from causal_core.pretrained.demo_model import demo_model_directory
@@ -22,7 +22,7 @@ def loading_device(config: Config, device: torch.device) -> torch.device:
     return torch.device("cpu") if sharded else device
 
 
-def resolve_model(config: ModelConfig, cache_dir: str | None = None) -> str:
+def resolve_model(config: ModelSection, cache_dir: str | None = None) -> str:
     """A directory or hub id that transformers can load (`demo` becomes the cached directory)."""
     if config.name_or_path == "demo":
         return str(demo_model_directory(cache_dir))
@@ -36,7 +36,7 @@ def resolve_model(config: ModelConfig, cache_dir: str | None = None) -> str:
     return str(path) if path.is_dir() else config.name_or_path
 
 
-def load_tokenizer(config: ModelConfig, cache_dir: str | None = None) -> Any:
+def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:
     """The base model's tokenizer (`ModelError` when it cannot be loaded)."""
     from transformers import AutoTokenizer
 
@@ -49,7 +49,7 @@ def load_tokenizer(config: ModelConfig, cache_dir: str | None = None) -> Any:
         raise ModelError(_cannot_load("tokenizer", source, error)) from error
 
 
-def load_base(config: ModelConfig, device: torch.device, cache_dir: str | None = None) -> Any:
+def load_base(config: ModelSection, device: torch.device, cache_dir: str | None = None) -> Any:
     """The frozen base model on a device, quantised if asked for (`ModelError` otherwise)."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

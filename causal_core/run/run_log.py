@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from causal_core.config import LoggingConfig
+from causal_core.config import LoggingSection
 from causal_core.files import METRICS, PERFORMANCE, read_records
 from causal_core.run.trackers import Tracker, open_trackers
 
@@ -22,7 +22,7 @@ class RunLog:
     """Appends records; opened at a step, it drops what an interrupted run wrote beyond it."""
 
     def __init__(
-        self, directory: Path, step: int, logging: LoggingConfig, trackers: Sequence[Tracker] = ()
+        self, directory: Path, step: int, logging: LoggingSection, trackers: Sequence[Tracker] = ()
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory

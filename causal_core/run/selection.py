@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from causal_core.config import CheckpointConfig
+from causal_core.config import CheckpointSection
 
 # Near a perfect benign answer a relative tolerance alone would leave one checkpoint to choose from.
 _SLACK_NATS = 0.01
@@ -32,7 +32,7 @@ class Best:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def update(self, step: int, metrics: Mapping[str, float], config: CheckpointConfig) -> bool:
+    def update(self, step: int, metrics: Mapping[str, float], config: CheckpointSection) -> bool:
         """Whether the checkpoint at `step` is the best so far.
 
         With metrics `uplift` and `attack_success`, only checkpoints whose benign NLL lies within
@@ -65,6 +65,6 @@ class Best:
             return True
         return False
 
-    def exhausted(self, config: CheckpointConfig) -> bool:
+    def exhausted(self, config: CheckpointSection) -> bool:
         """Whether early stopping (`checkpoint.patience`) ends the run here."""
         return config.patience is not None and self.stale >= config.patience

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from causal_core.config import CheckpointConfig, Config, run_directory
+from causal_core.config import CheckpointSection, Config, run_directory
 from causal_core.device import device_memory_bytes
 from causal_core.engines.base import Engine
 from causal_core.engines.build import build_engine
@@ -50,7 +50,7 @@ class Session:
     plan: StepPlan
     engine: Engine
     base_fingerprint: str
-    selection: CheckpointConfig  # how the best checkpoint is chosen, given this validation data
+    selection: CheckpointSection  # how the best checkpoint is chosen, given this validation data
     packing: Packing
     token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
     calibration: Calibration | None = None  # of the memory plan, with `resources.probe_memory`
@@ -160,7 +160,7 @@ def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int)
         )
 
 
-def _selection(config: Config, validation: TripletDataset | None) -> CheckpointConfig:
+def _selection(config: Config, validation: TripletDataset | None) -> CheckpointSection:
     """The config's, except that uplift needs a witness to look at."""
     chosen = config.checkpoint
     if (

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from causal_core.config import LossConfig, TrainConfig
+from causal_core.config import LossSection, TrainSection
 from causal_core.engines.base import Engine
 from causal_core.errors import OneWorkerFailedError, RunFailedError
 from causal_core.loss.contrastive import cosines
@@ -77,8 +77,8 @@ class TrainStep:
     """
 
     engine: Engine
-    loss: LossConfig
-    train: TrainConfig
+    loss: LossSection
+    train: TrainSection
     device: torch.device
     budget: int = 0  # 0: the config's
     on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.device import distributed_backend, prepare_device, to_device
 from causal_core.engines.plain import PlainEngine
 from causal_core.loss.objective import Denominators
@@ -24,19 +24,19 @@ pytestmark = [
 
 def one_step_gradients(device, losses):
     model = tiny_model().to(device)
-    engine = PlainEngine(model, TrainConfig(), device)
+    engine = PlainEngine(model, TrainSection(), device)
     engine.step = lambda learning_rate: None  # keep the gradients to look at
     triplets = random_triplets(6, seed=1)
-    report = TrainStep(engine, losses, TrainConfig(clip_norm=1e9), device).run(
+    report = TrainStep(engine, losses, TrainSection(clip_norm=1e9), device).run(
         triplets, Denominators.of(triplets), 1e-3, triplets[0]
     )
     return report, {name: g.cpu() for name, g in gradients(model).items()}
 
 
 def test_the_step_equals_that_on_cpu():
-    from causal_core.config import LossConfig
+    from causal_core.config import LossSection
 
-    losses = LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+    losses = LossSection(lambda_causal=0.5, lambda_spurious=0.5)
     device = torch.device("cuda", 0)
     torch.backends.cuda.matmul.allow_tf32 = False
     on_cpu, expected = one_step_gradients(torch.device("cpu"), losses)
@@ -71,12 +71,12 @@ def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory():
 def test_the_efficient_attention_kernel_takes_the_tree_mask():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from causal_core.config import LossConfig
+    from causal_core.config import LossSection
     from causal_core.loss.objective import needs_of
     from causal_core.trees.packing import RowCost, cut_micro_batches
 
     model = tiny_model().to("cuda").eval()
-    needs = needs_of(LossConfig())
+    needs = needs_of(LossSection())
     (micro,) = cut_micro_batches(random_triplets(3, seed=1), needs, 10_000, RowCost())[:1]
     batch = micro.batch.to(torch.device("cuda", 0))
     outputs = []

@@ -31,7 +31,7 @@ from benchmarks.engines import (
     resume_matrix,
 )
 from causal_core.checkpoints.checkpoint import MANIFEST, save_checkpoint
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.engines.base import EngineState
 from causal_core.engines.plain import PlainEngine
 from causal_core.errors import CheckpointError, StorageError
@@ -226,7 +226,7 @@ def _with_foreign_moment(state, name):
 @pytest.mark.parametrize("part", ["lora_A", "projection.norm"])
 def test_what_is_not_whole_gets_no_manifest(tmp_path, damage, part):
     model = tiny_model()
-    engine = PlainEngine(model, TrainConfig(), torch.device("cpu"))
+    engine = PlainEngine(model, TrainSection(), torch.device("cpu"))
     state = engine.state()
     name = next(n for n in state.weights if part in n)
     config = trial_config(tmp_path)
@@ -242,7 +242,7 @@ def test_what_is_not_whole_gets_no_manifest(tmp_path, damage, part):
 
 def test_a_state_that_does_not_belong_changes_nothing():
     model = tiny_model()
-    engine = PlainEngine(model, TrainConfig(), torch.device("cpu"))
+    engine = PlainEngine(model, TrainSection(), torch.device("cpu"))
     before = {name: weight.clone() for name, weight in engine.weights().items()}
     moved = {name: weight + 1 for name, weight in before.items()}
     with pytest.raises(CheckpointError, match="no trainable parameter"):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from causal_core.config import TrainConfig
+from causal_core.config import TrainSection
 from causal_core.engines.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from causal_core.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def steps(parameters, optimizer, first, count):
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 def test_saved_and_restored_state_continues_bit_identical(name, tmp_path):
-    config = TrainConfig(optimizer=name, learning_rate=0.01)
+    config = TrainSection(optimizer=name, learning_rate=0.01)
     straight = parameters_of(0)
     optimizer = build_optimizer(straight, config, CPU)
     steps(straight, optimizer, 0, 3)
@@ -50,10 +50,10 @@ def test_saved_and_restored_state_continues_bit_identical(name, tmp_path):
 
 def test_state_of_an_unknown_parameter_or_a_missing_one_is_refused():
     parameters = parameters_of(0)
-    optimizer = build_optimizer(parameters, TrainConfig(), CPU)
+    optimizer = build_optimizer(parameters, TrainSection(), CPU)
     steps(parameters, optimizer, 0, 1)
     tensors, values = optimizer_state(optimizer, parameters)
-    fresh = build_optimizer(parameters, TrainConfig(), CPU)
+    fresh = build_optimizer(parameters, TrainSection(), CPU)
     with pytest.raises(CheckpointError, match="'c', which is no trainable parameter"):
         load_optimizer_state(fresh, parameters, {**tensors, "c//exp_avg": torch.ones(1)}, values)
     partial = {k: v for k, v in tensors.items() if not k.startswith("b//")}
@@ -63,6 +63,6 @@ def test_state_of_an_unknown_parameter_or_a_missing_one_is_refused():
 
 def test_norms_and_biases_do_not_decay():
     parameters = parameters_of(0)
-    groups = build_optimizer(parameters, TrainConfig(weight_decay=0.5), CPU).param_groups
+    groups = build_optimizer(parameters, TrainSection(weight_decay=0.5), CPU).param_groups
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert decay[id(parameters["a"])] == 0.5 and decay[id(parameters["bias"])] == 0.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_core.config import EvaluationConfig
+from causal_core.config import EvaluationSection
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.rows import RowResult, evaluate_rows
 from causal_core.evaluation.scoring import score_triplets
@@ -98,7 +98,7 @@ def test_rows_are_judged_by_the_witness(tiny_data, tmp_path):
     model = build_model(tiny_base(vocabulary=len(tokenizer)), LoraSection(rank=2), 0)
     done = []
     rows = evaluate_rows(
-        model, encoder, dataset, range(len(dataset)), EvaluationConfig(max_new_tokens=3), CPU,
+        model, encoder, dataset, range(len(dataset)), EvaluationSection(max_new_tokens=3), CPU,
         head_trained=False,
         progress=done.append,
     )  # fmt: skip

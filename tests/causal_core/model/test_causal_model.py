@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causal_core.config import LLAMA_PROJECTIONS, LoraSection, LossConfig, ModelConfig
+from causal_core.config import LLAMA_PROJECTIONS, LoraSection, LossSection, ModelSection
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.model.causal_model import build_model, count_parameters
@@ -62,26 +62,26 @@ def test_a_target_module_that_does_not_exist_is_named():
 
 def test_a_directory_without_a_model_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json in it"):
-        resolve_model(ModelConfig(name_or_path=str(tmp_path)))
+        resolve_model(ModelSection(name_or_path=str(tmp_path)))
 
 
 def test_a_missing_tokenizer_is_the_users_error(tiny_model_directory, tmp_path):
     (tmp_path / "config.json").write_text((tiny_model_directory / "config.json").read_text())
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_tokenizer(ModelConfig(name_or_path=str(tmp_path)))
+        load_tokenizer(ModelSection(name_or_path=str(tmp_path)))
 
 
 def test_nf4_runs_forward_and_backward_on_cpu(tmp_path):
     # bitsandbytes quantises in blocks of 64 and packs rows of its CPU kernel by 32.
     directory = write_tiny_model(tmp_path, hidden=128)
-    plain = load_base(ModelConfig(name_or_path=str(directory)), CPU)
-    base = load_base(ModelConfig(name_or_path=str(directory), quantization="nf4"), CPU)
+    plain = load_base(ModelSection(name_or_path=str(directory)), CPU)
+    base = load_base(ModelSection(name_or_path=str(directory), quantization="nf4"), CPU)
     quantised = [p for p in base.parameters() if type(p).__name__ == "Params4bit"]
     assert len(quantised) == 2 * len(LLAMA_PROJECTIONS)
     assert all(p.quant_state.nested and p.dtype == torch.uint8 for p in quantised)
     model = build_model(base, LoraSection(rank=2, dropout=0.0), seed=0)
     assert count_parameters(model)["base"] == sum(p.numel() for p in plain.parameters())
-    triplets, loss = random_triplets(4, seed=0), LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+    triplets, loss = random_triplets(4, seed=0), LossSection(lambda_causal=0.5, lambda_spurious=0.5)
     for micro in cut_micro_batches(triplets, needs_of(loss), 500):
         micro_batch_gradient(model, micro.batch, loss, triplets)
     for name, parameter in model.trainable_parameters().items():
@@ -91,9 +91,9 @@ def test_nf4_runs_forward_and_backward_on_cpu(tmp_path):
 
 def test_a_validation_leaves_the_gradient_of_an_nf4_model_as_it_is(tmp_path):
     directory = write_tiny_model(tmp_path, hidden=128)
-    base = load_base(ModelConfig(name_or_path=str(directory), quantization="nf4"), CPU)
+    base = load_base(ModelSection(name_or_path=str(directory), quantization="nf4"), CPU)
     model = build_model(base, LoraSection(rank=2, dropout=0.0), seed=0)
-    triplets, loss = random_triplets(2, seed=0), LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+    triplets, loss = random_triplets(2, seed=0), LossSection(lambda_causal=0.5, lambda_spurious=0.5)
     micro = cut_micro_batches(triplets, needs_of(loss), 500)[0]
 
     def gradient() -> list[torch.Tensor]:

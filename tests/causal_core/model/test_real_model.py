@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causal_core.config import LoraSection, LossConfig, ModelConfig
+from causal_core.config import LoraSection, LossSection, ModelSection
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.model.causal_model import build_model
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, capsys):
-    config = ModelConfig()
+    config = ModelSection()
     try:
         base = load_base(config, torch.device("cpu"))
     except ModelError as error:
@@ -42,7 +42,7 @@ def test_tree_equals_separate_forwards_on_real_triplets(shared_data, tmp_path, c
             with torch.no_grad():
                 parameter.normal_(0, 0.01, generator=generator)
     model.double()
-    loss = LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+    loss = LossSection(lambda_causal=0.5, lambda_spurious=0.5)
     value, _ = plain_loss(model, triplets, loss)
     value.backward()
     expected = gradients(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from causal_core.config import CheckpointConfig
+from causal_core.config import CheckpointSection
 from causal_core.run.selection import Best
 
-UPLIFT = CheckpointConfig()
+UPLIFT = CheckpointSection()
 
 
 def play(config, *records):
@@ -33,7 +33,7 @@ def test_collapse_cannot_win():
     """All vectors equal give stability 1; the default does not look at it."""
     best, _ = play(UPLIFT, (4.0, 1.0, 0.5), (6.0, 1.0, 1.0))
     assert best.step == 1
-    by_stability, _ = play(CheckpointConfig(metric="causal_stability"), (4.0, 1, 0.5), (6, 1, 1.0))
+    by_stability, _ = play(CheckpointSection(metric="causal_stability"), (4.0, 1, 0.5), (6, 1, 1.0))
     assert by_stability.step == 2  # on request only
 
 
@@ -54,7 +54,7 @@ def test_below_zero_is_no_better_than_zero():
 
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience_counts_checkpoints_without_a_better_one(patience):
-    config = CheckpointConfig(patience=patience, min_improvement=0.5)
+    config = CheckpointSection(patience=patience, min_improvement=0.5)
     best = Best()
     for step, uplift in enumerate([5.0, 4.8, 4.6], start=1):
         best.update(step, {"uplift": uplift, "benign_nll": 1.0}, config)

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from causal_core.config import LoggingConfig
+from causal_core.config import LoggingSection
 from causal_core.errors import ConfigError
 from causal_core.run.run_log import RunLog
 from causal_core.run.trackers import check_trackers
@@ -37,7 +37,7 @@ def test_tensorboard_events_hold_the_scalars_and_a_resume_purges(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, count in ((0, 4), (2, 3)):  # the second session resumes after step 2
-        log = RunLog(tmp_path, start, LoggingConfig())
+        log = RunLog(tmp_path, start, LoggingSection())
         for step in range(start + 1, start + 1 + count):
             log.metrics("train", step, {"loss": float(10 * start + step), "note": "text"})
         log.close()
@@ -51,7 +51,7 @@ def test_extras_get_the_same_scalars_and_a_resume_continues_the_run(tmp_path, mo
     recorder = Recorder(name)
     monkeypatch.setitem(sys.modules, name, recorder)
     for start in (0, 1):
-        log = RunLog(tmp_path, start, LoggingConfig(trackers=[name]))
+        log = RunLog(tmp_path, start, LoggingSection(trackers=[name]))
         log.metrics("train", start + 1, {"loss": 0.5})
         log.close()
     logged = [c for c in recorder.calls if c[0] in ("log_metrics", "log")]

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_core.config import LossConfig
+from causal_core.config import LossSection
 from causal_core.loss.objective import needs_of
 from causal_core.tokens.batches import share
 from causal_core.trees.packing import FLAT, ROWS, Packing, RowCost, cut_micro_batches
@@ -35,13 +35,13 @@ ALL_TERMS = {"lambda_task": 1.0, "lambda_causal": 0.5, "lambda_spurious": 0.5,
 TOLERANCE = 2e-6  # RMSNorm of transformers rounds to float32 inside a float64 model
 
 LOSSES = {
-    "all": LossConfig(**ALL_TERMS),
+    "all": LossSection(**ALL_TERMS),
     **{
-        name: LossConfig(**{key: 1.0 if key == name else 0.0 for key in ALL_TERMS})
+        name: LossSection(**{key: 1.0 if key == name else 0.0 for key in ALL_TERMS})
         for name in ALL_TERMS
     },
-    "info_nce": LossConfig(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="info_nce"),
-    "triplet": LossConfig(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="triplet", margin=1.5),
+    "info_nce": LossSection(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="info_nce"),
+    "triplet": LossSection(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="triplet", margin=1.5),
 }
 
 

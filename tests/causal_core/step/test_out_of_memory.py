@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causal_core.config import LossConfig, TrainConfig
+from causal_core.config import LossSection, TrainSection
 from causal_core.engines.plain import PlainEngine
 from causal_core.errors import OneWorkerFailedError, RunFailedError
 from causal_core.loss.objective import Denominators, needs_of
@@ -17,7 +17,7 @@ from causal_core.trees.packing import tree_nodes
 from tests.tiny import random_triplets, tiny_model
 
 CPU = torch.device("cpu")
-LOSS = LossConfig(lambda_causal=0.5, lambda_spurious=0.5)
+LOSS = LossSection(lambda_causal=0.5, lambda_spurious=0.5)
 
 
 class ExhaustedEngine(PlainEngine):
@@ -49,7 +49,7 @@ class ExhaustedEngine(PlainEngine):
 def steps(engine_of, budget: int, count: int = 3, seed: int = 5):
     """Final parameters, losses and the step object after `count` steps with LoRA dropout."""
     model = tiny_model(dropout=0.3)
-    train = TrainConfig(micro_batch_tokens=budget, learning_rate=1e-2)
+    train = TrainSection(micro_batch_tokens=budget, learning_rate=1e-2)
     engine = engine_of(model, train)
     step = TrainStep(engine, LOSS, train, CPU)
     losses = []
@@ -103,7 +103,7 @@ class OneOfTwo(PlainEngine):
 def test_a_worker_that_cannot_go_back_fails_alone_so_that_all_are_restarted(failing, local):
     """The others already wait for it, so the error must not look like one that all of them have."""
     model, batch = tiny_model(), random_triplets(2, 5)
-    train = TrainConfig(micro_batch_tokens=300)
+    train = TrainSection(micro_batch_tokens=300)
     step = TrainStep(OneOfTwo(model, train, failing, local), LOSS, train, CPU)
     ready = [step.cut([triplet])[0] for triplet in batch]
     with pytest.raises(OneWorkerFailedError, match=r"ran out .*gradient_checkpointing=true"):
