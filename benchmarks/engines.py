@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines [--directory DIR]
 
-The tiny job of `causal_core.run.trial`, in float32, with clipping in every step, 6 optimizer
+The tiny job of `causal_core.run.exercise`, in float32, with clipping in every step, 6 optimizer
 steps. *Parity*: each engine against one plain worker with the same base, every worker cutting its
 share into other micro-batches. *Resume*: 3 steps under the engine of the row, a checkpoint, 3
 steps under the engine of the column, against 6 uninterrupted steps of one plain worker; on the
@@ -19,7 +19,13 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from causal_core.run.trial import Trial, TrialResult, run_trials, trial_config, write_base
+from causal_core.run.exercise import (
+    Exercise,
+    ExerciseResult,
+    exercise_config,
+    run_exercises,
+    write_base,
+)
 from ray_jobs.console.quiet import quiet_libraries
 
 STEPS, HALF = 6, 3
@@ -41,13 +47,13 @@ class Case:
         stem = f"zero-{self.stage}" if self.stage else self.engine
         return f"{stem}@{self.workers}{self.label}"
 
-    def trial(self, base: Path, name: str, **options: Any) -> Trial:
+    def exercise(self, base: Path, name: str, **options: Any) -> Exercise:
         sections: dict[str, Any] = {k: dict(v) for k, v in self.more}
         sections.setdefault("train", {})["micro_batch_tokens"] = self.tokens
         sections["resources"] = {"workers": self.workers}
         if self.stage:
             sections.setdefault("deepspeed", {})["zero_stage"] = self.stage
-        return Trial(name, trial_config(base, engine=self.engine, **sections), **options)
+        return Exercise(name, exercise_config(base, engine=self.engine, **sections), **options)
 
 
 PLAIN = Case("plain", 1, 400)
@@ -98,13 +104,13 @@ def difference(found: Path, expected: Path) -> float:
 
 def run_cases(
     cases: tuple[Case, ...], base: Path, directory: Path, **options: Any
-) -> dict[str, TrialResult]:
+) -> dict[str, ExerciseResult]:
     """Runs cases from start to end, those with as many workers in the same processes."""
     results = {}
     for workers in sorted({case.workers for case in cases}):
         group = [case for case in cases if case.workers == workers]
-        trials = [case.trial(base, case.name, **options) for case in group]
-        for result in run_trials(trials, directory, workers):
+        exercises = [case.exercise(base, case.name, **options) for case in group]
+        for result in run_exercises(exercises, directory, workers):
             results[result.name] = result
     return results
 
@@ -132,17 +138,17 @@ def resume_matrix(
     for workers in sorted({case.workers for case in engines}):
         group = [case for case in engines if case.workers == workers]
         halves = [
-            case.trial(base, f"half-{case.name}", last=HALF, save=saved[case.name])
+            case.exercise(base, f"half-{case.name}", last=HALF, save=saved[case.name])
             for case in group
         ]
-        run_trials(halves, directory, workers)
+        run_exercises(halves, directory, workers)
     for workers in sorted({case.workers for case in engines}):
         pairs = [(a, b) for b in engines if b.workers == workers for a in engines]
-        trials = [
-            b.trial(base, f"{a.name} to {b.name}", first=HALF, resume=saved[a.name])
+        exercises = [
+            b.exercise(base, f"{a.name} to {b.name}", first=HALF, resume=saved[a.name])
             for a, b in pairs
         ]
-        for (a, b), result in zip(pairs, run_trials(trials, directory, workers), strict=True):
+        for (a, b), result in zip(pairs, run_exercises(exercises, directory, workers), strict=True):
             found[a.name, b.name] = result.error or difference(
                 _weights(directory, result.name), _weights(directory, engines[0].name)
             )

@@ -85,7 +85,7 @@ def worker(path: Path) -> None:
     """Trains in this process and prints what it took."""
     begin = time.perf_counter()
     from causal_core.config_file import load_config
-    from causal_core.files import PERFORMANCE, read_records
+    from causal_core.files import PERFORMANCE_FILE, read_records
     from causal_core.run.context import LocalContext
     from causal_core.run.loop import train
 
@@ -95,7 +95,7 @@ def worker(path: Path) -> None:
     directory = Path(config.run.dir)
     imported = time.perf_counter() - begin
     train(config, LocalContext(directory, torch.device("cpu")))
-    records = read_records(directory / PERFORMANCE)
+    records = read_records(directory / PERFORMANCE_FILE)
     steps = [r for r in records if "seconds" in r]
     (opened,) = (r for r in records if "opening_seconds" in r)
     rates = [r["nodes_per_second"] for r in steps[WARM_UP:]]

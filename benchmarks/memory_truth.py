@@ -50,7 +50,7 @@ TARGETS = {
     "q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",),
     "gate": ("gate_proj",), "up": ("up_proj",), "down": ("down_proj",),
 }  # fmt: skip
-METRICS = {"max_memory_allocated": "allocated", "max_memory_reserved": "reserved"}
+PEAKS = {"max_memory_allocated": "allocated", "max_memory_reserved": "reserved"}
 
 Trainer = Literal["litgpt", "fsdp_qlora"]
 
@@ -77,10 +77,10 @@ def step_of(row: dict[str, str]) -> Step | str:
     """The step of a row, or why it is left out."""
     if row["method"] not in ("lora", "qlora"):
         return f"method {row['method']}: not LoRA or QLoRA"
-    if row["metric"] not in METRICS:
+    if row["metric"] not in PEAKS:
         return f"metric '{row['metric']}': not a peak of the allocator of one GPU"
     if not row["seq_len"].isdigit():
-        return f"{METRICS[row['metric']]}, and lengths vary: the longest batch is not published"
+        return f"{PEAKS[row['metric']]}, and lengths vary: the longest batch is not published"
     trainer = _trainer_of(row)
     if trainer is None:
         sharded = int(row["world_size"] or 1) > 1
@@ -92,7 +92,7 @@ def step_of(row: dict[str, str]) -> Step | str:
         return f"LoRA on {row['target_modules']}: not the modules of a Llama"
     return Step(
         trainer=trainer,
-        metric=METRICS[row["metric"]],
+        metric=PEAKS[row["metric"]],
         model=MODELS[row["model"]],
         rank=int(row["rank"]),
         targets=tuple(name for target in targets for name in TARGETS[target]),
@@ -346,7 +346,7 @@ def main() -> None:
     with options.file.open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if options.only in row["model"]]
     left_out: Counter[str] = Counter()
-    errors: dict[str, list[float]] = {metric: [] for metric in METRICS.values()}
+    errors: dict[str, list[float]] = {metric: [] for metric in PEAKS.values()}
     print(f"{'model':16} {'method':6} {'rank':>4} {'batch':>9} {'trust':5} {'metric':9} "
           f"{'measured':>9} {'predicted':>9} {'error':>7} {'seconds':>7}  (GB)")  # fmt: skip
     for row in rows:

@@ -26,7 +26,7 @@ from rich.table import Table
 from causal_core.config_file import parse_config
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.device import available_cores
-from causal_core.files import PERFORMANCE, read_records
+from causal_core.files import PERFORMANCE_FILE, read_records
 from causal_core.generator.generate import generate_dataset
 
 PARTS = ("imports, plan, Ray start", "worker: data and model", "first step")
@@ -54,7 +54,7 @@ def run(folder: Path, name: str, workers: int, options: argparse.Namespace) -> d
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    records = read_records(folder / name / PERFORMANCE)
+    records = read_records(folder / name / PERFORMANCE_FILE)
     steps = [r for r in records if "seconds" in r]
     (opened,) = (r for r in records if "opening_seconds" in r)
     started = opened["time"] - opened["opening_seconds"]

@@ -12,8 +12,8 @@ from typing import Any
 
 # What a run directory holds.
 CONFIG = "config.yaml"  # the resolved config
-METRICS = "metrics.jsonl"  # losses and metrics by step, free of the clock
-PERFORMANCE = "performance.jsonl"  # seconds, tokens per second, memory by step
+METRICS_FILE = "metrics.jsonl"  # losses and metrics by step, free of the clock
+PERFORMANCE_FILE = "performance.jsonl"  # seconds, tokens per second, memory by step
 SUMMARY = "summary.json"  # all final numbers
 BEST = "best"  # the best checkpoint
 

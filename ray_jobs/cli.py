@@ -235,8 +235,8 @@ def doctor(
         Path | None, typer.Argument(metavar="[CONFIG]", help="Whose paths and cluster to look at.")
     ] = None,
     overrides: _Overrides = None,
-    trials: Annotated[
-        bool, typer.Option("--trials/--no-trials", help="Run a micro job of every engine.")
+    engines: Annotated[
+        bool, typer.Option("--engines/--no-engines", help="Run a micro job of every engine.")
     ] = True,
     as_json: _Json = False,
 ) -> None:
@@ -258,7 +258,7 @@ def doctor(
     quiet_libraries()
     resolved = load_config(config, overrides or ())
     with Console(stderr=True).status("looking at this machine") as status:
-        checks = diagnose(resolved, trials, lambda group: status.update(f"checking {group}"))
+        checks = diagnose(resolved, engines, lambda group: status.update(f"checking {group}"))
     if as_json:
         print(json.dumps(report_of(checks)))
     else:

@@ -14,7 +14,7 @@ from causal_core.errors import UserError
 from causal_core.evaluation.paired import paired_by_set
 from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.summary import aggregate, examples
-from causal_core.files import METRICS, read_records
+from causal_core.files import METRICS_FILE, read_records
 from causal_core.loss.objective import is_contrastive
 from causal_core.pretrained.loading import load_tokenizer
 from causal_core.tokens.dataset import TripletDataset
@@ -113,7 +113,7 @@ def expected_progress(config: Config, models: int) -> int:
 
 def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any]) -> None:
     """Puts one line per model and test set into metrics.jsonl, in place of earlier ones."""
-    path = directory / METRICS
+    path = directory / METRICS_FILE
     lines = [record for record in read_records(path) if record["kind"] != "evaluation"]
     for model, result in evaluation["models"].items():
         for name, metrics in result["sets"].items():

@@ -17,7 +17,7 @@ from causal_core.checkpoints.store import CheckpointStore
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.errors import UserError
-from causal_core.files import METRICS
+from causal_core.files import METRICS_FILE
 from causal_core.tokens.run_data import load_run_data, step_plan
 from ray_jobs.training.ray_session import ray_session
 from ray_jobs.training.trainer import CHECKPOINTS, fit
@@ -105,7 +105,11 @@ def _compare(straight: Path, resumed: Path) -> list[Comparison]:
         ]
     # The interrupted run validates once more, at the step where it stopped.
     lines = [
-        [line for line in (run / METRICS).read_text().splitlines() if '"kind": "train"' in line]
+        [
+            line
+            for line in (run / METRICS_FILE).read_text().splitlines()
+            if '"kind": "train"' in line
+        ]
         for run in (straight, resumed)
     ]
     same = sum(a == b for a, b in zip(*lines, strict=False))

@@ -252,8 +252,8 @@ def test_the_uploads_ignore_list_keeps_the_code_and_leaves_out_the_rest(tmp_path
 
 
 def test_the_dashboard_shows_metrics_that_the_program_exports():
-    from ray_jobs.training.prometheus import METRICS, STEP
+    from ray_jobs.training.prometheus import EXPORTED, STEP
 
     dashboard = json.loads((CLUSTER / "grafana.json").read_text())
     shown = set(re.findall(r"ray_(causal_\w+)", json.dumps(dashboard)))
-    assert shown == {STEP, *(name for name, _ in METRICS.values())}
+    assert shown == {STEP, *(name for name, _ in EXPORTED.values())}

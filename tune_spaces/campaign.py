@@ -11,7 +11,7 @@ from typing import Any
 
 from causal_core.config import Config
 from causal_core.errors import ConfigError
-from causal_core.files import PERFORMANCE, read_records
+from causal_core.files import PERFORMANCE_FILE, read_records
 from tune_spaces.budget import Admission, Gate, placed_on
 from tune_spaces.config import SweepConfig
 from tune_spaces.ledger import Ledger, Trial
@@ -201,7 +201,7 @@ def _last_error(directory: Path) -> str:
 
 def cost(directory: Path) -> tuple[int, dict[str, dict[str, float]]]:
     """Steps of a run, and what they took: seconds, and peak memory of the first worker."""
-    records = read_records(directory / PERFORMANCE)
+    records = read_records(directory / PERFORMANCE_FILE)
     seconds = [r["seconds"] for r in records if "seconds" in r]
     peaks = [r["peak_memory_bytes"] for r in records if "peak_memory_bytes" in r]
     if not seconds:

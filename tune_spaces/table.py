@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from causal_core.files import METRICS, read_records
+from causal_core.files import METRICS_FILE, read_records
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked, violations
@@ -155,7 +155,7 @@ def _running_steps(campaign: Campaign, total_steps: int) -> dict[int, str]:
     found = {}
     for trial in campaign.ledger.trials:
         if trial.status == "running":
-            records = read_records(campaign.directory(trial.number) / METRICS)
+            records = read_records(campaign.directory(trial.number) / METRICS_FILE)
             step = max((r["step"] for r in records if r["kind"] == "train"), default=0)
             done = "judging" if step >= total_steps else f"step {step}/{total_steps}"
             found[trial.number] = done if step else "starting"

@@ -17,7 +17,7 @@ from causal_core.config import Config, run_directory
 from causal_core.config_file import parse_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.summary import aggregate
-from causal_core.files import BEST, CONFIG, METRICS, SUMMARY, read_records
+from causal_core.files import BEST, CONFIG, METRICS_FILE, SUMMARY, read_records
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.training.trainer import fit
@@ -82,7 +82,7 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
     metrics = {
         name: dict(estimate) for name in _OF_EVALUATION if (estimate := found.get(name)) is not None
     }
-    records = [r for r in read_records(directory / METRICS) if r["kind"] == "validation"]
+    records = [r for r in read_records(directory / METRICS_FILE) if r["kind"] == "validation"]
     best_step = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["run"]["best_step"]
     for record in records:
         if record["step"] == best_step and record.get("benign_nll") is not None:

@@ -23,7 +23,6 @@ from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
 
-Progress = Callable[[int], None]
 _MARGIN_TOKENS = 8
 _CAUSAL_METRICS = ("causal_stability", "spurious_separation", "causal_discrimination")
 
@@ -56,7 +55,7 @@ def evaluate_rows(
     config: EvaluationSection,
     device: torch.device,
     head_trained: bool,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[RowResult]:
     """Evaluates the given rows; `progress` is called with rows done (twice per row in all)."""
     tokens = [dataset.tokens(i) for i in indices]

@@ -17,10 +17,9 @@ from typing import Any
 import yaml
 
 from causal_core.errors import UserError
-from causal_core.evaluation.metrics import METRICS as CATALOGUE
-from causal_core.evaluation.metrics import TRAINED, reference_model
+from causal_core.evaluation.metrics import METRICS, TRAINED, reference_model
 from causal_core.evaluation.paired import paired_sentences
-from causal_core.files import METRICS, PERFORMANCE, read_records
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records
 from causal_core.report import evaluation_section as evaluation
 from causal_core.report import training_section as training
 from causal_core.report.html import render, write_page
@@ -72,7 +71,7 @@ def _read(directory: Path) -> _Run:
     evaluated = summary.get("evaluation")
     if not isinstance(evaluated, dict) or TRAINED not in (evaluated.get("models") or {}):
         evaluated = None
-    records = read_records(directory / METRICS)
+    records = read_records(directory / METRICS_FILE)
     return _Run(
         directory=directory,
         status=str(summary.get("status") or "unknown"),
@@ -81,7 +80,7 @@ def _read(directory: Path) -> _Run:
         evaluation=evaluated,
         train=[r for r in records if r.get("kind") == "train"],
         validation=[r for r in records if r.get("kind") == "validation"],
-        performance=read_records(directory / PERFORMANCE),
+        performance=read_records(directory / PERFORMANCE_FILE),
     )
 
 
@@ -103,7 +102,7 @@ def _context(run: _Run) -> dict[str, Any]:
         "tables": evaluation.tables(models, order),
         "reference": reference_model(order),
         "families": evaluation.family_tables(models, order),
-        "metrics": CATALOGUE,
+        "metrics": METRICS,
         "targets": evaluation.targets(models),
         "loss_charts": training.loss_charts(run.train, run.config),
         "validation_charts": training.validation_charts(run.validation, run.facts.get("best_step")),

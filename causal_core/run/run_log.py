@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.config import LoggingSection
-from causal_core.files import METRICS, PERFORMANCE, read_records
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records
 from causal_core.run.trackers import Tracker, open_trackers
 
 
@@ -26,23 +26,23 @@ class RunLog:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        for name in (METRICS, PERFORMANCE):
+        for name in (METRICS_FILE, PERFORMANCE_FILE):
             _truncate(directory / name, step)
         self._files = {
             name: (directory / name).open("a", encoding="utf-8", buffering=1)
-            for name in (METRICS, PERFORMANCE)
+            for name in (METRICS_FILE, PERFORMANCE_FILE)
         }
         opened = open_trackers(logging.trackers, directory, logging.project, step)
         self._trackers = [*opened, *trackers]
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`; `kind` is train, validation or evaluation."""
-        self._write(METRICS, {"kind": kind, "step": step, **values})
+        self._write(METRICS_FILE, {"kind": kind, "step": step, **values})
         self._scalars(kind, step, values)
 
     def performance(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of `performance.jsonl`; `time` is in seconds since 1970."""
-        self._write(PERFORMANCE, {"step": step, "time": time.time(), **values})
+        self._write(PERFORMANCE_FILE, {"step": step, "time": time.time(), **values})
         self._scalars("performance", step, values)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from causal_core.files import METRICS, PERFORMANCE
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE
 from ray_jobs.console.logs import event
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Tail:
 @contextlib.contextmanager
 def training_progress(console: Console, directory: Path, total_steps: int) -> Iterator[None]:
     """Shows a run's steps, loss and validation while the `with` block runs."""
-    metrics, speed = Tail(directory / METRICS), Tail(directory / PERFORMANCE)
+    metrics, speed = Tail(directory / METRICS_FILE), Tail(directory / PERFORMANCE_FILE)
     state: dict[str, Any] = {"step": 0, "text": "starting workers"}
 
     def poll() -> tuple[int, str]:

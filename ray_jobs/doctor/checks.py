@@ -34,16 +34,16 @@ _RAY_PORTS = {"Ray head (GCS)": 6379, "Ray dashboard and jobs": 8265, "Ray clien
 
 
 def diagnose(
-    config: Config, trials: bool = True, before: Callable[[str], None] = lambda group: None
+    config: Config, engines: bool = True, before: Callable[[str], None] = lambda group: None
 ) -> list[Check]:
     """Runs all checks.
 
     Args:
         config: Whose directories, storage and cluster are looked at.
-        trials: Run the two-step micro jobs of the engines as well (about half a minute).
+        engines: Run the two-step micro jobs of the engines as well (about half a minute).
         before: Called with the name of each group of checks before it runs.
     """
-    from ray_jobs.doctor.trials import engine_checks
+    from ray_jobs.doctor.exercises import engine_checks
 
     groups: dict[str, Callable[[Config], Iterator[Check]]] = {
         "versions": _versions,
@@ -52,7 +52,7 @@ def diagnose(
         "storage": _storage,
         "ports": _ports,
     }
-    if trials:
+    if engines:
         groups["engines"] = lambda _: engine_checks()
     checks = []
     for group, run in groups.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Scalar of the run log -> (metric, what it is). The skipped steps are counted below.
-METRICS: dict[str, tuple[str, str]] = {
+EXPORTED: dict[str, tuple[str, str]] = {
     "performance/seconds": ("causal_step_seconds", "Seconds of the last optimizer step."),
     "performance/triplets_per_second": ("causal_triplets_per_second", "Of the last step."),
     "performance/nodes_per_second": (
@@ -48,10 +48,10 @@ class PrometheusTracker:
         self._step = Gauge(STEP, "Optimizer steps so far.", tag_keys=("run",))
         self._gauges = {
             scalar: Gauge(name, description, tag_keys=("run",))
-            for scalar, (name, description) in METRICS.items()
+            for scalar, (name, description) in EXPORTED.items()
             if scalar != _COUNTED
         }
-        name, description = METRICS[_COUNTED]
+        name, description = EXPORTED[_COUNTED]
         self._skipped = Counter(name.removesuffix("_total"), description, tag_keys=("run",))
         for metric in (self._step, self._skipped, *self._gauges.values()):
             metric.set_default_tags({"run": run})

@@ -12,7 +12,7 @@ from causal_core.config import TrainSection
 from causal_core.device import distributed_backend, prepare_device, to_device
 from causal_core.engines.plain import PlainEngine
 from causal_core.loss.objective import Denominators
-from causal_core.run.trial import Trial, run_trials, trial_config, write_base
+from causal_core.run.exercise import Exercise, exercise_config, run_exercises, write_base
 from causal_core.step.train_step import TrainStep
 from tests.tiny import gradients, random_triplets, relative_error, tiny_model
 
@@ -102,9 +102,11 @@ def test_the_efficient_attention_kernel_takes_the_tree_mask():
 )
 def test_training_on_one_gpu(sections, tmp_path):
     base = write_base(tmp_path / "base")
-    on_gpu = Trial("gpu", trial_config(base, **sections), last=4)
-    (found,) = run_trials([on_gpu], tmp_path, device="cuda")
-    (expected,) = run_trials([Trial("cpu", trial_config(base, **sections), last=4)], tmp_path)
+    on_gpu = Exercise("gpu", exercise_config(base, **sections), last=4)
+    (found,) = run_exercises([on_gpu], tmp_path, device="cuda")
+    (expected,) = run_exercises(
+        [Exercise("cpu", exercise_config(base, **sections), last=4)], tmp_path
+    )
     assert found.error is None and all(found.applied)
     assert found.losses == pytest.approx(expected.losses, rel=0.05)
 
@@ -113,8 +115,8 @@ def test_training_on_one_gpu(sections, tmp_path):
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
 def test_two_gpus_end_where_one_does(engine, tmp_path):
     base = write_base(tmp_path / "base")
-    (one,) = run_trials([Trial("one", trial_config(base))], tmp_path, device="cuda")
-    config = trial_config(base, engine=engine, resources={"workers": 2})
-    (two,) = run_trials([Trial("two", config)], tmp_path, workers=2, device="cuda")
+    (one,) = run_exercises([Exercise("one", exercise_config(base))], tmp_path, device="cuda")
+    config = exercise_config(base, engine=engine, resources={"workers": 2})
+    (two,) = run_exercises([Exercise("two", config)], tmp_path, workers=2, device="cuda")
     assert two.error is None
     assert two.losses == pytest.approx(one.losses, rel=1e-3)

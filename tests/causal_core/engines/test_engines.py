@@ -35,16 +35,16 @@ from causal_core.config import TrainSection
 from causal_core.engines.base import EngineState
 from causal_core.engines.plain import PlainEngine
 from causal_core.errors import CheckpointError, StorageError
-from causal_core.run.trial import (
+from causal_core.run.exercise import (
     CLIP_NORM,
-    run_trial,
-    run_trials,
+    exercise_config,
+    run_exercise,
+    run_exercises,
     trainer_state,
-    trial_config,
     worker_result,
     write_base,
 )
-from tests.poisoned_trial import INFINITE_STEP, NAN_STEP
+from tests.poisoned_exercise import INFINITE_STEP, NAN_STEP
 from tests.tiny import tiny_model
 
 DDP, ZERO_1, ZERO_2, ZERO_3 = ENGINES[1:]
@@ -71,26 +71,28 @@ def runs(base, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs")
 
     def straight(case):
-        return case.trial(base, case.name, last=STEPS)
+        return case.exercise(base, case.name, last=STEPS)
 
     def half(case):
-        return case.trial(base, f"half-{case.name}", last=HALF, save=_checkpoint(directory, case))
+        return case.exercise(
+            base, f"half-{case.name}", last=HALF, save=_checkpoint(directory, case)
+        )
 
     def poisoned(case):
-        return case.trial(base, f"poisoned-{case.name}", last=STEPS)
+        return case.exercise(base, f"poisoned-{case.name}", last=STEPS)
 
     def resumed(workers):
         return [
-            b.trial(base, _name(a, b), first=HALF, resume=_checkpoint(directory, a))
+            b.exercise(base, _name(a, b), first=HALF, resume=_checkpoint(directory, a))
             for a, b in RESUMED
             if b.workers == workers
         ]
 
-    def here(trials):
-        return [run_trial(t, directory, torch.device("cpu"), 0, 1) for t in trials]
+    def here(exercises):
+        return [run_exercise(t, directory, torch.device("cpu"), 0, 1) for t in exercises]
 
     results = here([straight(PLAIN), half(PLAIN)])
-    results += run_trials(
+    results += run_exercises(
         [
             *map(straight, TWO_WORKERS),
             *map(half, TWO_WORKERS),
@@ -99,7 +101,7 @@ def runs(base, tmp_path_factory):
         ],
         directory,
         workers=2,
-        module="tests.poisoned_trial",
+        module="tests.poisoned_exercise",
     )
     results += here(resumed(1))
     return {result.name: result for result in results}, directory
@@ -229,7 +231,7 @@ def test_what_is_not_whole_gets_no_manifest(tmp_path, damage, part):
     engine = PlainEngine(model, TrainSection(), torch.device("cpu"))
     state = engine.state()
     name = next(n for n in state.weights if part in n)
-    config = trial_config(tmp_path)
+    config = exercise_config(tmp_path)
     saved = trainer_state(config, 1)
     with pytest.raises(StorageError, match="would not be whole"):
         save_checkpoint(

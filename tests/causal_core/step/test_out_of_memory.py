@@ -10,7 +10,7 @@ from causal_core.config import LossSection, TrainSection
 from causal_core.engines.plain import PlainEngine
 from causal_core.errors import OneWorkerFailedError, RunFailedError
 from causal_core.loss.objective import Denominators, needs_of
-from causal_core.run.trial import Trial, run_trials, trial_config, write_base
+from causal_core.run.exercise import Exercise, exercise_config, run_exercises, write_base
 from causal_core.step.out_of_memory import is_out_of_memory
 from causal_core.step.train_step import TrainStep
 from causal_core.trees.packing import tree_nodes
@@ -119,15 +119,15 @@ def test_other_errors_are_not_taken_for_exhausted_memory():
 
 @pytest.mark.slow
 def test_all_workers_do_the_step_again_when_one_runs_out_of_memory(tmp_path):
-    config = trial_config(
+    config = exercise_config(
         write_base(tmp_path / "base"), engine="ddp", train={"micro_batch_tokens": 60}
     )
     names = ("enough", "exhausted")
-    enough, exhausted = run_trials(
-        [Trial(name, config, last=3) for name in names],
+    enough, exhausted = run_exercises(
+        [Exercise(name, config, last=3) for name in names],
         tmp_path,
         workers=2,
-        module="tests.exhausted_trial",
+        module="tests.exhausted_exercise",
     )
     assert enough.error is None and exhausted.error is None
     assert (tmp_path / "exhausted.txt").is_file()  # it did run out

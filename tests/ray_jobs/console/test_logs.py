@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from ray_jobs.console.logs import configure_logs, event, say_error
-from ray_jobs.training.prometheus import METRICS, PrometheusTracker
+from ray_jobs.training.prometheus import EXPORTED, PrometheusTracker
 
 log = logging.getLogger("ray_jobs.somewhere")
 
@@ -64,4 +64,4 @@ def test_scalars_of_the_run_log_become_metrics(monkeypatch):
         ("causal_loss", 2.0),
         ("causal_skipped_steps", 1),
     ]
-    assert METRICS["train/skipped"][0] == "causal_skipped_steps_total"  # Ray adds the ending
+    assert EXPORTED["train/skipped"][0] == "causal_skipped_steps_total"  # Ray adds the ending

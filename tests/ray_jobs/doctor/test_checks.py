@@ -12,7 +12,7 @@ from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.errors import UserError
 from ray_jobs.doctor import checks as doctor
-from ray_jobs.doctor import trials as doctor_trials
+from ray_jobs.doctor import exercises
 from ray_jobs.doctor.check import Check
 from ray_jobs.doctor.checks import diagnose, raise_for_failed, report
 
@@ -29,7 +29,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 
 
 def test_a_sound_machine_passes_and_nothing_is_left_behind(config, tmp_path):
-    checks = diagnose(config, trials=False)
+    checks = diagnose(config, engines=False)
     assert {check.group for check in checks} == {"versions", "machine", "disk", "storage", "ports"}
     raise_for_failed(checks)
     assert by_name(checks)["versions/torch"].found == importlib.metadata.version("torch")
@@ -47,7 +47,7 @@ def test_a_missing_and_an_old_library_are_named(config, monkeypatch):
 
     original = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", version)
-    checks = diagnose(config, trials=False)
+    checks = diagnose(config, engines=False)
     found = by_name(checks)
     assert found["versions/peft"].found == "not installed"
     assert "0.1, needs >=" in found["versions/deepspeed"].found
@@ -58,7 +58,7 @@ def test_a_missing_and_an_old_library_are_named(config, monkeypatch):
 
 def test_storage_that_cannot_be_written_fails(config):
     config.checkpoint.storage = "file:///proc/no-such-place"
-    check = by_name(diagnose(config, trials=False))["storage/write and read"]
+    check = by_name(diagnose(config, engines=False))["storage/write and read"]
     assert check.status == "failed" and "/proc/no-such-place" in check.found and check.advice
 
 
@@ -66,7 +66,7 @@ def test_little_disk_and_little_memory_are_said(config, monkeypatch):
     usage = doctor.shutil.disk_usage("/")._replace(free=10**6)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(doctor, "_memory", lambda: (10**9, 10**8))
-    found = by_name(diagnose(config, trials=False))
+    found = by_name(diagnose(config, engines=False))
     assert found["disk/run directory"].status == "failed"
     assert found["machine/memory"].status == "warning" and found["machine/memory"].advice
 
@@ -76,7 +76,7 @@ def test_a_port_in_use_is_a_warning(config, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(doctor, "_RAY_PORTS", {"probe": taken.getsockname()[1]})
-        check = by_name(diagnose(config, trials=False))["ports/probe"]
+        check = by_name(diagnose(config, engines=False))["ports/probe"]
     assert check.status == "warning" and "in use" in check.found
 
 
@@ -85,14 +85,14 @@ def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
     """Two settings in one job; the first names a base that is not there."""
     broken = {"model": {"name_or_path": str(tmp_path / "nothing")}}
     monkeypatch.setattr(
-        doctor_trials,
+        exercises,
         "settings",
         lambda on_gpu: [
-            doctor_trials.Setting("broken", 1, "mend it", broken),
-            doctor_trials.Setting("plain", 1, ""),
+            exercises.Setting("broken", 1, "mend it", broken),
+            exercises.Setting("plain", 1, ""),
         ],
     )
-    found = by_name(list(doctor_trials.engine_checks()))
+    found = by_name(list(exercises.engine_checks()))
     assert found["engines/broken"].status == "failed"
     assert "no model there" in found["engines/broken"].found
     assert found["engines/broken"].advice == "mend it"
@@ -101,6 +101,6 @@ def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_every_engine_works_here():
-    checks = list(doctor_trials.engine_checks())
+    checks = list(exercises.engine_checks())
     assert len(checks) == 11
     assert all(check.status == "ok" for check in checks), checks

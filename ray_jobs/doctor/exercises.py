@@ -66,7 +66,7 @@ def engine_checks() -> Iterator[Check]:
     """Runs every setting in processes of its own, on GPUs where there are enough."""
     import torch
 
-    from causal_core.run.trial import Trial, run_trials, trial_config, write_base
+    from causal_core.run.exercise import Exercise, exercise_config, run_exercises, write_base
     from ray_jobs.doctor.check import Check
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -76,17 +76,17 @@ def engine_checks() -> Iterator[Check]:
         for workers in (1, 2):
             device = "cuda" if gpus >= workers else "cpu"
             group = [s for s in settings(device == "cuda") if s.workers == workers]
-            trials = [
-                Trial(
+            exercises = [
+                Exercise(
                     setting.name,
-                    trial_config(base, **setting.sections, resources={"workers": workers}),
+                    exercise_config(base, **setting.sections, resources={"workers": workers}),
                     last=STEPS,
                 )
                 for setting in group
             ]
             where = f"{workers} worker{'s' if workers > 1 else ''} on {device}"
             for setting, result in zip(
-                group, run_trials(trials, directory, workers, device, _TIMEOUT), strict=True
+                group, run_exercises(exercises, directory, workers, device, _TIMEOUT), strict=True
             ):
                 if result.error is None and all(result.applied):
                     found = f"{STEPS} steps, {where}, {result.seconds:.1f} s"

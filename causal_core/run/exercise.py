@@ -3,8 +3,8 @@
 `causal doctor` runs it to see what works on a machine, the benchmarks and tests to see that all
 engines compute the same. The base is a random Llama of two layers: nothing is downloaded.
 
-A job file describes several trials; every worker is one process, `python -m
-causal_core.run.trial JOB RANK`, and runs them one after the other.
+A job file describes several exercises; every worker is one process, `python -m
+causal_core.run.exercise JOB RANK`, and runs them one after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALONE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
-class Trial:
+class Exercise:
     """Optimizer steps `first` to `last` of the tiny job."""
 
     name: str
@@ -44,8 +44,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TrialResult:
-    """What a trial measured on one worker, or why it failed."""
+class ExerciseResult:
+    """What an exercise measured on one worker, or why it failed."""
 
     name: str
     losses: list[float]
@@ -55,8 +55,8 @@ class TrialResult:
     error: str | None = None
 
 
-def trial_config(base: Path, /, **sections: Any) -> Config:
-    """The config of a trial: float32, no dropout, a clipping norm that every step exceeds.
+def exercise_config(base: Path, /, **sections: Any) -> Config:
+    """The config of an exercise: float32, no dropout, a clipping norm that every step exceeds.
 
     Args:
         base: From `write_base`.
@@ -80,7 +80,7 @@ def trial_config(base: Path, /, **sections: Any) -> Config:
             tree.setdefault(name, {}).update(value)
         else:
             tree[name] = value
-    return parse_config(tree, "trial")
+    return parse_config(tree, "exercise")
 
 
 def write_base(directory: Path) -> Path:
@@ -104,25 +104,25 @@ def write_base(directory: Path) -> Path:
     return directory
 
 
-def run_trials(
-    trials: Sequence[Trial],
+def run_exercises(
+    exercises: Sequence[Exercise],
     directory: Path,
     workers: int = 1,
     device: str = "cpu",
     timeout: float = 300.0,
-    module: str = "causal_core.run.trial",
-) -> list[TrialResult]:
-    """Runs trials on `workers` processes and returns worker 0's result of each.
+    module: str = "causal_core.run.exercise",
+) -> list[ExerciseResult]:
+    """Runs exercises on `workers` processes and returns worker 0's result of each.
 
-    Where a process dies or hangs, the trial it was in fails and the rest goes on in new ones. The
-    trained weights of a trial are in `directory/<name>.safetensors`, the result of each worker in
-    `directory/<name>.<rank>.json`.
+    Where a process dies or hangs, the exercise it was in fails and the rest goes on in new ones.
+    The trained weights of an exercise are in `directory/<name>.safetensors`, the result of each
+    worker in `directory/<name>.<rank>.json`.
 
     Args:
         module: What each worker process runs.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    waiting, results = list(trials), {}
+    waiting, results = list(exercises), {}
     while waiting:
         job = directory / "job.json"
         job.write_text(
@@ -131,24 +131,28 @@ def run_trials(
                     "directory": str(directory),
                     "workers": workers,
                     "device": device,
-                    "trials": [{**asdict(t), "config": _plain(t.config)} for t in waiting],
+                    "exercises": [
+                        {**asdict(each), "config": each.config.model_dump(mode="json")}
+                        for each in waiting
+                    ],
                 }
             )
         )
         (directory / "rendezvous").unlink(missing_ok=True)
         why = _run_processes(job, workers, timeout, module)
         while waiting and _is_finished(directory, waiting[0].name, workers):
-            trial = waiting.pop(0)
-            results[trial.name] = worker_result(directory, trial.name, 0)
+            exercise = waiting.pop(0)
+            results[exercise.name] = worker_result(directory, exercise.name, 0)
         if waiting:
             name = waiting.pop(0).name
-            results[name] = TrialResult(name, [], [], [], 0.0, why or "the process ended too early")
-    return [results[trial.name] for trial in trials]
+            why = why or "the process ended too early"
+            results[name] = ExerciseResult(name, [], [], [], 0.0, why)
+    return [results[exercise.name] for exercise in exercises]
 
 
-def worker_result(directory: Path, name: str, rank: int) -> TrialResult:
-    """What worker `rank` measured in a trial that came to its end."""
-    return TrialResult(**json.loads(_path(directory, name, rank).read_text()))
+def worker_result(directory: Path, name: str, rank: int) -> ExerciseResult:
+    """What worker `rank` measured in an exercise that came to its end."""
+    return ExerciseResult(**json.loads(_path(directory, name, rank).read_text()))
 
 
 def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str | None:
@@ -184,10 +188,6 @@ def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str 
     return why and f"{why}: {lines[-1].strip() if lines else 'it said nothing'}"
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json")
-
-
 def _is_finished(directory: Path, name: str, workers: int) -> bool:
     return all(_path(directory, name, rank).exists() for rank in range(workers))
 
@@ -197,7 +197,7 @@ def _path(directory: Path, name: str, rank: int) -> Path:
 
 
 def run_worker(job: dict[str, Any], rank: int) -> None:
-    """One worker of a job: all its trials, one after the other."""
+    """One worker of a job: all its exercises, one after the other."""
     import torch
     import torch.distributed as dist
 
@@ -211,18 +211,20 @@ def run_worker(job: dict[str, Any], rank: int) -> None:
         store = dist.FileStore(str(directory / "rendezvous"), workers)
         backend = distributed_backend(device.type == "cuda")
         dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
-    for described in job["trials"]:
-        trial = Trial(**{**described, "config": parse_config(described["config"])})
-        result = run_trial(trial, directory, device, rank, workers)
-        path = _path(directory, trial.name, rank)
+    for described in job["exercises"]:
+        exercise = Exercise(**{**described, "config": parse_config(described["config"])})
+        result = run_exercise(exercise, directory, device, rank, workers)
+        path = _path(directory, exercise.name, rank)
         path.with_suffix(".partial").write_text(json.dumps(asdict(result)))
         path.with_suffix(".partial").replace(path)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: int) -> TrialResult:
-    """One trial in this process, as worker `rank` of the process group (if there is one)."""
+def run_exercise(
+    exercise: Exercise, directory: Path, device: Any, rank: int, workers: int
+) -> ExerciseResult:
+    """One exercise in this process, as worker `rank` of the process group (if there is one)."""
     from safetensors.torch import save_file
 
     from causal_core.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -233,17 +235,17 @@ def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: in
     from causal_core.step.train_step import TrainStep
     from causal_core.tokens.batches import share
 
-    config = trial.config
+    config = exercise.config
     base = load_base(config.model, loading_device(config, device))
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     engine = build_engine(config, model, device)
     step = TrainStep(engine, config.loss, config.train, device)
-    if trial.resume is not None:
-        load_checkpoint(Path(trial.resume), engine, config, "trial", "trial")
+    if exercise.resume is not None:
+        load_checkpoint(Path(exercise.resume), engine, config, "exercise", "exercise")
     triplets = _triplets()
     reports = []
     begin = time.perf_counter()
-    for number in range(trial.first, trial.last):
+    for number in range(exercise.first, exercise.last):
         start = number * GLOBAL_BATCH % len(triplets)
         batch = triplets[start : start + GLOBAL_BATCH]
         positions = share([t.size_bound() for t in batch], workers)[rank]
@@ -257,12 +259,12 @@ def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: in
     seconds = time.perf_counter() - begin
     state = engine.state()
     if rank == 0:
-        save_file(state.weights, directory / f"{trial.name}.safetensors")
-        if trial.save is not None:
-            saved = trainer_state(config, trial.last)
-            save_checkpoint(Path(trial.save), engine, state, config, _NoTokenizer(), saved, {})
-    return TrialResult(
-        name=trial.name,
+        save_file(state.weights, directory / f"{exercise.name}.safetensors")
+        if exercise.save is not None:
+            saved = trainer_state(config, exercise.last)
+            save_checkpoint(Path(exercise.save), engine, state, config, _NoTokenizer(), saved, {})
+    return ExerciseResult(
+        name=exercise.name,
         losses=[r.loss for r in reports],
         grad_norms=[r.grad_norm for r in reports],
         applied=[r.applied for r in reports],
@@ -271,7 +273,7 @@ def run_trial(trial: Trial, directory: Path, device: Any, rank: int, workers: in
 
 
 def trainer_state(config: Config, step: int) -> Any:
-    """What a checkpoint of a trial says about itself, besides the weights."""
+    """What a checkpoint of an exercise says about itself, besides the weights."""
     from causal_core.checkpoints.checkpoint import TrainerState
 
     return TrainerState(
@@ -283,14 +285,14 @@ def trainer_state(config: Config, step: int) -> Any:
         skipped=0,
         skipped_in_a_row=0,
         best={},
-        data_fingerprint="trial",
-        base_fingerprint="trial",
+        data_fingerprint="exercise",
+        base_fingerprint="exercise",
         config_fingerprint=config.fingerprint(),
     )
 
 
 class _NoTokenizer:
-    """Trials train on token numbers; their checkpoints hold no tokenizer."""
+    """Exercises train on token numbers; their checkpoints hold no tokenizer."""
 
     def save_pretrained(self, directory: str) -> None:
         pass
