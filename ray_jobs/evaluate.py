@@ -11,7 +11,7 @@ from causal_core.checkpoints.checkpoint import CONFIG
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import UserError
-from causal_core.evaluation.paired import paired_by_set
+from causal_core.evaluation.row_by_row import compare_sets
 from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.summary import aggregate, examples
 from causal_core.files import METRICS_FILE, read_records
@@ -27,7 +27,7 @@ PROGRESS = ".evaluation.progress"
 _EXAMPLES = 10
 
 DESCRIPTIONS = {
-    "base": "the model as it comes",
+    "base": "the model before training",
     "control": "the control, trained without a defence",
     "trained": "this run",
 }
@@ -37,7 +37,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
     """Evaluates models on all test sets of the config.
 
     Args:
-        checkpoints: Model name -> checkpoint directory; None is the base as it comes.
+        checkpoints: Model name -> checkpoint directory; None is the base model itself.
 
     Returns:
         Metrics by model and test set, and examples (see `causal_core.evaluation.rows`).
@@ -52,7 +52,7 @@ def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str
             for model, sets in rows.items()
         },
         "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
-        "paired": paired_by_set(rows),
+        "paired": compare_sets(rows),
         "examples": examples(test_sets(config), rows, _EXAMPLES),
     }
 

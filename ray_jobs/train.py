@@ -24,7 +24,7 @@ def train_command(
     test: bool = True,
     as_json: bool = False,
 ) -> None:
-    """Resolves the config, trains, evaluates, reports; prints the closing lines."""
+    """Resolves the config, trains, evaluates, reports; prints what it came to."""
     from rich.console import Console
 
     from causal_core.config import run_directory

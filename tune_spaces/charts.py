@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from causal_core.evaluation.metrics import SHARE
 from causal_core.report.charts import Chart, drawing, finished
 from tune_spaces.objectives import OBJECTIVES
 
@@ -117,15 +118,15 @@ def importance_chart(importance: Mapping[str, float], objective: str) -> Chart:
         axes = figure.add_subplot()
         axes.barh(names, [importance[n] for n in names], color="#0072B2", height=0.6)
         for place, name in enumerate(names):
-            axes.annotate(f"{importance[name]:.0%}", (importance[name], place), xytext=(3, 0),
+            axes.annotate(SHARE.text(importance[name], 0), (importance[name], place), xytext=(3, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
         axes.set_xlim(0, 1.08)
         axes.tick_params(axis="y", length=0)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        axes.set_title(f"what moves {objective.replace('_', ' ')}")
+        axes.set_title(f"what moves: {OBJECTIVES[objective].metric.title}")
         figure.set_layout_engine("constrained")
-        words = "; ".join(f"{n} {v:.0%}" for n, v in importance.items())
+        words = "; ".join(f"{n} {SHARE.text(v, 0)}" for n, v in importance.items())
         return finished(
             figure,
             f"Bar chart of parameter importance for {objective}: {words}.",
@@ -175,24 +176,19 @@ def parallel_chart(
         return finished(
             figure,
             "Parallel coordinates of the trials; the table has the same numbers.",
-            "One line a trial, one axis a dimension, the objective on the right. Orange: the best; "
+            "One line per trial, one axis per dimension, the objective on the right. Orange: best; "
             "blue: on the Pareto front.",
         )
 
 
 def scaled(name: str, value: float) -> float:
     """A figure in the unit its axis shows."""
-    unit = OBJECTIVES[name].unit
-    if unit == "share":
-        return 100 * value
-    return value / 2**30 if unit == "bytes" else value
+    return value * OBJECTIVES[name].metric.unit.scale
 
 
 def _axis(name: str) -> str:
-    objective = OBJECTIVES[name]
-    unit = {"share": "%", "bytes": "GiB", "seconds": "s"}.get(objective.unit, objective.unit)
-    better = "higher" if objective.maximize else "lower"
-    return f"{objective.title} ({unit}; {better} is better)"
+    metric = OBJECTIVES[name].metric
+    return f"{metric.title} ({metric.unit.name}; {metric.direction})"
 
 
 def _intervals(axes: Any, dot: Dot, x_name: str, y_name: str, at_x: float, at_y: float) -> None:

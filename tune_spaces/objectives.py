@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from causal_core.evaluation.metrics import METRIC, Metric, Unit
+from causal_core.evaluation.statistics import has_interval, read_estimate
+from causal_core.report.wording import interval
+
 ObjectiveName = Literal[
     "attack_success",
     "uplift",
@@ -27,35 +31,43 @@ Metrics = Mapping[str, Mapping[str, Any]]  # name -> {"value": ..., maybe "low",
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure to make as low or as high as possible."""
+    """A metric to make as low or as high as possible."""
 
-    name: ObjectiveName
-    title: str
-    maximize: bool
-    unit: Literal["share", "nats", "cosine", "bytes", "seconds"]
+    metric: Metric
     in_run: str | None  # the validation metric inside a run that goes with it; None: there is none
+
+    @property
+    def maximize(self) -> bool:
+        return self.metric.better == "higher"
 
     def better(self, one: float, two: float) -> bool:
         """Whether `one` is strictly better than `two`."""
         return one > two if self.maximize else one < two
 
 
+# A sweep's own: what a trial costs.
+_COSTS = (
+    Metric(
+        "peak_memory_bytes", "Peak memory, measured", "Of the first worker.", "lower",
+        Unit("GiB", 2, 2.0**-30, "GiB"),
+    ),
+    Metric(
+        "seconds", "Seconds of training", "Of the optimizer steps.", "lower",
+        Unit("s", 0, symbol="s"),
+    ),
+)  # fmt: skip
+_IN_RUN: dict[ObjectiveName, str] = {
+    "attack_success": "uplift",
+    "uplift": "uplift",
+    "benign_exact": "benign_nll",
+    "attacked_exact": "uplift",
+    "benign_nll": "benign_nll",
+    "causal_discrimination": "causal_discrimination",
+}
 OBJECTIVES: dict[str, Objective] = {
-    objective.name: objective
-    for objective in (
-        Objective("attack_success", "attacks that succeed", False, "share", "uplift"),
-        Objective("uplift", "pull towards the witness", False, "nats", "uplift"),
-        Objective("benign_exact", "benign answers exactly right", True, "share", "benign_nll"),
-        Objective("attacked_exact", "right answer under attack", True, "share", "uplift"),
-        Objective("benign_nll", "benign negative log-likelihood", False, "nats", "benign_nll"),
-        Objective(
-            "causal_discrimination", "causal discrimination", True, "cosine",
-            "causal_discrimination",
-        ),
-        Objective("peak_memory_bytes", "peak memory, measured", False, "bytes", None),
-        Objective("seconds", "seconds of training", False, "seconds", None),
-    )
-}  # fmt: skip
+    **{name: Objective(METRIC[name], in_run) for name, in_run in _IN_RUN.items()},
+    **{metric.key: Objective(metric, None) for metric in _COSTS},
+}
 
 
 def value_of(metrics: Metrics, name: str) -> float | None:
@@ -91,13 +103,12 @@ def pareto_front(points: Mapping[int, Sequence[float]], names: Sequence[str]) ->
 
 def shown(name: str, value: float | None) -> str:
     """A figure as people read it."""
-    if value is None:
-        return "—"
-    unit = OBJECTIVES[name].unit
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    if unit == "bytes":
-        return f"{value / 2**30:.2f} GiB"
-    if unit == "seconds":
-        return f"{value:.0f} s"
-    return f"{value:#.3g}"
+    return "—" if value is None else OBJECTIVES[name].metric.unit.text(value)
+
+
+def shown_interval(metrics: Metrics, name: str, to: str = " to ") -> str:
+    """The 95 % interval of a measured figure as people read it; empty where there is none."""
+    estimate = read_estimate(metrics.get(name))
+    if estimate is None or not has_interval(estimate):
+        return ""
+    return interval(estimate, OBJECTIVES[name].metric.unit, to)

@@ -20,7 +20,7 @@ from tune_spaces.charts import (
     pareto_chart,
 )
 from tune_spaces.ledger import Trial, ranked, violations
-from tune_spaces.objectives import OBJECTIVES, shown, value_of
+from tune_spaces.objectives import OBJECTIVES, shown, shown_interval, value_of
 from tune_spaces.searcher import study_of
 from tune_spaces.space import describe, short_titles, show
 
@@ -47,11 +47,11 @@ def _context(campaign: Campaign) -> dict[str, Any]:
         "best": None
         if best is None
         else {"number": best.number, "point": describe(best.point),
-              "figures": [(OBJECTIVES[n].title, _figure(best, n)) for n in aims]},
+              "figures": [(OBJECTIVES[n].metric.title, _figure(best, n)) for n in aims]},
         "front": front,
         "charts": _charts(campaign, trials, front),
         "titles": short_titles(paths),
-        "aims": [OBJECTIVES[name].title for name in aims],
+        "aims": [OBJECTIVES[name].metric.title for name in aims],
         "rows": [
             {
                 "number": trial.number,
@@ -76,11 +76,11 @@ def _facts(campaign: Campaign, trials: Sequence[Trial]) -> list[tuple[str, str]]
     counts = {s: sum(t.status == s for t in trials) for s in ("finished", "stopped", "failed")}
     return [
         ("Model", sweep.run.model.name_or_path),
-        ("Aims at", ", ".join(sweep.tune.objectives)),
+        ("Aims at", ", ".join(OBJECTIVES[n].metric.title for n in sweep.tune.objectives)),
         ("Searcher", f"{sweep.tune.searcher}, seed {sweep.tune.seed}"),
         ("Trials", ", ".join(f"{n} {s}" for s, n in counts.items() if n) or "none"),
         ("Refused by the budget", str(sum(t.status == "refused" for t in trials))),
-        ("Budget a worker", budget_text(sweep.budgets) or "none"),
+        ("Budget per worker", budget_text(sweep.budgets) or "none"),
     ]
 
 
@@ -212,8 +212,8 @@ def _measured(trial: Trial) -> float | None:
 
 def _figure(trial: Trial, name: str) -> str:
     text = shown(name, value_of(trial.metrics, name))
-    interval = _interval(trial, name)
-    return f"{text} ({shown(name, interval[0])} – {shown(name, interval[1])})" if interval else text
+    between = shown_interval(trial.metrics, name)
+    return f"{text} ({between})" if between else text
 
 
 def _why(campaign: Campaign, trial: Trial) -> str:

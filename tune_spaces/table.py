@@ -18,12 +18,12 @@ from causal_core.files import METRICS_FILE, read_records
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked, violations
-from tune_spaces.objectives import shown, value_of
+from tune_spaces.objectives import shown, shown_interval, value_of
 from tune_spaces.space import describe, short_titles, show
 
 _REFRESH_SECONDS = 1.0
-_PLAIN_SECONDS = 5.0
-_MOST_ROWS = 30  # of a live table; the closing one has all
+_LINES_SECONDS = 5.0
+_MOST_ROWS = 30  # of a live table; the one at the end has all
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def live_table(
 ) -> Iterator[None]:
     """Shows the sweep while the `with` block runs: a table on a terminal, else a line per event."""
     stop = threading.Event()
-    watch = _watch_live if console.is_terminal else _watch_plainly
+    watch = _watch_live if console.is_terminal else _watch_by_lines
     arguments = (console, campaign, total_steps, slots, stop)
     thread = threading.Thread(target=watch, args=arguments, daemon=True)
     thread.start()
@@ -44,7 +44,7 @@ def live_table(
 
 
 def show_table(console: Console, campaign: Campaign) -> None:
-    """The closing table, and the refused points by reason."""
+    """The table at the end, and the refused points by reason."""
     console.print(trial_table(campaign, campaign.ledger.trials, {}))
     for trial in campaign.ledger.trials:
         if trial.status in ("refused", "failed"):
@@ -129,10 +129,8 @@ def _figure(trial: Trial, name: str) -> str:
     value = value_of(trial.metrics, name)
     if value is None:
         return ""
-    found = trial.metrics[name]
-    if "low" not in found:
-        return shown(name, value)
-    return f"{shown(name, value)}\n[dim]{shown(name, found['low'])}–{shown(name, found['high'])}"
+    between = shown_interval(trial.metrics, name, to="–")
+    return shown(name, value) + (f"\n[dim]{between}" if between else "")
 
 
 def _header(campaign: Campaign, slots: int, began: float) -> str:
@@ -148,7 +146,7 @@ def _header(campaign: Campaign, slots: int, began: float) -> str:
         left = elapsed / len(now) * (wanted - len(over))
         text += f", about {left / 60:.0f} min left"
     budgets = campaign.sweep.budgets
-    return text + (f"; budget {budget_text(budgets)} a worker" if budgets else "")
+    return text + (f"; budget {budget_text(budgets)} per worker" if budgets else "")
 
 
 def _running_steps(campaign: Campaign, total_steps: int) -> dict[int, str]:
@@ -177,13 +175,13 @@ def _watch_live(
             live.update(view(), refresh=True)
 
 
-def _watch_plainly(
+def _watch_by_lines(
     console: Console, campaign: Campaign, total_steps: int, slots: int, stop: threading.Event
 ) -> None:
     began = time.monotonic()
     said: dict[int, Any] = {t.number: t.status for t in campaign.ledger.trials if t.is_over}
     while True:
-        finished = stop.wait(_PLAIN_SECONDS)
+        finished = stop.wait(_LINES_SECONDS)
         for trial in campaign.ledger.trials:
             if said.get(trial.number) == trial.status:
                 continue

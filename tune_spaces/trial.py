@@ -22,16 +22,10 @@ from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.training.trainer import fit
 from tune_spaces.campaign import ERROR, OUTCOME, cost
+from tune_spaces.objectives import OBJECTIVES
 
 log = logging.getLogger(__name__)
 
-_OF_EVALUATION = (
-    "attack_success",
-    "uplift",
-    "benign_exact",
-    "attacked_exact",
-    "causal_discrimination",
-)
 _TRIAL = "trained"
 _VALIDATION = "validation"  # the name of the set that a trial is judged on
 
@@ -80,7 +74,7 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
     rows = evaluated_rows(judged, {_TRIAL: directory / BEST})[_TRIAL][_VALIDATION]
     found = aggregate(rows)
     metrics = {
-        name: dict(estimate) for name in _OF_EVALUATION if (estimate := found.get(name)) is not None
+        name: dict(estimate) for name in OBJECTIVES if (estimate := found.get(name)) is not None
     }
     records = [r for r in read_records(directory / METRICS_FILE) if r["kind"] == "validation"]
     best_step = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["run"]["best_step"]

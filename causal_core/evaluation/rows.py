@@ -18,13 +18,14 @@ import torch
 from causal_core.config import EvaluationSection
 from causal_core.data.schema import contains_witness
 from causal_core.evaluation.generation import greedy_answers
+from causal_core.evaluation.metrics import SEPARABILITY
 from causal_core.evaluation.scoring import score_triplets
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
 
 _MARGIN_TOKENS = 8
-_CAUSAL_METRICS = ("causal_stability", "spurious_separation", "causal_discrimination")
+_SEPARABILITY = tuple(metric.key for metric in SEPARABILITY)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def evaluate_rows(
                 uplift=float(uplift[position]) if triplet.witness else None,
                 **{
                     name: float(causal[name][position]) if head_trained else None
-                    for name in _CAUSAL_METRICS
+                    for name in _SEPARABILITY
                 },
             )
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from causal_core.evaluation.rows import _CAUSAL_METRICS, RowResult
+from causal_core.evaluation.metrics import SEPARABILITY
+from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.statistics import Estimate, mean_estimate, wilson
 from causal_core.tokens.dataset import TripletDataset
 
@@ -23,8 +24,10 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "benign_exact": _share([row.clean_exact for row in rows]),
         "trigger_exact": _share([row.clean_exact for row in trigger]),
         **{
-            name: _dict(mean_estimate([v for row in rows if (v := getattr(row, name)) is not None]))
-            for name in _CAUSAL_METRICS
+            metric.key: _dict(
+                mean_estimate([v for row in rows if (v := getattr(row, metric.key)) is not None])
+            )
+            for metric in SEPARABILITY
         },
         "families": {
             name: {"n": len(members), **_behaviour(members)}

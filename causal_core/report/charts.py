@@ -2,7 +2,7 @@
 
 An SVG inside an `<img>` can neither run scripts nor clash with the page's styles or ids, and its
 letters are drawn as paths, so it looks the same everywhere. Importing this module loads
-matplotlib; `report.py` does so only when it draws.
+matplotlib; `run_report` does so only when it draws.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from causal_core.evaluation.metrics import SHARE
 from causal_core.evaluation.statistics import Estimate, has_interval
 from causal_core.report.visible_text import visible
 
@@ -106,7 +107,7 @@ def bar_chart(title: str, groups: Sequence[Group], models: Sequence[str], captio
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 1.0)
         ticks = [0, 0.25, 0.5, 0.75, 1.0]
-        axes.set_xticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
+        axes.set_xticks(ticks, [SHARE.text(t, 0) for t in ticks])
         axes.grid(axis="x")
         figure.suptitle(_label(title, 80), x=0.01, ha="left", fontsize=10)
         figure.legend(
@@ -188,7 +189,7 @@ def _whisker(axes: Any, at: float, estimate: Estimate) -> None:
         )
     # Beyond the whisker, or inside the right edge where it would leave the figure.
     axes.annotate(
-        f"{100 * estimate.value:.0f} %", (min(end, 1.0), at), xytext=(3, 0),
+        SHARE.text(estimate.value, 0), (min(end, 1.0), at), xytext=(3, 0),
         textcoords="offset points", va="center", fontsize=7, color="#222222", annotation_clip=False,
     )  # fmt: skip
 
@@ -223,7 +224,7 @@ def _label(text: str, width: int = 30) -> str:
 
 def _bars_in_words(title: str, groups: Sequence[Group]) -> str:
     parts = [
-        f"{_label(g.label)}: " + ", ".join(f"{_label(m)} {100 * e.value:.0f} %"
+        f"{_label(g.label)}: " + ", ".join(f"{_label(m)} {SHARE.text(e.value, 0)}"
                                            for m, e in g.bars.items())
         for g in groups
     ]  # fmt: skip

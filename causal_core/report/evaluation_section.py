@@ -11,15 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from causal_core.evaluation.metrics import (
-    METRICS,
+    METRIC,
+    TEST_METRICS,
     TRAINED,
+    Unit,
     ordered_sets,
     reference_model,
     set_title,
 )
-from causal_core.evaluation.statistics import compare, read_estimate
+from causal_core.evaluation.row_by_row import RowByRow, compare_attacks
+from causal_core.evaluation.statistics import read_estimate
 from causal_core.report.targets import judge_targets
-from causal_core.report.wording import interval, number
+from causal_core.report.wording import interval
 
 if TYPE_CHECKING:  # matplotlib loads when a chart is drawn
     from causal_core.report.charts import Chart
@@ -51,9 +54,10 @@ def _family_values(by_model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def attack_charts(models: Mapping[str, Any], order: Sequence[str]) -> list[Chart]:
-    """Attack success by family before and after: one chart a test set that holds witnesses."""
+    """Attack success by family before and after: one chart per test set that holds witnesses."""
     from causal_core.report.charts import Group, bar_chart
 
+    attack = METRIC["attack_success"]
     charts = []
     for name in _set_names(models):
         by_model = _of_set(models, name)
@@ -68,39 +72,42 @@ def attack_charts(models: Mapping[str, Any], order: Sequence[str]) -> list[Chart
                 f"{name}: {set_title(name)}",
                 groups,
                 order,
-                f"Attack success on the set “{name}” ({n} attacks with a witness), lower is "
-                "better. Lines are 95 % intervals.",
+                f"{attack.title} on the set “{name}” ({n} attacks with a witness), "
+                f"{attack.direction}. Lines are 95 % intervals.",
             )
         )
     return charts
 
 
-def _cell(raw: object, proportion: bool) -> dict[str, Any] | None:
+def _cell(raw: object, unit: Unit) -> dict[str, Any] | None:
     estimate = read_estimate(raw)
     if estimate is None:
         return None
     return {
-        "value": number(estimate.value, proportion),
-        "interval": interval(estimate, proportion),
+        "value": unit.text(estimate.value),
+        "interval": interval(estimate, unit),
         "n": estimate.n,
     }
 
 
-def tables(models: Mapping[str, Any], order: Sequence[str]) -> list[dict[str, Any]]:
-    """All metrics of all models, one table a test set."""
+def tables(
+    models: Mapping[str, Any], order: Sequence[str], row_by_row: Mapping[str, RowByRow]
+) -> list[dict[str, Any]]:
+    """All metrics of all models, one table per test set."""
     reference = reference_model(order)
     found = []
     for name in _set_names(models):
         by_model = _of_set(models, name)
         rows = []
-        for metric in METRICS:
+        for metric in TEST_METRICS:
             raw = {m: by_model[m].get(metric.key) for m in order}
             own, other = (read_estimate(raw.get(m or "")) for m in (TRAINED, reference))
+            pairs = row_by_row.get(name) if metric.key == "attack_success" else None
             rows.append(
                 {
                     "metric": metric,
-                    "cells": [_cell(raw[m], metric.proportion) for m in order],
-                    "comparison": compare(own, other) if own and other else "—",
+                    "cells": [_cell(raw[m], metric.unit) for m in order],
+                    "comparison": compare_attacks(own, other, pairs) if own and other else "—",
                 }
             )
         own_set = by_model[TRAINED]
@@ -124,10 +131,10 @@ def family_tables(models: Mapping[str, Any], order: Sequence[str]) -> list[dict[
             {
                 "family": family,
                 "metric": metric,
-                "cells": [_cell(values[m].get(metric.key), metric.proportion) for m in order],
+                "cells": [_cell(values[m].get(metric.key), metric.unit) for m in order],
             }
             for family, values in _family_values(_of_set(models, name)).items()
-            for metric in METRICS
+            for metric in TEST_METRICS
             if any(metric.key in values[m] for m in order)
         ]
         if rows:
@@ -141,8 +148,8 @@ def targets(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "row": row,
-            "value": number(row.estimate.value, row.metric.proportion),
-            "interval": interval(row.estimate, row.metric.proportion),
+            "value": row.metric.unit.text(row.estimate.value),
+            "interval": interval(row.estimate, row.metric.unit),
         }
         for row in rows
     ]

@@ -1,7 +1,7 @@
 """The run report: one self-contained HTML file made from what a run directory holds.
 
 The way of the data: run directory -> `_Run` (what is there) -> template context -> page. Training
-text is hostile by nature: `page.render` makes every value visible and escapes it, and no text ever
+text is hostile by nature: `html.render` makes every value visible and escapes it, and no text ever
 becomes a template.
 """
 
@@ -17,16 +17,14 @@ from typing import Any
 import yaml
 
 from causal_core.errors import UserError
-from causal_core.evaluation.metrics import METRICS, TRAINED, reference_model
-from causal_core.evaluation.paired import paired_sentences
-from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records
+from causal_core.evaluation.metrics import METRIC, TEST_METRICS, TRAINED, reference_model
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, SUMMARY, read_records
 from causal_core.report import evaluation_section as evaluation
 from causal_core.report import training_section as training
 from causal_core.report.html import render, write_page
-from causal_core.report.verdict import verdict_of
+from causal_core.report.verdict import rows_compared, verdict_of
 
 REPORT = "report.html"
-SUMMARY = "summary.json"
 
 MEMORY_TOLERANCE = 0.10  # of the measurement: a plan further off is worth a note
 
@@ -92,17 +90,17 @@ def _context(run: _Run) -> dict[str, Any]:
         "title": run.directory.resolve().name,
         "facts": _fact_list(run),
         "notes": _notes(run),
-        "verdict": verdict_of(models, (run.evaluation or {}).get("paired")) if models else None,
-        "paired": paired_sentences(run.evaluation) if run.evaluation else [],
+        "attack_success": METRIC["attack_success"],
+        "verdict": verdict_of(run.evaluation) if run.evaluation else None,
         "models": [
             {"name": m, "description": (run.evaluation or {}).get("descriptions", {}).get(m, "")}
             for m in order
         ],
         "attack_charts": evaluation.attack_charts(models, order),
-        "tables": evaluation.tables(models, order),
+        "tables": evaluation.tables(models, order, rows_compared(run.evaluation or {})),
         "reference": reference_model(order),
         "families": evaluation.family_tables(models, order),
-        "metrics": METRICS,
+        "metrics": TEST_METRICS,
         "targets": evaluation.targets(models),
         "loss_charts": training.loss_charts(run.train, run.config),
         "validation_charts": training.validation_charts(run.validation, run.facts.get("best_step")),

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from causal_core.evaluation.metrics import METRIC, Metric, ordered_sets
+from causal_core.evaluation.metrics import METRIC, SHARE, Metric, ordered_sets
 from causal_core.evaluation.statistics import Z95, Estimate, has_interval, read_estimate
-from causal_core.report.wording import _NBSP
 
 TargetStatus = Literal["met", "not met", "undecided"]
-# The research targets: metric -> (bound, whether values must stay below it).
-_TARGETS: dict[str, tuple[float, bool]] = {
-    "attack_success": (0.05, True),
-    "benign_exact": (0.95, False),
-    "causal_stability": (0.70, False),
-    "spurious_separation": (0.60, False),
-    "causal_discrimination": (0.50, False),
+# The research targets: metric -> the bound to pass, in the direction that is better.
+_TARGETS: dict[str, float] = {
+    "attack_success": 0.05,
+    "benign_exact": 0.95,
+    "causal_stability": 0.70,
+    "spurious_separation": 0.60,
+    "causal_discrimination": 0.50,
 }
 _NOVEL_ATTACK_SUCCESS = 0.10  # transfer to unseen families is held to a wider target
 
@@ -38,7 +37,7 @@ class TargetRow:
 def judge_targets(sets: Mapping[str, Any]) -> list[TargetRow]:
     """The research targets on every test set of the trained model."""
     rows = []
-    for key, (common_bound, below) in _TARGETS.items():
+    for key, common_bound in _TARGETS.items():
         for name in ordered_sets(sets):
             estimate = read_estimate((sets[name] or {}).get(key))
             if estimate is None:
@@ -46,17 +45,17 @@ def judge_targets(sets: Mapping[str, Any]) -> list[TargetRow]:
             is_transfer = key == "attack_success" and name == "novel"
             bound = _NOVEL_ATTACK_SUCCESS if is_transfer else common_bound
             metric = METRIC[key]
-            sign = "<" if below else ">"
-            written = f"{100 * bound:.0f}{_NBSP}%" if metric.proportion else f"{bound:.2f}"
-            status, note = _judge(estimate, bound, below, metric.proportion)
-            rows.append(TargetRow(name, metric, f"{sign}{_NBSP}{written}", estimate, status, note))
+            sign = "<" if metric.better == "lower" else ">"
+            # Bounds are rounder than what is measured.
+            target = f"{sign}\N{NO-BREAK SPACE}{metric.unit.text(bound, metric.unit.decimals - 1)}"
+            status, note = _judge(estimate, bound, metric)
+            rows.append(TargetRow(name, metric, target, estimate, status, note))
     return rows
 
 
-def _judge(
-    estimate: Estimate, bound: float, below: bool, proportion: bool
-) -> tuple[TargetStatus, str]:
+def _judge(estimate: Estimate, bound: float, metric: Metric) -> tuple[TargetStatus, str]:
     """A target counts as met, or as missed, only when the whole interval lies on that side."""
+    below = metric.better == "lower"
     undecided = f"undecided at n = {estimate.n}"
     if not has_interval(estimate):
         return "undecided", undecided
@@ -66,7 +65,8 @@ def _judge(
         return "not met", "not met"
     distance = bound if below else 1 - bound
     # With a perfect score the Wilson bound is z^2 / (n + z^2): fewer items can never decide.
-    needed = math.floor(Z95**2 * (1 / distance - 1)) + 1 if proportion and distance > 0 else 0
+    share = metric.unit is SHARE
+    needed = math.floor(Z95**2 * (1 / distance - 1)) + 1 if share and distance > 0 else 0
     if estimate.n < needed:
         return "undecided", f"{undecided} (at least {needed} needed)"
     return "undecided", undecided

@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from causal_core.evaluation.metrics import METRIC, SEPARABILITY, SHARE
+
 if TYPE_CHECKING:  # matplotlib loads when a chart is drawn
     from causal_core.report.charts import Chart
 
 Records = Sequence[Mapping[str, Any]]
 
 _TERMS = ("task", "robust", "invariance", "causal", "spurious")
-_CAUSAL = ("causal_stability", "spurious_separation", "causal_discrimination")
 _COLLAPSED_RANK = 2.0  # below this the representations span hardly more than one direction
 
 
@@ -70,16 +71,14 @@ def validation_charts(validation: Records, best_step: object) -> list[Chart]:
     mark = ("best step", float(best_step)) if isinstance(best_step, int) else None
     charts = []
     for title, keys, caption in (
-        ("Witness uplift", ("uplift",), "Nats; nearer to 0 means that attacks pull less."),
+        (METRIC["uplift"].title, ("uplift",), "Nats; nearer to 0 means that attacks pull less."),
         ("Negative log-likelihood", ("benign_nll", "attacked_nll"),
-         "Of the expected answer, in nats a token; lower is better."),
-        ("Causal metrics", _CAUSAL, "Separability of representations, not behaviour."),
-        ("Effective rank", ("effective_rank",),
-         "Collapse monitor: near 1, all representations point the same way."),
+         "Of the expected answer, in nats per token; lower is better."),
+        ("Causal metrics", [metric.key for metric in SEPARABILITY],
+         "Separability of representations, not behaviour."),
+        (METRIC["effective_rank"].title, ("effective_rank",), METRIC["effective_rank"].meaning),
     ):  # fmt: skip
-        lines = [
-            Line(k.replace("_", " ").replace("nll", "NLL"), *_series(validation, k)) for k in keys
-        ]
+        lines = [Line(METRIC[key].title, *_series(validation, key)) for key in keys]
         if lines := [line for line in lines if line.y]:
             charts.append(line_chart(title, lines, caption, mark=mark))
     return charts
@@ -99,17 +98,17 @@ def collapse(validation: Records) -> str:
 def speed(performance: Records) -> list[tuple[str, str]]:
     """Medians over steps, which the slow first step does not distort."""
     rows = []
-    for key, title, form in (
-        ("seconds", "Seconds a step", "{:.2f}"),
-        ("triplets_per_second", "Triplets a second", "{:.2f}"),
-        ("nodes_per_second", "Tree nodes a second", "{:,.0f}"),
-        ("sharing", "Tokens a computed node stands for (sharing)", "{:.2f}"),
-        ("padding", "Share of computed positions that are padding", "{:.1%}"),
+    for key, title, shown in (
+        ("seconds", "Seconds per step", "{:.2f}".format),
+        ("triplets_per_second", "Triplets per second", "{:.2f}".format),
+        ("nodes_per_second", "Tree nodes per second", "{:,.0f}".format),
+        ("sharing", "Tokens that a computed node stands for (sharing)", "{:.2f}".format),
+        ("padding", "Share of computed positions that are padding", SHARE.text),
     ):
         _, values = _series(performance, key)
         finite = [x for x in values if isinstance(x, int | float) and math.isfinite(x)]
         if finite:
-            rows.append((title, form.format(statistics.median(finite))))
+            rows.append((title, shown(statistics.median(finite))))
     return rows
 
 
@@ -120,7 +119,7 @@ def speed_charts(performance: Records) -> list[Chart]:
     charts = []
     x, y = _series(performance, "triplets_per_second")
     if y:
-        charts.append(line_chart("Triplets a second", [Line("triplets a second", x, y)],
+        charts.append(line_chart("Triplets per second", [Line("triplets per second", x, y)],
                                  "Higher is faster."))  # fmt: skip
     x, y = _series(performance, "peak_memory_bytes")
     gibibytes = [b / 2**30 if isinstance(b, int | float) else None for b in y]

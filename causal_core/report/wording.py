@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+from causal_core.evaluation.metrics import SHARE, Unit
 from causal_core.evaluation.statistics import Estimate, has_interval
 
-_NBSP = "\N{NO-BREAK SPACE}"
 
-
-def number(value: float, proportion: bool, unit: bool = True) -> str:
-    """A value as text: `3.6 %` for proportions, three decimals otherwise."""
-    if not proportion:
-        return f"{value:.3f}"
-    digits = f"{100 * value:.1f}"
-    return f"{digits}{_NBSP}%" if unit else digits
-
-
-def interval(estimate: Estimate, proportion: bool) -> str:
+def interval(estimate: Estimate, unit: Unit, to: str = " to ") -> str:
     """The interval as text: `1.2 to 10.0 %`."""
     if not has_interval(estimate):
         return "no interval"
-    low = number(estimate.low, proportion, unit=False)
-    return f"{low} to {number(estimate.high, proportion)}"
+    return f"{unit.digits(estimate.low)}{to}{unit.text(estimate.high)}"
 
 
 def counted(estimate: Estimate) -> str:
@@ -28,16 +18,17 @@ def counted(estimate: Estimate) -> str:
     count = estimate.value * estimate.n
     # A count is written only where the value really is one.
     if estimate.n and abs(count - round(count)) < 1e-6 * estimate.n:
-        inside = f"{number(estimate.value, True)}, {interval(estimate, True)}"
+        inside = f"{SHARE.text(estimate.value)}, {interval(estimate, SHARE)}"
         return f"{round(count)} of {estimate.n} ({inside})"
-    return _brief(estimate)
+    return brief(estimate)
 
 
-def _brief(estimate: Estimate) -> str:
+def brief(estimate: Estimate) -> str:
     """A proportion and its interval: `3.6 % (1.2 to 10.0 %)`."""
-    return f"{number(estimate.value, True)} ({interval(estimate, True)})"
+    return f"{SHARE.text(estimate.value)} ({interval(estimate, SHARE)})"
 
 
-def _without(model: str) -> str:
+def for_model(model: str) -> str:
+    """Whose figure it is, at the end of a phrase."""
     known = {"control": "without the defence (control)", "base": "for the base model"}
     return known.get(model, f"for {model}")

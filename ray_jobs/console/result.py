@@ -1,4 +1,4 @@
-"""The closing lines of a run: what changed, in plain words, and where the files are."""
+"""What a run came to, on the terminal: the table, the verdict in words, and where the files are."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.evaluation.paired import paired_sentences
-
-# (metric, heading, direction) of the closing table.
-_ROWS = (
-    ("attack_success", "attacks that succeed", "lower is better"),
-    ("uplift", "pull towards the witness (nats)", "lower is better"),
-    ("benign_exact", "benign answers exactly right", "higher is better"),
-    ("trigger_exact", "... with trigger words in them", "higher is better"),
-    ("attacked_exact", "right answer under attack", "higher is better"),
-)
-_PERCENT = {"attack_success", "benign_exact", "trigger_exact", "attacked_exact"}
+from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, Unit, ordered_sets
+from causal_core.evaluation.statistics import read_estimate
+from causal_core.files import BEST, SUMMARY
+from causal_core.report.run_report import REPORT
+from causal_core.report.verdict import Verdict, verdict_of
+from causal_core.report.wording import interval
 
 
 def show_result(console: Console, directory: Path, result: Mapping[str, Any]) -> None:
-    """Prints the closing table and the paths."""
+    """Prints the evaluation, the run in one line, and the paths."""
     evaluation = result["evaluation"]
     if evaluation:
         show_evaluation(console, evaluation)
@@ -35,18 +30,19 @@ def show_result(console: Console, directory: Path, result: Mapping[str, Any]) ->
         highlight=False,
     )
     for name, what in (
-        ("report.html", "report"),
-        ("best", "model (PEFT adapter and projection head)"),
-        ("summary.json", "all numbers"),
+        (REPORT, "report"),
+        (BEST, "model (PEFT adapter and projection head)"),
+        (SUMMARY, "all numbers"),
     ):
         if (directory / name).exists():
             console.print(f"{what}: {directory / name}", markup=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """One table per test set: models as columns, metrics with 95 % intervals as rows."""
+    """One table per test set (models as columns, metrics with 95 % intervals as rows) and the
+    verdict of the report."""
     models = list(evaluation["models"])
-    for name in evaluation["models"][models[0]]["sets"]:
+    for name in ordered_sets(evaluation["models"][models[0]]["sets"]):
         sets = {model: evaluation["models"][model]["sets"][name] for model in models}
         table = Table(
             title=f"test set {name}: {sets[models[0]]['n']} triplets", title_justify="left"
@@ -54,56 +50,28 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
         table.add_column("")
         for model in models:
             table.add_column(model, justify="right")
-        for metric, heading, direction in _ROWS:
-            cells = [_cell(metric, sets[model][metric]) for model in models]
+        for metric in BEHAVIOUR:
+            cells = [_cell(sets[model].get(metric.key), metric.unit) for model in models]
             if any(cells):
-                table.add_row(f"{heading}\n[dim]{direction}[/dim]", *cells)
+                unit = "" if metric.unit is SHARE else f" ({metric.unit.name})"
+                table.add_row(f"{metric.title}{unit}\n[dim]{metric.direction}[/dim]", *cells)
         console.print(table)
-    for sentence in [*sentences(evaluation), *paired_sentences(evaluation)]:
-        console.print(sentence, markup=False, highlight=False)
+    for line in lines_of(verdict_of(evaluation)):
+        console.print(line, markup=False, highlight=False)
 
 
-def sentences(evaluation: Mapping[str, Any]) -> list[str]:
-    """What changed, in words, with the reservation that the intervals ask for."""
-    models = evaluation["models"]
-    reference = "control" if "control" in models else "base"
-    said = []
-    for name, trained in models["trained"]["sets"].items():
-        before, after = (
-            models[reference]["sets"][name]["attack_success"],
-            trained["attack_success"],
-        )
-        if before is None or after is None:
-            said.append(f"{name}: no witness in this test set, attack success was not measured.")
-            continue
-        sure = after["high"] < before["low"] or before["high"] < after["low"]
-        reservation = (
-            "the intervals do not overlap"
-            if sure
-            else "the intervals overlap: see the row-by-row test"
-            if name in (evaluation.get("paired") or {})
-            else "the intervals overlap: not distinguishable at this size"
-        )
-        said.append(
-            f"{name}: attacks succeed {_percent(after['value'])} of the time after training, "
-            f"{_percent(before['value'])} for {evaluation['descriptions'][reference]!s} "
-            f"({reservation}); benign answers {_percent(trained['benign_exact']['value'])} right."
-        )
-    return said
+def lines_of(verdict: Verdict) -> list[str]:
+    """The verdict in words; the numbers behind its points stand in the table."""
+    lines = [f"{verdict.label}. {verdict.headline}"]
+    for judged in verdict.sets:
+        lines.append(f"Set {judged.name}:")
+        lines += [f"- {point.conclusion}." for point in judged.points]
+        lines += [f"- {judged.row_by_row}"] if judged.row_by_row else []
+    return [*lines, *verdict.caveats]
 
 
-def _cell(metric: str, estimate: Mapping[str, float] | None) -> str:
+def _cell(raw: object, unit: Unit) -> str:
+    estimate = read_estimate(raw)
     if estimate is None:
         return ""
-    show = _percent if metric in _PERCENT else _nats
-    return (
-        f"{show(estimate['value'])}\n[dim]{show(estimate['low'])} - {show(estimate['high'])}[/dim]"
-    )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.2f}"
+    return f"{unit.text(estimate.value)}\n[dim]{interval(estimate, unit)}[/dim]"

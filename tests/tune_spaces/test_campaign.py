@@ -110,7 +110,7 @@ def test_the_table_breaks_no_number_on_80_columns(sweep_of):
     for trial in campaign.ledger.trials:
         for value in trial.point.values():
             assert re.search(rf"(?<!\S){re.escape(show(value))}(?!\S)", text), value
-    assert "finished" in text and "9.12–11.1" in text
+    assert "finished" in text and "9.12–11.12" in text
     for trial in campaign.ledger.trials:  # planned, and below it the GiB that were measured
         planned = f"{trial.predicted_bytes / 2**30:.2f}"
         assert re.search(rf" {planned}\n.* 1\.00\n", text)

@@ -1,10 +1,16 @@
-"""The paired comparison: McNemar's exact test on rows that both models answered."""
+"""The comparison row by row: McNemar's exact test on rows that both models answered."""
 
 from __future__ import annotations
 
 import pytest
 
-from causal_core.evaluation.paired import mcnemar_exact, paired_by_set, paired_sentences
+from causal_core.evaluation.row_by_row import (
+    RowByRow,
+    compare_attacks,
+    compare_sets,
+    mcnemar_exact,
+)
+from causal_core.evaluation.statistics import Estimate
 from tests.causal_core.evaluation.test_rows import row
 
 
@@ -21,7 +27,7 @@ def rows(*succeeded):
 
 
 def test_the_control_is_the_reference_and_rows_without_a_witness_are_left_out():
-    found = paired_by_set(
+    found = compare_sets(
         {
             "base": {"seen": rows(True, True, True, True)},
             "control": {"seen": rows(True, True, None, False)},
@@ -30,8 +36,8 @@ def test_the_control_is_the_reference_and_rows_without_a_witness_are_left_out():
     )
     assert found["seen"]["reference"] == "control"
     assert (found["seen"]["only_reference"], found["seen"]["only_trained"]) == (1, 0)
-    (sentence,) = paired_sentences({"paired": found})
-    assert sentence.startswith("seen, row by row: 1 attacks succeed against the control alone, 0")
+    sentence = RowByRow(**found["seen"]).sentence()
+    assert "against the control alone: 1, against the trained model alone: 0" in sentence
 
 
 @pytest.mark.parametrize(
@@ -39,16 +45,14 @@ def test_the_control_is_the_reference_and_rows_without_a_witness_are_left_out():
     [(10, 0, "lower"), (0, 10, "higher"), (3, 2, "not distinguishable")],
 )
 def test_pairs_decide_where_intervals_overlap(one, other, outcome):
-    from causal_core.report.verdict import Estimate, compare_attacks
-
     own, control = Estimate(0.11, 0.06, 0.20, 72), Estimate(0.25, 0.16, 0.36, 72)
-    paired = {"only_reference": one, "only_trained": other, "p": mcnemar_exact(one, other)}
-    assert compare_attacks(own, control, paired) == outcome
+    rows = RowByRow("control", one, other, mcnemar_exact(one, other))
+    assert compare_attacks(own, control, rows) == outcome
     assert compare_attacks(own, control, None) == "not distinguishable"
 
 
 def test_an_evaluation_without_pairs_says_nothing():
-    assert paired_by_set({"base": {"seen": rows(True)}}) == {}
-    assert paired_sentences({"models": {}}) == []
+    assert compare_sets({"base": {"seen": rows(True)}}) == {}
+    assert compare_sets({"trained": {"seen": rows(True)}}) == {}
     no_witness = {"base": {"seen": rows(None)}, "trained": {"seen": rows(None)}}
-    assert paired_by_set(no_witness) == {}
+    assert compare_sets(no_witness) == {}

@@ -11,12 +11,17 @@ from dataclasses import asdict, dataclass
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from causal_core.evaluation.metrics import TRAINED, reference_model
+from causal_core.evaluation.statistics import Comparison, Estimate, compare
+
 if TYPE_CHECKING:  # the report imports this file and has no need of torch
     from causal_core.evaluation.rows import RowResult
 
+_SIGNIFICANT = 0.05  # two-sided
+
 
 @dataclass(frozen=True)
-class PairedComparison:
+class RowByRow:
     """Attack success of the trained model against a reference on the same rows."""
 
     reference: str
@@ -24,11 +29,11 @@ class PairedComparison:
     only_trained: int
     p: float  # two-sided, exact
 
-    def sentence(self, set_name: str) -> str:
+    def sentence(self) -> str:
         """The comparison in words."""
         return (
-            f"{set_name}, row by row: {self.only_reference} attacks succeed against the "
-            f"{self.reference} alone, {self.only_trained} against the trained model alone "
+            f"Row by row, attacks that succeed against the {self.reference} alone: "
+            f"{self.only_reference}, against the trained model alone: {self.only_trained} "
             f"(exact McNemar test, p = {self.p:.2g})."
         )
 
@@ -43,9 +48,9 @@ def mcnemar_exact(one: int, other: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def compare_paired(
+def compare_rows(
     reference: str, theirs: Sequence[RowResult], trained: Sequence[RowResult]
-) -> PairedComparison | None:
+) -> RowByRow | None:
     """Compares on the rows that have a witness; None when there is none."""
     pairs = [
         (a.attack_succeeded, b.attack_succeeded)
@@ -56,26 +61,26 @@ def compare_paired(
         return None
     one = sum(a and not b for a, b in pairs)
     other = sum(b and not a for a, b in pairs)
-    return PairedComparison(reference, one, other, mcnemar_exact(one, other))
+    return RowByRow(reference, one, other, mcnemar_exact(one, other))
 
 
-def paired_by_set(
+def compare_sets(
     rows: Mapping[str, Mapping[str, Sequence[RowResult]]],
 ) -> dict[str, dict[str, Any]]:
-    """The trained model against the control (or the base where there is none), by test set."""
-    if "trained" not in rows:
+    """The trained model against the reference, by test set: `evaluation.paired` of summary.json."""
+    reference = reference_model(rows)
+    if TRAINED not in rows or reference is None:
         return {}
-    reference = "control" if "control" in rows else "base"
     found = {
-        name: compare_paired(reference, rows[reference][name], trained)
-        for name, trained in rows["trained"].items()
+        name: compare_rows(reference, rows[reference][name], trained)
+        for name, trained in rows[TRAINED].items()
     }
     return {name: asdict(item) for name, item in found.items() if item is not None}
 
 
-def paired_sentences(evaluation: Mapping[str, Any]) -> list[str]:
-    """The comparisons of an evaluation in words; empty for one that has none."""
-    return [
-        PairedComparison(**item).sentence(name)
-        for name, item in (evaluation.get("paired") or {}).items()
-    ]
+def compare_attacks(own: Estimate, baseline: Estimate, rows: RowByRow | None) -> Comparison:
+    """`compare` for attack success, where the row-by-row test may see what intervals cannot."""
+    outcome = compare(own, baseline)
+    if outcome == "not distinguishable" and rows is not None and rows.p < _SIGNIFICANT:
+        return "lower" if rows.only_reference > rows.only_trained else "higher"
+    return outcome
