@@ -95,6 +95,12 @@ class MemoryMeter:
             )  # fmt: skip
         return found
 
+    def in_brief(self) -> dict[str, int]:
+        """Both peaks of `summary`, where there are any, under the names of the run log."""
+        found = self.summary()
+        names = {"predicted_bytes": "planned", "measured_bytes": "measured"}
+        return {f"{names[key]}_memory_bytes": found[key] for key in names if key in found}
+
     def rehearsed(self) -> tuple[MemoryPlan, int] | None:
         """The plan and the measured peak, *allocated*, of what was watched so far."""
         measured = self._measured()

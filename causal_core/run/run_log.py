@@ -6,16 +6,19 @@ what depends on the clock (seconds, tokens per second, memory) goes to `performa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causal_core.config import LoggingSection
 from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records
+from causal_core.run.context import RunContext
 from causal_core.run.trackers import Tracker, open_trackers
+from causal_core.step.train_step import StepReport
 
 
 class RunLog:
@@ -45,6 +48,30 @@ class RunLog:
         self._write(PERFORMANCE_FILE, {"step": step, "time": time.time(), **values})
         self._scalars("performance", step, values)
 
+    def step(
+        self,
+        step: int,
+        about: Mapping[str, Any],
+        report: StepReport,
+        triplets: int,
+        seconds: float,
+        peak_memory_bytes: int,
+    ) -> None:
+        """One optimizer step: `about` (where the run is) and what the step reports."""
+        skipped = {} if report.applied else {"skipped": True}
+        self.metrics("train", step, {**about, **report.metrics(), **skipped})
+        self.performance(
+            step,
+            {
+                "seconds": seconds,
+                "triplets_per_second": triplets / seconds,
+                "nodes_per_second": report.nodes / seconds,
+                "sharing": report.path_tokens / max(1, report.nodes),
+                "padding": 1 - report.nodes / max(1, report.padded_nodes),
+                "peak_memory_bytes": peak_memory_bytes,
+            },
+        )
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -59,6 +86,34 @@ class RunLog:
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.scalars(numbers, step)
+
+
+class SilentRunLog(RunLog):
+    """Of all workers but rank 0: one log is enough for a run."""
+
+    def __init__(self) -> None:
+        pass
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def performance(self, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def open_run_log(context: RunContext, logging: LoggingSection, step: int) -> Iterator[RunLog]:
+    """This worker's log of a run that continues after `step`."""
+    log = (
+        RunLog(context.directory, step, logging, context.trackers)
+        if context.rank == 0
+        else SilentRunLog()
+    )
+    with contextlib.closing(log):
+        yield log
 
 
 def _is_nan(value: Any) -> bool:

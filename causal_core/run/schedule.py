@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 
+from causal_core.config import TrainSection
+
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
     """Steps of linear warm-up: the ratio of all steps, rounded up."""
     return math.ceil(total_steps * warmup_ratio)
 
 
-def learning_rate(
-    step: int, total_steps: int, peak: float, warmup_ratio: float, kind: str
-) -> float:
+def learning_rate(step: int, total_steps: int, train: TrainSection) -> float:
     """Learning rate of optimizer step `step` (from 0).
 
-    Linear warm-up to `peak`, then cosine (Loshchilov and Hutter, 2017) or linear decay towards 0
+    Linear warm-up to the peak, then cosine (Loshchilov and Hutter, 2017) or linear decay towards 0
     at `total_steps`, or constant.
     """
-    warmup = warmup_steps(total_steps, warmup_ratio)
+    peak, kind = train.learning_rate, train.schedule
+    warmup = warmup_steps(total_steps, train.warmup_ratio)
     if step < warmup:
         return peak * (step + 1) / warmup
     if kind == "constant":

@@ -66,45 +66,26 @@ def open_session(config: Config, device: torch.device) -> Session:
     # Whole columns were computed with: Arrow's pool would keep their memory for the run.
     pa.default_memory_pool().release_unused()
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
+    fingerprint = base_fingerprint(resolve_model(config.model, config.data.cache_dir), base)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
-    source = resolve_model(config.model, config.data.cache_dir)
     measured = measurements_of(model, device, cache_root(config.data.cache_dir))
     engine = build_engine(config, model, device)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
     matmul.use(measured.products)
     packing = packing_from(measured.packing_cost, device)
-    calibration = None
-    if config.resources.probe_memory:
-        from causal_core.memory.probe import rehearse
-
-        calibration = rehearse(config, engine, packing, data.train, device)
+    calibration = _calibration(config, engine, packing, data.train, device)
+    if calibration is not None:
         tokens = _token_budget(config, data.train, needs, available, calibration)
     return Session(
         data=data,
         plan=step_plan(config, len(data.train)),
         engine=engine,
-        packing=packing,
-        base_fingerprint=base_fingerprint(source, base),
+        base_fingerprint=fingerprint,
         selection=_selection(config, data.validation),
+        packing=packing,
         token_budget=tokens,
         calibration=calibration,
     )
-
-
-def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
-    """What this run began with, on all workers that of rank 0.
-
-    Others would be as exact, but a resumed run is to repeat every rounding.
-    """
-    if engine.rank == 0:
-        kept = Measurements.read(path)
-        if kept is None:
-            measured.write(path)
-        measured = kept or measured
-    values = [measured.packing_cost, LIBRARIES.index(measured.products)]
-    shared = torch.tensor(values if engine.rank == 0 else [0.0, 0.0], dtype=torch.float64)
-    cost, library = engine.sum_over_workers(shared).tolist()
-    return Measurements(cost, LIBRARIES[int(library)])
 
 
 def _available_bytes(config: Config, device: torch.device) -> int:
@@ -158,6 +139,37 @@ def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int)
             f"train.micro_batch_tokens={budget}: raise it to at least {worst[0]}, or lower "
             "data.max_length with data.overlong=drop"
         )
+
+
+def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
+    """What this run began with, on all workers that of rank 0.
+
+    Others would be as exact, but a resumed run is to repeat every rounding.
+    """
+    if engine.rank == 0:
+        kept = Measurements.read(path)
+        if kept is None:
+            measured.write(path)
+        measured = kept or measured
+    values = [measured.packing_cost, LIBRARIES.index(measured.products)]
+    shared = torch.tensor(values if engine.rank == 0 else [0.0, 0.0], dtype=torch.float64)
+    cost, library = engine.sum_over_workers(shared).tolist()
+    return Measurements(cost, LIBRARIES[int(library)])
+
+
+def _calibration(
+    config: Config,
+    engine: Engine,
+    packing: Packing,
+    dataset: TripletDataset,
+    device: torch.device,
+) -> Calibration | None:
+    """What a rehearsal of the largest triplet says of the memory plan, where it is asked for."""
+    if not config.resources.probe_memory:
+        return None
+    from causal_core.memory.probe import rehearse
+
+    return rehearse(config, engine, packing, dataset, device)
 
 
 def _selection(config: Config, validation: TripletDataset | None) -> CheckpointSection:

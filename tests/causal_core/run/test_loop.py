@@ -27,7 +27,7 @@ from causal_core.errors import (
     StorageError,
     UserError,
 )
-from causal_core.run import loop
+from causal_core.run import loop, saving
 from causal_core.run.context import LocalContext
 from tests.tiny_run import metric_lines, tiny_config
 
@@ -110,7 +110,7 @@ def test_two_cuts_in_a_row_across_an_epoch_boundary(tiny_model_directory, tiny_d
 def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_path, monkeypatch):
     run(config, tmp_path)
     seen = {}
-    original = loop.load_checkpoint
+    original = saving.load_checkpoint
 
     def spy(directory, engine, *rest):
         before = dict(engine.model.trainable_parameters())
@@ -119,7 +119,7 @@ def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_p
         seen.update(before=before, after=after, optimizer=engine.optimizer)
         return state
 
-    monkeypatch.setattr(loop, "load_checkpoint", spy)
+    monkeypatch.setattr(saving, "load_checkpoint", spy)
     run(config, tmp_path)
     assert seen["before"].keys() == seen["after"].keys()
     assert all(seen["before"][name] is p for name, p in seen["after"].items())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from causal_core.config import TrainSection
 from causal_core.run.schedule import learning_rate, warmup_steps
 from causal_core.tokens.batches import StepPlan, share
 
@@ -60,7 +61,8 @@ def test_shares_partition_the_batch_and_are_balanced(costs, workers):
 @given(total=st.integers(1, 300), ratio=st.floats(0, 0.9))
 def test_the_schedule_warms_up_to_the_peak_and_never_passes_it(total, ratio):
     for kind in ("cosine", "linear", "constant"):
-        rates = [learning_rate(s, total, 1.0, ratio, kind) for s in range(total)]
+        train = TrainSection(learning_rate=1.0, warmup_ratio=ratio, schedule=kind)
+        rates = [learning_rate(s, total, train) for s in range(total)]
         warmup = warmup_steps(total, ratio)
         assert all(0 < r <= 1.0 for r in rates)
         assert rates[: warmup + 1] == sorted(rates[: warmup + 1])

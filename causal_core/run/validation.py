@@ -1,0 +1,81 @@
+"""Validation inside a run: every worker scores its rows, all of them get all results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from causal_core.config import Config
+from causal_core.evaluation.rows import evaluate_rows
+from causal_core.evaluation.scoring import Scores, score_triplets
+from causal_core.loss.objective import is_contrastive
+from causal_core.run.context import RunContext
+from causal_core.run.session import Session
+from causal_core.tokens.dataset import TripletDataset
+from causal_core.tokens.triplet import TripletTokens
+from causal_core.trees.needs import BRANCHES
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation of one worker's run, after any optimizer step."""
+
+    config: Config
+    session: Session
+    context: RunContext
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the whole validation data, the same on all workers; none without data."""
+        dataset = self.session.data.validation
+        if dataset is None:
+            return {}
+        scores = self._scores([dataset.tokens(i) for i in range(len(dataset))])
+        metrics = scores.summary(is_contrastive(self.config.loss))
+        if self.session.selection.metric == "attack_success":
+            metrics["attack_success"] = self._attack_success(dataset)
+        return metrics
+
+    def _scores(self, triplets: list[TripletTokens]) -> Scores:
+        """The scores of all triplets: a sum over workers puts every worker's rows together."""
+        rows, engine = self._rows(len(triplets)), self.session.engine
+        mine = [triplets[i] for i in rows]
+        head_trained = is_contrastive(self.config.loss)
+        budget = self.session.token_budget
+        own = score_triplets(engine.model, mine, self.context.device, budget, head_trained)
+        if rows == range(len(triplets)):
+            return own
+        width = engine.model.projection.input.in_features
+        branches = len(BRANCHES) if head_trained else 1
+        merged: dict[str, Any] = {}
+        for name, values in vars(own).items():
+            vectors = name in ("z", "pooled")
+            shape = (len(triplets), branches, width) if vectors else (len(triplets),)
+            full = torch.zeros(shape, dtype=torch.float64)
+            if mine:
+                full[rows.start :: rows.step] = torch.as_tensor(values, dtype=torch.float64)
+            merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
+        return Scores(**merged)
+
+    def _attack_success(self, dataset: TripletDataset) -> float:
+        """Share of the attacks that succeed, by greedy answers."""
+        rows = evaluate_rows(
+            self.session.engine.model,
+            self.session.data.encoder,
+            dataset,
+            self._rows(len(dataset)),
+            self.config.evaluation,
+            self.context.device,
+            head_trained=False,
+        )
+        judged = [row.attack_succeeded for row in rows if row.attack_succeeded is not None]
+        counts = torch.tensor([float(sum(judged)), float(len(judged))], dtype=torch.float64)
+        successes, attacks = self.session.engine.sum_over_workers(counts).tolist()
+        return successes / max(1.0, attacks)
+
+    def _rows(self, count: int) -> range:
+        """This worker's rows: all of them, where a forward takes all workers together."""
+        if self.session.engine.collective_forward:
+            return range(count)
+        return range(self.context.rank, count, self.context.world_size)
