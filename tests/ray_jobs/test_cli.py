@@ -1,22 +1,23 @@
-"""The command line from outside: exit codes, messages, and a whole tiny run with its report."""
+"""The command line from outside: exit codes, messages, and a whole tiny run with its report.
+
+Commands run in this process (tests/command_line.py). As programs of their own run a usage error,
+what must not be imported and, slow, a whole training.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
 
+from ray_jobs.cli import main
+from tests.command_line import command, program
 from tests.tiny_run import tiny_config
 
 
-def causal(*arguments, module="ray_jobs.cli"):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def causal(*arguments):
+    return command(main, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,11 @@ def test_exit_codes_and_messages(arguments, code, message):
     assert "Traceback" not in outcome.stderr
 
 
+def test_the_program_leaves_with_the_same_code():
+    outcome = program("-m", "ray_jobs.cli", "train", "x.yaml", "--frehs")
+    assert outcome.returncode == 2 and "No such option" in outcome.stderr
+
+
 def test_a_config_error_ends_before_anything_is_written(config_file, tmp_path):
     outcome = causal("train", config_file, f"run.dir={tmp_path / 'new'}", "train.epoch=3")
     assert outcome.returncode == 1 and "did you mean `epochs`" in outcome.stderr
@@ -62,13 +68,13 @@ def test_a_config_error_ends_before_anything_is_written(config_file, tmp_path):
 
 @pytest.mark.slow
 def test_the_raw_entry_point_is_the_same_code_path(config_file, tmp_path):
-    outcome = causal(
-        "--config", config_file, "--no-evaluate", "--json", f"run.dir={tmp_path}",
-        "train.max_steps=1", module="ray_jobs.train",
+    outcome = program(
+        "-m", "ray_jobs.train", "--config", config_file, "--no-evaluate", "--json",
+        f"run.dir={tmp_path}", "train.max_steps=1",
     )  # fmt: skip
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["run"]["steps"] == 1
-    refused = causal("--config", config_file, "train.epoch=1", module="ray_jobs.train")
+    refused = program("-m", "ray_jobs.train", "--config", config_file, "train.epoch=1")
     assert refused.returncode == 1 and "did you mean" in refused.stderr
 
 
@@ -118,11 +124,8 @@ def test_plan_counts_without_weights(config_file):
 
 def test_help_is_quick_to_import():
     code = "import sys, ray_jobs.cli; print([m for m in ('torch','ray','transformers','pyarrow') "
-    outcome = subprocess.run(
-        [sys.executable, "-c", code + "if m in sys.modules])"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert outcome.stdout.strip() == "[]"
+    outcome = program("-c", code + "if m in sys.modules])")
+    assert outcome.stdout.strip() == "[]", outcome.stderr
 
 
 def test_verify_resume_compares_every_tensor(config_file):

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests.command_line import command, program
 from tests.tune_spaces.sweeps import SPACE, write_sweep
-
-
-def python(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+from tune_spaces.cli import main
 
 
 def tune(*arguments):
-    return python("-m", "tune_spaces.cli", "tune", *arguments)
+    return command(main, "tune", *arguments)
 
 
 @pytest.fixture
@@ -33,7 +27,7 @@ def test_the_program_has_all_commands_and_starts_light():
         "print([m for m in ('torch','ray','transformers','pyarrow','optuna') if m in sys.modules],"
         "sorted(i.name or i.callback.__name__ for i in c.app.registered_commands))"
     )
-    outcome = python("-c", code)
+    outcome = program("-c", code)
     assert outcome.stdout.startswith("[]"), outcome.stdout + outcome.stderr
     assert "'train'" in outcome.stdout and "'tune'" in outcome.stdout
 

@@ -84,17 +84,27 @@ def command(nodes, tmp_path, say):
     return run
 
 
+SUBMIT = ("causal", "submit", "--", "evaluate", "/nowhere")
+
+
 def test_only_the_token_submits_and_the_exit_code_is_the_jobs(nodes, command):
-    submit = ("causal", "submit", "--", "evaluate", "/nowhere")
     assert nodes.http_status("/api/jobs/") == 401
     assert nodes.http_status("/api/jobs/", "0" * 64) == 403
-    assert "needs a token" in command(*submit, token="", code=1)
-    assert "refused this environment's token" in command(*submit, token="0" * 64, code=1)
+    assert "needs a token" in command(*SUBMIT, token="", code=1)
+    assert "refused this environment's token" in command(*SUBMIT, token="0" * 64, code=1)
+    output = command(*SUBMIT, code=1)  # the user's error, found by the job
+    assert "no finished run" in output and "exit code 1" in output
+
+
+@pytest.mark.slow
+def test_a_job_is_listed_and_its_log_stays(nodes, command):
+    """Faster, with a job server that is none: test_jobs_command.py."""
     raw = ("ray", "job", "submit", "--address", nodes.address, "--", "echo", "reached")
     assert "reached" not in command(*raw, token="", code=1).replace("echo reached", "")
-    output = command(*submit, code=1)  # the user's error, found by the job
-    assert "no finished run" in output and "exit code 1" in output
-    (job,) = json.loads(command("causal", "jobs", "list", "--json"))
+    before = {job["job"] for job in json.loads(command("causal", "jobs", "list", "--json"))}
+    command(*SUBMIT, code=1)
+    listed = json.loads(command("causal", "jobs", "list", "--json"))
+    (job,) = [job for job in listed if job["job"] not in before]
     assert job["status"] == "FAILED" and job["exit_code"] == 1
     assert "no finished run" in command("causal", "jobs", "logs", job["job"])
     assert "has ended already" in command("causal", "jobs", "stop", job["job"])
