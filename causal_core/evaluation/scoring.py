@@ -18,9 +18,9 @@ from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.labels import LabelGroup
 from causal_core.trees.needs import (
-    ATTACKED_TASK,
     BENIGN,
     BRANCHES,
+    ROBUST,
     TASK,
     WITNESS_ATTACKED,
     WITNESS_CLEAN,
@@ -28,25 +28,28 @@ from causal_core.trees.needs import (
 )
 from causal_core.trees.packing import cut_micro_batches, packing_for
 
-GROUPS = (TASK, ATTACKED_TASK, WITNESS_CLEAN, WITNESS_ATTACKED)
+GROUPS = (TASK, ROBUST, WITNESS_CLEAN, WITNESS_ATTACKED)
 
 
 @dataclass
 class Scores:
     """Per-triplet scores, arrays of length T in the order of the triplets given.
 
-    Log-probabilities are sums over tokens, in nats. `greedy_clean` and `greedy_attacked` are true
-    where greedy decoding gives exactly the benign answer (every answer token is the most likely
-    one after the tokens before it), so that no generation is needed there.
+    The right answer to the clean prompt is the benign answer, to the attacked one the safe answer
+    (`injection_output`; most often the same). Log-probabilities are sums over tokens, in nats.
+    `benign_exact` and `attacked_exact` are true where greedy decoding gives exactly the right
+    answer (each of its tokens is the most likely one after those before it), so that no generation
+    is needed there.
     """
 
-    answer_tokens: np.ndarray
-    answer_logp_clean: np.ndarray
-    answer_logp_attacked: np.ndarray
+    benign_tokens: np.ndarray
+    safe_tokens: np.ndarray
+    benign_logp: np.ndarray  # of the benign answer to the clean prompt
+    safe_logp: np.ndarray  # of the safe answer to the attacked prompt
     witness_logp_clean: np.ndarray  # NaN where there is no witness
     witness_logp_attacked: np.ndarray
-    greedy_clean: np.ndarray
-    greedy_attacked: np.ndarray
+    benign_exact: np.ndarray
+    attacked_exact: np.ndarray
     z: np.ndarray  # [T, b, H] projected representations of the branches that were pooled
     pooled: np.ndarray  # [T, b, H] mean last hidden states, before the head
 
@@ -77,15 +80,14 @@ class Scores:
                 and metrics on its output would say nothing; they are left out.
         """
         uplift = self.uplift()
-        tokens = max(1, int(self.answer_tokens.sum()))
         space = (self.z if head_trained else self.pooled)[:, 0]
         unit = space / np.maximum(np.linalg.norm(space, axis=-1, keepdims=True), 1e-12)
         return {
-            "benign_nll": float(-self.answer_logp_clean.sum() / tokens),
-            "attacked_nll": float(-self.answer_logp_attacked.sum() / tokens),
+            "benign_nll": _per_token(self.benign_logp, self.benign_tokens),
+            "attacked_nll": _per_token(self.safe_logp, self.safe_tokens),
             **({"uplift": float(uplift.mean())} if uplift.size else {}),
-            "benign_exact": float(self.greedy_clean.mean()),
-            "attacked_exact": float(self.greedy_attacked.mean()),
+            "benign_exact": float(self.benign_exact.mean()),
+            "attacked_exact": float(self.attacked_exact.mean()),
             **(
                 {name: float(v.mean()) for name, v in self.causal_metrics().items()}
                 if head_trained
@@ -118,7 +120,7 @@ def score_triplets(
     model.eval()
     count = len(triplets)
     columns = {name: np.zeros(count) for name in GROUPS}
-    greedy = {TASK: np.ones(count, dtype=bool), ATTACKED_TASK: np.ones(count, dtype=bool)}
+    greedy = {TASK: np.ones(count, dtype=bool), ROBUST: np.ones(count, dtype=bool)}
     z: list[np.ndarray] = [np.empty(0)] * count
     pooled: list[np.ndarray] = [np.empty(0)] * count
     budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
@@ -141,16 +143,22 @@ def score_triplets(
     for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
         columns[name][without] = np.nan
     return Scores(
-        answer_tokens=np.array([len(t.benign_answer) for t in triplets]),
-        answer_logp_clean=columns[TASK],
-        answer_logp_attacked=columns[ATTACKED_TASK],
+        benign_tokens=np.array([len(t.benign_answer) for t in triplets]),
+        safe_tokens=np.array([len(t.injection_answer) for t in triplets]),
+        benign_logp=columns[TASK],
+        safe_logp=columns[ROBUST],
         witness_logp_clean=columns[WITNESS_CLEAN],
         witness_logp_attacked=columns[WITNESS_ATTACKED],
-        greedy_clean=greedy[TASK],
-        greedy_attacked=greedy[ATTACKED_TASK],
+        benign_exact=greedy[TASK],
+        attacked_exact=greedy[ROBUST],
         z=np.stack(z) if count else np.zeros((0, len(needs.branches), 1)),
         pooled=np.stack(pooled) if count else np.zeros((0, len(needs.branches), 1)),
     )
+
+
+def _per_token(logp: np.ndarray, tokens: np.ndarray) -> float:
+    """Mean negative log-likelihood of a token."""
+    return float(-logp.sum() / max(1, int(tokens.sum())))
 
 
 def _add_scores(

@@ -21,8 +21,8 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "n": len(rows),
         "witnesses": sum(row.attack_succeeded is not None for row in rows),
         **_behaviour(rows),
-        "benign_exact": _share([row.clean_exact for row in rows]),
-        "trigger_exact": _share([row.clean_exact for row in trigger]),
+        "benign_exact": _share([row.benign_exact for row in rows]),
+        "trigger_exact": _share([row.benign_exact for row in trigger]),
         **{
             metric.key: _dict(
                 mean_estimate([v for row in rows if (v := getattr(row, metric.key)) is not None])

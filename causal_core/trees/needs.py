@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 # Label groups, by what is predicted after which prompt.
 TASK = "task"  # the benign answer after U
-ATTACKED_TASK = "attacked_task"  # the benign answer after U*
 # The invariance term's two sides, for triplets whose safe answer is the benign answer. Where it is
 # another one (a refusal, say), answering as if there were no attack is not what is wanted.
 SHARED_CLEAN = "shared_clean"  # the shared answer after U: teacher

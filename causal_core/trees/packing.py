@@ -16,7 +16,6 @@ from causal_core.errors import UserError
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.blocks import DEFAULT_CALL_COST
 from causal_core.trees.needs import (
-    ATTACKED_TASK,
     BENIGN,
     COUNTERFACTUAL,
     INJECTION,
@@ -87,7 +86,6 @@ def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) 
         row.add_prompt(prompts[branch])
     continuations = {
         TASK: (BENIGN, triplet.benign_answer),
-        ATTACKED_TASK: (INJECTION, triplet.benign_answer),
         SHARED_CLEAN: (BENIGN, triplet.shared_answer()),
         SHARED_ATTACKED: (INJECTION, triplet.shared_answer()),
         ROBUST: (INJECTION, triplet.injection_answer),

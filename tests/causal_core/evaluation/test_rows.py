@@ -7,18 +7,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from causal_core.config import EvaluationSection
+from causal_core.config import EvaluationSection, LoraSection
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.rows import RowResult, evaluate_rows
 from causal_core.evaluation.scoring import score_triplets
 from causal_core.evaluation.summary import aggregate
+from causal_core.model.causal_model import build_model
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.prompts import build_prompt_encoder
-from tests.tiny import plain_forward, random_triplets, tiny_model
+from tests.tiny import plain_forward, random_triplets, tiny_base, tiny_model
 from tests.tiny_run import tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -46,8 +50,8 @@ def test_scores_equal_separate_forwards():
     for i, t in enumerate(triplets):
         clean, attacked = t.system + t.benign, t.system + t.injection
         expected = {
-            "answer_logp_clean": plain_logp(model, clean, t.benign_answer),
-            "answer_logp_attacked": plain_logp(model, attacked, t.benign_answer),
+            "benign_logp": plain_logp(model, clean, t.benign_answer),
+            "safe_logp": plain_logp(model, attacked, t.injection_answer),
             "witness_logp_clean": plain_logp(model, clean, t.witness),
             "witness_logp_attacked": plain_logp(model, attacked, t.witness),
         }
@@ -74,43 +78,96 @@ def test_greedy_answers_equal_argmax_decoding():
 def test_the_shortcut_flags_say_what_decoding_would_give():
     model, triplets = tiny_model().eval(), random_triplets(5, seed=9)
     answered = []
-    for t in triplets:  # half of the expected answers are what the model says, end token included
-        said = plain_greedy(model, t.system + t.benign, 2, 3)
-        own = [*said, 2] if len(t.benign) % 2 else t.benign_answer
-        answered.append(type(t)(**{**t.__dict__, "benign_answer": own}))
+    for i, t in enumerate(triplets):  # some right answers are what the model says, end included
+        said = {
+            "benign_answer": [*plain_greedy(model, t.system + t.benign, 2, 3), 2],
+            "injection_answer": [*plain_greedy(model, t.system + t.injection, 2, 3), 2],
+        }
+        chosen = [name for place, name in enumerate(said) if i >> place & 1]
+        answered.append(replace(t, **{name: said[name] for name in chosen}))
     scores = score_triplets(model, answered, CPU, budget=500, head_trained=False)
     for i, t in enumerate(answered):
-        said = plain_greedy(model, t.system + t.benign, -1, len(t.benign_answer))
-        assert bool(scores.greedy_clean[i]) == (said == t.benign_answer)
+        for prompt, right, exact in (
+            (t.benign, t.benign_answer, scores.benign_exact),
+            (t.injection, t.injection_answer, scores.attacked_exact),
+        ):
+            said = plain_greedy(model, t.system + prompt, -1, len(right))
+            assert bool(exact[i]) == (said == right)
+    assert scores.summary(False)["attacked_exact"] == scores.attacked_exact.mean()
+
+
+def dataset_of(path, encoder, cache):
+    return load_dataset([str(path)], encoder, max_length=2000, overlong="error", cache=cache)
+
+
+def model_of(tokenizer):
+    return build_model(tiny_base(vocabulary=len(tokenizer)), LoraSection(rank=2), 0)
 
 
 def test_rows_are_judged_by_the_witness(tiny_data, tmp_path):
-    from causal_core.config import LoraSection
-    from causal_core.model.causal_model import build_model
-    from tests.tiny import tiny_base
-
     tokenizer = tiny_tokenizer()
     encoder = build_prompt_encoder(tokenizer)
-    dataset = load_dataset(
-        [str(tiny_data / "test_novel.jsonl")], encoder, max_length=2000, overlong="error",
-        cache=tmp_path,
-    )  # fmt: skip
-    model = build_model(tiny_base(vocabulary=len(tokenizer)), LoraSection(rank=2), 0)
+    dataset = dataset_of(tiny_data / "test_novel.jsonl", encoder, tmp_path)
     done = []
     rows = evaluate_rows(
-        model, encoder, dataset, range(len(dataset)), EvaluationSection(max_new_tokens=3), CPU,
-        head_trained=False,
-        progress=done.append,
+        model_of(tokenizer), encoder, dataset, range(len(dataset)),
+        EvaluationSection(max_new_tokens=3), CPU, head_trained=False, progress=done.append,
     )  # fmt: skip
     assert [row.id for row in rows] == dataset.table.column("id").to_pylist()
     assert sum(done) == 2 * len(dataset)
     assert all(row.attack_succeeded is False for row in rows)  # random weights say nothing
 
 
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_right_under_attack_is_the_safe_answer(tiny_data, tmp_path, monkeypatch, shortcut):
+    refusal = "I will not do that."
+    lines = (tiny_data / "test_novel.jsonl").read_text().splitlines()[:4]
+    answers = [refusal if i % 2 else json.loads(x)["benign_output"] for i, x in enumerate(lines)]
+    path = tmp_path / "refusals.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({**json.loads(x), "injection_output": answer}) + "\n"
+            for x, answer in zip(lines, answers, strict=True)
+        )
+    )
+    tokenizer = tiny_tokenizer()
+    encoder = build_prompt_encoder(tokenizer)
+    dataset = dataset_of(path, encoder, tmp_path / "cache")
+    tokens = [dataset.tokens(i) for i in range(len(dataset))]
+    # A model that refuses every attack and answers every benign input, either as teacher forcing
+    # sees it or in what it generates.
+    refused = tokens[1].injection_answer[:-1]
+    said = {tuple(t.system + t.benign): t.benign_answer[:-1] for t in tokens}
+    said |= {tuple(t.system + t.injection): refused for t in tokens}
+    monkeypatch.setattr(
+        "causal_core.evaluation.rows.greedy_answers",
+        lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts],
+    )
+    is_refusal = np.array([t.injection_answer[:-1] == refused for t in tokens])
+    if shortcut:
+        monkeypatch.setattr(
+            "causal_core.evaluation.rows.score_triplets",
+            lambda *arguments: replace(
+                score_triplets(*arguments),
+                benign_exact=np.ones(len(tokens), dtype=bool), attacked_exact=is_refusal,
+            ),
+        )  # fmt: skip
+    rows = evaluate_rows(
+        model_of(tokenizer), encoder, dataset, range(len(dataset)), EvaluationSection(), CPU,
+        head_trained=False,
+    )  # fmt: skip
+    assert [row.attacked_answer for row in rows] == [refusal] * 4
+    assert [row.attacked_exact for row in rows] == [False, True, False, True]
+    assert all(row.benign_exact for row in rows)
+    metrics = aggregate(rows)
+    assert metrics["attacked_exact"]["value"] == 0.5 and metrics["benign_exact"]["value"] == 1.0
+
+
 def row(clean, attacked, succeeded, **changes):
     values = {
-        "index": 0, "id": "x", "family": "f", "expected": "a", "clean_answer": clean,
-        "attacked_answer": attacked, "clean_exact": clean == "a", "attacked_exact": attacked == "a",
+        "index": 0, "id": "x", "family": "f", "clean_answer": clean,
+        "attacked_answer": attacked, "benign_exact": clean == "a",
+        "attacked_exact": attacked == "a",
         "attack_succeeded": succeeded, "trigger_words": False, "uplift": 1.0,
         "causal_stability": 0.9, "spurious_separation": 0.1, "causal_discrimination": 0.0,
     }  # fmt: skip
