@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,34 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+@contextmanager
+def whole_or_absent(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary path to write to: it becomes `path` when the block ends, and goes if it fails.
+
+    So readers find the earlier file or the new one, never a part. Several processes, on several
+    machines, may write the same path at once: the last one to finish wins.
+
+    Args:
+        durable: The bytes are on the disk before the name is, so that a power cut leaves no empty
+            file either.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Writes a file (text as UTF-8), whole or not at all, and returns its path."""
+    with whole_or_absent(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
 
 
 def set_aside(directory: Path) -> Path | None:
@@ -75,11 +100,7 @@ def file_digest(path: Path, cache: Path) -> str:
     with path.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     if _stamp(path) == before and _is_settled(path):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            json.dump({"stamp": before, "sha256": digest}, target)
-        Path(temporary).replace(entry)
+        write_whole(entry, json.dumps({"stamp": before, "sha256": digest}))
     return digest
 
 

@@ -74,7 +74,7 @@ def generate(
     Example: causal data generate data/demo --train 500 --seed 7
     """
     from causal_core.data.leaks import check_leaks
-    from causal_core.data.writer import atomic_path, to_table, write_triplets
+    from causal_core.data.writer import new_file, to_table, write_triplets
     from causal_core.generator.generate import generate_dataset
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
@@ -97,7 +97,7 @@ def generate(
         for split, rows in dataset.items():
             write_triplets(to_table(rows), paths[split], overwrite=force)
         # Written last: its presence says that the data set is complete.
-        with atomic_path(about_path, overwrite=force) as temporary:
+        with new_file(about_path, overwrite=force) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(about))
@@ -233,13 +233,13 @@ def _refuse_inputs(written: Path, files: list[str]) -> None:
 def _read(files: list[str], quarantine: Path | None, force: bool) -> ReadResult:
     """Read all files; bad rows go to the quarantine file, if one is wanted, while reading."""
     from causal_core.data.reader import BadRow, read_triplets
-    from causal_core.data.writer import atomic_path
+    from causal_core.data.writer import new_file
 
     if quarantine is None:
         return read_triplets(files, on_error="collect")
     _refuse_inputs(quarantine, files)
     with (
-        atomic_path(quarantine, overwrite=force) as temporary,
+        new_file(quarantine, overwrite=force) as temporary,
         temporary.open("w", encoding="utf-8") as handle,
     ):
 

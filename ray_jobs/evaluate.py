@@ -14,7 +14,7 @@ from causal_core.errors import UserError
 from causal_core.evaluation.row_by_row import compare_sets
 from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.summary import aggregate, examples
-from causal_core.files import METRICS_FILE, read_records
+from causal_core.files import METRICS_FILE, read_records, write_whole
 from causal_core.loss.objective import is_contrastive
 from causal_core.pretrained.loading import load_tokenizer
 from causal_core.tokens.dataset import TripletDataset
@@ -123,9 +123,7 @@ def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any])
                 if isinstance(value, dict) and "value" in value
             }
             lines.append({"kind": "evaluation", "step": step, "model": model, "set": name, **flat})
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:

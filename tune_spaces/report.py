@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.amounts import gib
-from causal_core.report.html import render, write_page
+from causal_core.files import write_whole
+from causal_core.report.html import render
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.charts import (
@@ -32,7 +33,7 @@ _BESIDE = ("benign_exact", "attack_success", "peak_memory_bytes")  # to draw one
 def write_report(campaign: Campaign) -> Path:
     """Writes report.html into the sweep's directory and returns its path."""
     page = render("sweep.html.j2", _context(campaign), "tune_spaces")
-    return write_page(campaign.sweep.directory / REPORT, page)
+    return write_whole(campaign.sweep.directory / REPORT, page)
 
 
 def _context(campaign: Campaign) -> dict[str, Any]:

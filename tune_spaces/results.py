@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from causal_core.errors import ConfigError
+from causal_core.files import whole_or_absent, write_whole
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked
 from tune_spaces.objectives import OBJECTIVES
@@ -35,11 +36,11 @@ def summary_of(campaign: Campaign) -> dict[str, Any]:
         "pareto": front,
         "best": front[0] if front else None,
         "ended_early_because": campaign.ledger.exhausted,
-        "trials": [_plain(trial) for trial in trials],
+        "trials": [_described(trial) for trial in trials],
     }
 
 
-def _plain(trial: Trial) -> dict[str, Any]:
+def _described(trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "status": trial.status,
@@ -78,9 +79,8 @@ def write_results(campaign: Campaign) -> Path:
         ]
     )  # fmt: skip
     path = sweep.directory / RESULTS
-    temporary = path.with_name(f".{RESULTS}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    temporary.replace(path)
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     return path
 
 
@@ -135,7 +135,4 @@ def write_best(campaign: Campaign) -> Path | None:
     config = campaign.config_of(trial)
     config.run.dir = str(campaign.sweep.directory / BEST_RUN)
     text = f"# Trial {trial.number} of the sweep in {campaign.sweep.directory}\n{config.to_yaml()}"
-    temporary = path.with_name(f".{BEST_CONFIG}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_whole(path, text)

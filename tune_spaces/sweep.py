@@ -11,7 +11,7 @@ from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, RunFailedError, UserError
-from causal_core.files import cache_root, set_aside
+from causal_core.files import cache_root, set_aside, write_whole
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from ray_jobs.console.quiet import quiet_libraries
@@ -68,7 +68,7 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
             plan = _plan(sweep, survey(sweep, gate), data, steps)
         _show_plan(console, sweep, plan)
     ledger.begin(sweep)
-    (directory / CONFIG).write_text(sweep.to_yaml(), encoding="utf-8")
+    write_whole(directory / CONFIG, sweep.to_yaml())
     campaign = Campaign(sweep, ledger, gate, _threads(sweep))
     campaign.settle()
     if campaign.is_over():

@@ -10,14 +10,13 @@ import json
 import logging
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from causal_core.config import Config, run_directory
 from causal_core.config_file import parse_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.summary import aggregate
-from causal_core.files import BEST, CONFIG, METRICS_FILE, SUMMARY, read_records
+from causal_core.files import BEST, CONFIG, METRICS_FILE, SUMMARY, read_records, write_whole
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.training.trainer import fit
@@ -45,20 +44,20 @@ def run_trial(job: Mapping[str, Any]) -> None:
     config = parse_config(job["config"])
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / CONFIG, config.to_yaml())
+    write_whole(directory / CONFIG, config.to_yaml())
     try:
         summary = fit(config, callbacks=[TuneReportCallback()])
         if not summary["finished"]:
             raise RunFailedError(f"stopped at step {summary['steps']}, as asked")
-        write_atomically(directory / SUMMARY, json.dumps(_summary(config, summary)) + "\n")
+        write_whole(directory / SUMMARY, json.dumps(_summary(config, summary)) + "\n")
         outcome = {"status": "finished", "metrics": judge(config), "steps": summary["steps"]}
     except (UserError, RunFailedError) as error:
         steps, metrics = cost(directory)
         outcome = {"status": "failed", "reason": str(error), "metrics": metrics, "steps": steps}
     except Exception:
-        write_atomically(directory / ERROR, traceback.format_exc())
+        write_whole(directory / ERROR, traceback.format_exc())
         raise
-    write_atomically(directory / OUTCOME, json.dumps(outcome, allow_nan=False) + "\n")
+    write_whole(directory / OUTCOME, json.dumps(outcome, allow_nan=False) + "\n")
 
 
 def judge(config: Config) -> dict[str, dict[str, Any]]:
@@ -82,13 +81,6 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
         if record["step"] == best_step and record.get("benign_nll") is not None:
             metrics["benign_nll"] = {"value": record["benign_nll"]}
     return {**metrics, **cost(directory)[1]}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _summary(config: Config, summary: Mapping[str, Any]) -> dict[str, Any]:

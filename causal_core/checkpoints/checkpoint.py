@@ -36,6 +36,7 @@ from causal_core.errors import (
     NewerFormatError,
     StorageError,
 )
+from causal_core.files import write_whole
 from causal_core.model.causal_model import CausalModel
 
 FORMAT_VERSION = 1
@@ -117,9 +118,7 @@ def save_checkpoint(
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
         "tensors": {name: tensor_sha256(w) for name, w in weights.items()},
     }
-    partial = directory / f"{MANIFEST}.partial"
-    _write_json(partial, manifest)
-    partial.replace(directory / MANIFEST)
+    _write_json(directory / MANIFEST, manifest)
 
 
 def verify_checkpoint(directory: Path) -> dict[str, Any]:
@@ -251,7 +250,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 def tensor_sha256(tensor: Tensor) -> str:
     """sha256 over a tensor's bytes, type and shape."""
-    value = _plain(tensor)
+    value = _for_file(tensor)
     digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
     digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -352,12 +351,12 @@ def _adapter_parameter(key: str) -> str:
     return f"{_PEFT_PREFIX}{stem}.default.{leaf}"
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _for_file(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _sha256(path: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,31 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
+from causal_core.files import whole_or_absent
 
 _BATCH_ROWS = 4096
 
 
 @contextmanager
-def atomic_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it becomes `path`, on failure it goes.
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """`whole_or_absent` for a file of data: through to the disk, and nothing lost by mistake.
 
     Raises:
         DataError: `path` exists and `overwrite` is false, or it cannot be written.
     """
     if path.exists() and not overwrite:
         raise DataError.in_file(path, "exists already; give --force to overwrite it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())  # the bytes must be on disk before the name is
-        temporary.replace(path)
+        with whole_or_absent(path, durable=True) as temporary:
+            yield temporary
     except OSError as problem:
         raise DataError.in_file(path, f"cannot be written: {problem.strerror}") from problem
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def to_table(triplets: Iterable[Triplet]) -> pa.Table:
@@ -58,7 +51,7 @@ def write_triplets(table: pa.Table, path: Path, *, overwrite: bool = False) -> N
     kind = path.suffix.lower()
     if kind not in (".jsonl", ".parquet"):
         raise DataError.in_file(path, "unknown kind of file; write .jsonl or .parquet")
-    with atomic_path(path, overwrite=overwrite) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         if kind == ".parquet":
             pq.write_table(table, temporary, compression="zstd", row_group_size=16 * _BATCH_ROWS)
             return

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_core.files import write_whole
 from causal_core.model import matmul
 from causal_core.model.attention import tree_attention_forward
 from causal_core.model.causal_model import CausalModel
@@ -54,12 +53,7 @@ class Measurements:
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            json.dump(asdict(self), target)
-            target.write("\n")
-        Path(temporary).replace(path)
+        write_whole(path, json.dumps(asdict(self)) + "\n")
 
 
 def measure(model: CausalModel, device: torch.device) -> Measurements:

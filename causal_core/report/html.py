@@ -6,9 +6,7 @@ Training text is hostile by nature, so every value that a template prints is fir
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from causal_core.report.visible_text import visible
@@ -31,17 +29,6 @@ def render(template: str, context: Mapping[str, Any], package: str = _HERE) -> s
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(context)
-
-
-def write_page(path: Path, page: str) -> Path:
-    """Writes a page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _finalize(value: Any) -> Any:

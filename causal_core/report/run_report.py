@@ -18,10 +18,10 @@ import yaml
 
 from causal_core.errors import UserError
 from causal_core.evaluation.metrics import METRIC, TEST_METRICS, TRAINED, reference_model
-from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, SUMMARY, read_records
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, SUMMARY, read_records, write_whole
 from causal_core.report import evaluation_section as evaluation
 from causal_core.report import training_section as training
-from causal_core.report.html import render, write_page
+from causal_core.report.html import render
 from causal_core.report.verdict import rows_compared, verdict_of
 
 REPORT = "report.html"
@@ -50,7 +50,7 @@ def write_report(run_directory: Path) -> Path:
         UserError: the directory has no readable `summary.json`.
     """
     run = _read(run_directory)
-    return write_page(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
+    return write_whole(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
 
 
 def _read(directory: Path) -> _Run:

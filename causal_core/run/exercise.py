@@ -22,6 +22,7 @@ from typing import Any
 
 from causal_core.config import Config
 from causal_core.config_file import parse_config
+from causal_core.files import write_whole
 
 VOCABULARY = 128
 HIDDEN = 64
@@ -215,8 +216,7 @@ def run_worker(job: dict[str, Any], rank: int) -> None:
         exercise = Exercise(**{**described, "config": parse_config(described["config"])})
         result = run_exercise(exercise, directory, device, rank, workers)
         path = _path(directory, exercise.name, rank)
-        path.with_suffix(".partial").write_text(json.dumps(asdict(result)))
-        path.with_suffix(".partial").replace(path)
+        write_whole(path, json.dumps(asdict(result)))
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.config import LoggingSection
-from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records, write_whole
 from causal_core.run.context import RunContext
 from causal_core.run.trackers import Tracker, open_trackers
 from causal_core.step.train_step import StepReport
@@ -125,6 +125,4 @@ def _truncate(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [r for r in read_records(path) if r["step"] <= step]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from causal_core.errors import ConfigError
+from causal_core.files import write_whole
 
 _MLFLOW_RUN = ".mlflow-run"
 
@@ -52,7 +53,7 @@ class MlflowTracker:
         mlflow.set_experiment(project)
         known = marker.read_text(encoding="utf-8") if marker.is_file() else None
         run = mlflow.start_run(run_id=known, run_name=directory.name)
-        marker.write_text(run.info.run_id, encoding="utf-8")
+        write_whole(marker, run.info.run_id)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)

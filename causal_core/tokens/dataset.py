@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ import pyarrow.compute as pc
 from causal_core.data.reader import read_triplets, split_selector
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.errors import UserError
-from causal_core.files import file_digest
+from causal_core.files import file_digest, whole_or_absent
 from causal_core.tokens.prompts import PromptEncoder
 from causal_core.tokens.triplet import TripletTokens
 
@@ -252,15 +250,10 @@ def _read_cache(target: Path) -> pa.Table | None:
 
 
 def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    """Writes to a temporary name first: a cache file is whole or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        Path(temporary).chmod(0o644)  # a cache may be shared; mkstemp makes it private
-        Path(temporary).replace(target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with (
+        whole_or_absent(target) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)

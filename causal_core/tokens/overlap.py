@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from causal_core.errors import UserError
+from causal_core.files import write_whole
 from causal_core.tokens.dataset import TripletDataset
 
 _COLUMNS = ("system_instruction", "context", "benign_input")
@@ -53,10 +53,7 @@ def _shared_prompts(one: TripletDataset, two: TripletDataset, cache: Path) -> in
     with contextlib.suppress(OSError, ValueError):
         return int(entry.read_text(encoding="utf-8"))
     count = len(_prompts(one) & _prompts(two))
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = entry.with_suffix(f".{os.getpid()}")
-    temporary.write_text(str(count), encoding="utf-8")
-    temporary.replace(entry)
+    write_whole(entry, str(count))
     return count
 
 

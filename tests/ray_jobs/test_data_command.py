@@ -116,7 +116,7 @@ def test_convert_round_trip_and_overwriting(demo, tmp_path):
     assert back.read_bytes() == source.read_bytes()
     assert causal_data("convert", there, back).exit_code == 1
     assert causal_data("convert", there, back, "--force").exit_code == 0
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_convert_to_one_file_per_split(demo, tmp_path):

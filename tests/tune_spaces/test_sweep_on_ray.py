@@ -24,6 +24,7 @@ import pytest
 from rich.console import Console
 
 from causal_core.config_file import load_config
+from causal_core.files import write_whole
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate
 from tune_spaces.ledger import Ledger
@@ -93,13 +94,13 @@ def test_a_sweep_refuses_stops_finishes_and_leaves_nothing_behind(swept):
 
 def test_the_best_config_trained_afresh_gives_the_same_metrics(swept):
     from ray_jobs.training.trainer import fit
-    from tune_spaces.trial import judge, write_atomically
+    from tune_spaces.trial import judge
 
     sweep, summary, _ = swept
     best = load_config(sweep.directory / "best.yaml")
     run = fit(best)
     directory = Path(best.run.dir)
-    write_atomically(directory / "summary.json", json.dumps({"run": run}))
+    write_whole(directory / "summary.json", json.dumps({"run": run}))
     again = judge(best)
     first = next(t for t in summary["trials"] if t["number"] == summary["best"])["metrics"]
     for name in set(first) - {"seconds", "peak_memory_bytes"}:
