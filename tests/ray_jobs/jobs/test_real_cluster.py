@@ -22,14 +22,14 @@ from causal_core.checkpoints.checkpoint import MANIFEST, verify_checkpoint
 from causal_core.config_file import parse_config
 from ray_jobs.training.trainer import fit
 from tests.ray_nodes import RayNodes
-from tests.tiny_run import metric_lines, tiny_config, write_tiny_model
+from tests.run_process import PATIENCE_SECONDS, assert_same_course, last_step, wait_until
+from tests.tiny_run import tiny_config, write_tiny_model
 from tune_spaces.budget import Gate
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
-PATIENCE_SECONDS = 240.0
 FILL_OBJECT_STORES = """
 import ray, time
 ray.init()
@@ -131,30 +131,6 @@ def files(tmp_path_factory, tiny_data):
     return folder, path
 
 
-def steps_of(run: Path) -> int:
-    """The last step that a run has logged."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    whole = path.read_text().rpartition("\n")[0].splitlines()
-    return max((json.loads(line)["step"] for line in whole), default=0)
-
-
-def wait_until(condition, what: str) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"no {what} in {PATIENCE_SECONDS} s"
-        time.sleep(0.1)
-
-
-def assert_same_course(expected: Path, found: Path) -> None:
-    """The same batches and, within rounding, the same losses (invariant I4)."""
-    courses = [[r for r in metric_lines(run) if r["kind"] == "train"] for run in (expected, found)]
-    for one, other in zip(*courses, strict=True):
-        assert one["samples"] == other["samples"]
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
-
-
 @pytest.mark.slow
 def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, say, tmp_path):
     folder, config = files
@@ -183,7 +159,7 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        wait_until(lambda: steps_of(run) >= 8 or following.poll() is not None, "step 8")
+        wait_until(lambda: last_step(run) >= 8 or following.poll() is not None, "step 8")
         assert following.poll() is None, follower.read_text()
         for name in ("node-1", "node-2"):
             assert any("RayTrainWorker" in title for title in nodes.titles(name)), name
@@ -192,9 +168,9 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
         killed = nodes.kill_node("node-2")
         started = time.monotonic()
         time.sleep(1)  # the other worker cannot end its step alone
-        last = steps_of(run)
+        last = last_step(run)
         say(f"\nafter step {last}: kill -9 of node-2 ({len(killed)} processes)")
-        wait_until(lambda: steps_of(run) != last, "resume")
+        wait_until(lambda: last_step(run) != last, "resume")
         say(f"training again after {time.monotonic() - started:.1f} s")
         # Asks for two CPUs where one is left, and that one is taken.
         waiting = folder / "waiting"
@@ -215,14 +191,14 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
     assert_same_course(folder / "reference", run)
     say("same batches and losses as the run in one process that nothing happened to")
 
-    assert steps_of(waiting) == 0, "it had nothing to run on"
+    assert last_step(waiting) == 0, "it had nothing to run on"
     nodes.add_node("node-3")  # a cold one
     say(f"\nnodes alive: {', '.join(sorted(nodes.alive()))}")
     log = command("causal", "jobs", "logs", second, "--follow")
     events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert events[-1]["message"] == "run finished" and events[-1]["steps"] == 3
     assert all(event["run"] == str(waiting) and event["time"] for event in events)
-    assert steps_of(waiting) == 3
+    assert last_step(waiting) == 3
     assert verify_checkpoint(waiting / "checkpoints" / "step-00000003")
     command("causal", "jobs", "list")
 
@@ -236,7 +212,7 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
     arguments = ("--", "train", config, "--no-evaluate", f"run.dir={run}")
     output = command("causal", "submit", "--no-follow", *arguments)
     job = re.search(r"^job +(\S+)", output, re.M)[1]
-    wait_until(lambda: steps_of(run) >= 3, "step 3")
+    wait_until(lambda: last_step(run) >= 3, "step 3")
     exported = r'^ray_causal_(\w+)\{.*run="stopped".*\} (\S+)$'
     wait_until(lambda: "memory_planned" in nodes.prometheus(), "metrics on Ray's endpoint")
     metrics = dict(re.findall(exported, nodes.prometheus(), re.M))
@@ -247,7 +223,7 @@ def test_a_stopped_job_saves_and_the_next_one_continues(nodes, files, command, s
     assert {"step_seconds", "tokens_per_second", "loss"} <= metrics.keys()
     command("causal", "jobs", "stop", job)
     assert "STOPPED, exit code 3" in command("causal", "jobs", "logs", job, "--follow", code=3)
-    stopped = steps_of(run)
+    stopped = last_step(run)
     assert 3 <= stopped < 220
     assert (run / "checkpoints" / f"step-{stopped:08d}" / MANIFEST).is_file()
     # Meanwhile other users' objects fill the stores of all nodes (100 MB each) beyond their size.
@@ -275,7 +251,7 @@ def test_a_preempted_node_costs_no_step(nodes, files, command, say, tmp_path):
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        wait_until(lambda: steps_of(run) >= 3 or following.poll() is not None, "step 3")
+        wait_until(lambda: last_step(run) >= 3 or following.poll() is not None, "step 3")
         assert following.poll() is None, follower.read_text()
         hosts = [name for name in nodes.alive()
                  if any("RayTrainWorker" in title for title in nodes.titles(name))]  # fmt: skip
