@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from causal_core.amounts import parse_bytes
+from causal_core.credentials import credentials_in
 
 LLAMA_PROJECTIONS = (
     "q_proj",
@@ -61,8 +61,6 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
     },
 }
 
-_PASSWORD = re.compile(r"[\w+.-]+://[^/@]*:[^/@]+@")
-
 # Fields whose change does not change what a run computes: a resume accepts another value.
 FREE_ON_RESUME = (
     "run.",
@@ -83,7 +81,36 @@ FREE_ON_RESUME = (
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are validated on assignment."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, data: Any) -> Any:
+        if carrying := next(credentials_in(data), None):
+            # Not repeated here: messages end up in logs.
+            raise ValueError(
+                f"{carrying} carries a password, and the config is stored with the run and its "
+                "checkpoints: give credentials in the environment or a file of their own "
+                "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
+            )
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            kinds = {bool} if field is None else _types_in(field.annotation)
+            if isinstance(value, bool) and not kinds & {bool, Any}:
+                raise ValueError(f"{name} is no switch: found {str(value).lower()}")
+        return data
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """A type with all that a union or a container of it names."""
+    return {annotation}.union(*map(_types_in, get_args(annotation)))
 
 
 class RunSection(Section):
@@ -418,22 +445,6 @@ class Config(Section):
                 "deepspeed.zero_stage=2 (the 4-bit base stays whole on each worker), or "
                 "model.quantization=none"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _no_credentials_in_locations(self) -> Config:
-        data = self.data
-        named = {"checkpoint.storage": [self.checkpoint.storage or ""], "data.train": data.train}
-        named["data.validation"] = data.validation
-        named |= {f"data.test.{name}": paths for name, paths in data.test.items()}
-        for key, locations in named.items():
-            if any(_PASSWORD.match(location) for location in locations):
-                # Not repeated here: messages end up in logs.
-                raise ValueError(
-                    f"{key} carries a password, and the config is stored with the run and its "
-                    "checkpoints: give credentials in the environment or a file of their own "
-                    "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
-                )
         return self
 
     def to_yaml(self) -> str:

@@ -12,16 +12,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, RootModel, ValidationError
 
 from causal_core.config import Config
 from causal_core.errors import ConfigError
+from causal_core.visible_text import quoted, shown, visible
+from causal_core.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 # YAML 1.1 reads 2e-4 as a string (it wants 2.0e-4); people write learning rates that way.
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+# Nothing in a config is as deep; what is would only be followed down to say so.
+_DEEPEST = 16
+_PROBLEMS_TOLD = 20
+_LONGEST_KEY = 100
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -47,17 +53,10 @@ def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[st
     """A YAML file with overrides as a tree of plain values, not validated (`ConfigError`)."""
     tree: dict[str, Any] = {}
     if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such config file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        loaded = read_yaml(path)
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(
-                f"{path}: the top level must be sections such as `model:`, "
+                f"{source_of(path)}: the top level must be sections such as `model:`, "
                 f"found {type(loaded).__name__}"
             )
         tree = loaded or {}
@@ -74,7 +73,7 @@ def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[st
 
 def source_of(path: str | Path | None) -> str:
     """How errors name where a config comes from."""
-    return "the defaults" if path is None else str(path)
+    return "the defaults" if path is None else shown(str(path))
 
 
 def parse_config(tree: Mapping[str, Any], source: str = "config") -> Config:
@@ -95,45 +94,49 @@ def parse_section(section: type[AnySection], tree: Any, source: str, at: str = "
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(problem, section, at) for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from error
+        found = error.errors(include_url=False)
+        lines = [_explain(problem, section, at) for problem in found[:_PROBLEMS_TOLD]]
+        if len(found) > _PROBLEMS_TOLD:
+            lines.append(f"  ... {len(found):,} problems in all")
+        # Not chained: pydantic's own message repeats the values that were found, passwords too.
+        raise ConfigError(f"{source} is not a valid config:\n" + "\n".join(lines)) from None
 
 
 def apply_override(tree: dict[str, Any], item: str) -> None:
     """Sets one `key.sub=value` in a tree of plain values (`ConfigError` where it is none)."""
     key, separator, text = item.partition("=")
     key = key.strip()
-    if not separator or not key or any(not part for part in key.split(".")):
-        raise ConfigError(f"override {item!r}: expected key.sub=value, e.g. train.epochs=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {item!r}: the value is not valid YAML: {error}") from error
+    *parents, leaf = key.split(".")
+    if not separator or not all([*parents, leaf]) or len(parents) > _DEEPEST:
+        raise ConfigError(f"override {quoted(item)}: expected key.sub=value, e.g. train.epochs=1")
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"override {quoted(key)}: its value has {len(text):,} characters")
+    value = parse_yaml(text, f"override {quoted(key)}")
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     node = tree
-    *parents, leaf = key.split(".")
     for depth, part in enumerate(parents):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            at = ".".join(parents[: depth + 1])
-            raise ConfigError(f"override {item!r}: `{at}` is a value, not a section")
+            at = shown(".".join(parents[: depth + 1]))
+            raise ConfigError(f"override {quoted(key)}: `{at}` is a value, not a section")
         node = child
     node[leaf] = value
 
 
 def _explain(problem: Any, section: type[BaseModel], at: str) -> str:
-    path = ".".join(part for part in (at, *map(str, problem["loc"])) if part) or "config"
+    location = [str(part)[:_LONGEST_KEY] for part in problem["loc"]]
+    path = shown(".".join(part for part in (at, *location) if part) or "config")
     found = problem.get("input")
     if problem["type"] == "extra_forbidden":
         known = _known_keys(section, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
         return f"  {path}: unknown key{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = visible(problem["msg"].removeprefix("Value error, "))
     if isinstance(found, Mapping | BaseModel):
         return f"  {path}: {message}"
-    return f"  {path}: {message}; found {found!r}"
+    return f"  {path}: {message}; found {quoted(found)}"
 
 
 def _known_keys(section: type[BaseModel], location: Iterable[int | str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +26,42 @@ def cache_root(configured: str | None = None) -> Path:
     """The cache directory: the config's, else $CAUSAL_RAY_CACHE, else ~/.cache/causal-ray."""
     chosen = configured or os.environ.get("CAUSAL_RAY_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "causal-ray"
+
+
+def checked_file(path: Path) -> os.stat_result:
+    """The status of a regular file, which is not opened: a pipe would wait for its writer for ever,
+    and a device has no end.
+
+    Raises:
+        OSError: `strerror` says in words why it cannot be read, whatever kind of thing it is.
+    """
+    try:
+        status = path.stat()
+    except ValueError as error:  # a NUL in its name
+        raise OSError(errno.EINVAL, "no file can have such a name", str(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_it, name in _KINDS if is_it(status.st_mode)), "no file")
+        raise OSError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+    return status
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes (`OSError` says what else it is)."""
+    checked_file(path)
+    with path.open("rb") as source:
+        content = source.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
+    return content
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is 
     from rich.console import Console
 
     from causal_core.data.leaks import LeakReport
+    from causal_core.data.problems import Problems
     from causal_core.data.reader import ReadResult
-    from causal_core.data.schema import RowProblem, Triplet
+    from causal_core.data.schema import Triplet
 
 data_app = typer.Typer(
     help="Generate, check and convert training data.",
@@ -131,7 +132,7 @@ def check(
         result = _read(files, quarantine, force)
     splits = _by_split(result.table)
     report = check_leaks(splits) if leaks and len(splits) > 1 else None
-    usable = bool(result.table.num_rows) and (quarantine is not None or not result.errors)
+    usable = bool(result.table.num_rows) and (quarantine is not None or not result.bad_rows)
     if strict_leaks and report is not None and not report.ok:
         usable = False
     if as_json:
@@ -172,8 +173,8 @@ def convert(
             _refuse_inputs(out, inputs)
             _refuse_existing([out], force)
         result = _read(inputs, quarantine, force)
-        if not result.table.num_rows or (result.errors and quarantine is None):
-            raise DataError(result.errors)
+        if not result.table.num_rows or quarantine is None:
+            result.refuse_errors()
         tables = {out: result.table}
         if split_dir:
             folder = out.with_suffix("")
@@ -189,9 +190,10 @@ def convert(
     console = _console()
     for path, table in tables.items():
         console.print(f"{table.num_rows:,} rows -> {path}", markup=False, highlight=False)
-    if result.errors:
-        rows = len({(problem.file, problem.line) for problem in result.errors})
-        console.print(f"{rows:,} bad rows -> {quarantine}", markup=False, highlight=False)
+    if result.bad_rows:
+        console.print(
+            f"{result.bad_rows:,} bad rows -> {quarantine}", markup=False, highlight=False
+        )
 
 
 @contextmanager
@@ -204,9 +206,13 @@ def _user_errors(as_json: bool) -> Iterator[None]:
     except DataError as problem:
         if as_json:
             found = [vars(item) for item in problem.problems]
-            typer.echo(json.dumps({"ok": False, "errors": found}))
+            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
         else:
             typer.echo(f"error: {problem}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as problem:  # of paths that are only looked at: a name too long, no permission
+        about = DataError.in_file(problem.filename or "", str(problem.strerror))
+        typer.echo(f"error: {about}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -287,7 +293,10 @@ def _summary(result: ReadResult, report: LeakReport | None, usable: bool) -> dic
         "tasks": _counts(table, "task"),
         "with_witness": table.num_rows - table["witness"].null_count,
         "characters": {name: _lengths(table, name) for name in _LENGTHS} if table.num_rows else {},
+        "bad_rows": result.bad_rows,
+        "error_count": result.found_errors.count,  # of which the first are listed
         "errors": [vars(problem) for problem in result.errors],
+        "warning_count": result.found_warnings.count,
         "warnings": [vars(problem) for problem in result.warnings],
         "leaks": report.to_dict() if report is not None else None,
     }
@@ -301,7 +310,7 @@ def _console() -> Console:
 
 def _plain(value: object, limit: int = 60) -> str:
     """A value from a file, safe to print: as it is if short and printable, else escaped."""
-    from causal_core.data.schema import quoted
+    from causal_core.visible_text import quoted
 
     text = str(value)
     return text if text.isprintable() and len(text) <= limit else quoted(text, limit)
@@ -312,7 +321,9 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
     from rich.text import Text
 
     console, table = _console(), result.table
-    console.print(f"{table.num_rows:,} good rows, {len(result.errors):,} problems", highlight=False)
+    console.print(
+        f"{table.num_rows:,} good rows, {result.found_errors.count:,} problems", highlight=False
+    )
     if table.num_rows:
         grid = Table("what", "value", "rows", box=None, pad_edge=False)
         for title, column in (("split", "split"), ("family", "attack_family"), ("task", "task")):
@@ -326,8 +337,8 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
             found = _lengths(table, name)
             sizes.add_row(name, *(f"{found[key]:,.0f}" for key in ("median", "p95", "max")))
         console.print(sizes)
-    _show_problems(console, "error", result.errors)
-    _show_problems(console, "warning", result.warnings)
+    _show_problems(console, "error", result.found_errors)
+    _show_problems(console, "warning", result.found_warnings)
     if report is not None:
         for leak in report.findings:
             where = f"{leak.split_a} and {leak.split_b} share {leak.count:,} {leak.kind}"
@@ -336,13 +347,13 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
             console.print(f"no leaks between {', '.join(report.splits)}", highlight=False)
 
 
-def _show_problems(console: Console, title: str, problems: list[RowProblem]) -> None:
+def _show_problems(console: Console, title: str, problems: Problems) -> None:
     from rich.text import Text
 
-    for problem in problems[:_PROBLEMS_SHOWN]:
+    for problem in problems.kept[:_PROBLEMS_SHOWN]:
         console.print(Text(f"{title}: {problem}"), soft_wrap=True)
-    if len(problems) > _PROBLEMS_SHOWN:
-        console.print(f"... {len(problems):,} {title}s in all", highlight=False)
+    if problems.count > _PROBLEMS_SHOWN:
+        console.print(f"... {problems.count:,} {title}s in all", highlight=False)
 
 
 def _show_generated(dataset: dict[str, list[Triplet]], out_dir: Path) -> None:

@@ -13,7 +13,10 @@ PACKAGES = ("causal_core", "ray_jobs", "tune_spaces")  # each may import those b
 
 # The rooms of causal_core in the order of the data; each imports only itself and rooms before it.
 # The files of the ground are one room, beside each other.
-GROUND = ("errors", "device", "config", "config_file", "amounts", "files")
+GROUND = (
+    "errors", "credentials", "visible_text", "device", "config", "config_file", "yaml_file",
+    "amounts", "files",
+)  # fmt: skip
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",
     "checkpoints", "memory", "evaluation", "run", "report",

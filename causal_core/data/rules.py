@@ -14,8 +14,8 @@ from causal_core.data.schema import (
     SPLITS,
     TRIPLET_SCHEMA,
     contains_witness,
-    quoted,
 )
+from causal_core.visible_text import quoted
 
 Finding = tuple[str, str]  # field, reason
 

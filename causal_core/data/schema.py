@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from causal_core.errors import UserError
+from causal_core.visible_text import shown
 
 SPLITS = ("train", "validation", "test_seen", "test_novel")
 POSITIONS = ("start", "middle", "end")
@@ -172,14 +173,15 @@ class RowProblem:
 class DataError(UserError):
     """Training data that cannot be used, with every problem found in one pass.
 
-    `problems` holds them all; the message prints the first 20 and how many there are.
+    `problems` holds the first of them (`count` is the number of all); the message prints 20.
     """
 
     SHOWN = 20
 
-    def __init__(self, problems: Sequence[RowProblem]) -> None:
+    def __init__(self, problems: Sequence[RowProblem], count: int | None = None) -> None:
         self.problems = tuple(problems)
-        super().__init__(self.problems)
+        self.count = len(self.problems) if count is None else count
+        super().__init__(self.problems, self.count)
 
     @classmethod
     def in_file(cls, file: object, reason: str) -> DataError:
@@ -188,24 +190,9 @@ class DataError(UserError):
 
     def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems[: self.SHOWN]]
-        if len(self.problems) > self.SHOWN:
-            lines.append(f"... {len(self.problems)} problems in all")
+        if self.count > len(lines):
+            lines.append(f"... {self.count} problems in all")
         return "\n".join(lines)
-
-
-def quoted(value: object, limit: int = 80) -> str:
-    """Untrusted text for a message: quoted, every unprintable character escaped, cut to `limit`.
-
-    Nothing that comes back can move a cursor, change a colour or start a new line.
-    """
-    # Cut first: a hostile value may be gigabytes long and repr() would copy it whole.
-    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def shown(text: str) -> str:
-    """A file or field name as it is if every character is printable, else `quoted`."""
-    return text if text.isprintable() else quoted(text, limit=200)
 
 
 def contains_witness(text: str, witness: str) -> bool:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from causal_core.evaluation.metrics import SHARE
 from causal_core.evaluation.statistics import Estimate, has_interval
-from causal_core.report.visible_text import visible
+from causal_core.visible_text import visible
 
 # Okabe and Ito's palette: distinguishable with every common colour blindness.
 _MODEL_COLOURS = {"base": "#999999", "control": "#E69F00", "trained": "#0072B2"}

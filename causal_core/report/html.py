@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from causal_core.report.visible_text import visible
+from causal_core.visible_text import visible
 
 _HERE = "causal_core.report"  # whose folder `templates` other pages may include from
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from causal_core.errors import RunFailedError
-from causal_core.report.visible_text import visible
+from causal_core.visible_text import visible
 from ray_jobs.console.exit_codes import OK, RUN_FAILED, USAGE, USER_INPUT
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from causal_core.report.evaluation_section import pieces
 from causal_core.report.run_report import write_report
 from causal_core.report.targets import judge_targets
 from causal_core.report.verdict import verdict_of
-from causal_core.report.visible_text import visible
+from causal_core.visible_text import visible
 
 HOSTILE = (
     "<script>alert(1)</script> {{7*7}} {% raw %} \x1b[31mred \u202egnp.exe\u2069 </style>"

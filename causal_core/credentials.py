@@ -1,0 +1,60 @@
+"""Passwords in locations: recognised in any value, and never repeated in a message.
+
+A location is stored with a run, its checkpoints and its logs; a password in it would be, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Percent-encoding may be applied any number of times: %3A, %253A, ...
+_SLASH, _COLON, _AT = r"(?:/|%(?:25)*2[fF])", r"(?::|%(?:25)*3[aA])", r"(?:@|%(?:25)*40)"
+# `//user:secret@`. The secret ends with the last @, as it may itself hold a slash or an @.
+# Repetitions are bounded where they could overlap, so that the search stays linear.
+_USERINFO = re.compile(rf"({_SLASH}{{2,8}})(?:(?!{_SLASH}|{_COLON}).)*{_COLON}", re.S)
+_LAST_AT = re.compile(rf".*{_AT}", re.S)
+_QUERY = re.compile(
+    r"([?&;][^=&;\s]{0,40}(?:secret|passw|token|signature|access_?key|(?<=[?&;])sig)"
+    r"[^=&;\s]{0,40}=)[^&;\s]+",
+    re.I,
+)
+# `user:secret@host` without a scheme, as copy programs take it: the value as a whole.
+_BARE = re.compile(rf"[\w.+%-]+?{_COLON}.+{_AT}[\w.\[-].*", re.S)
+_WORD = re.compile(r"\S+")
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a location carries a password, a token or a key."""
+    return without_credentials(text) != text or _BARE.fullmatch(text.strip()) is not None
+
+
+def credentials_in(tree: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of the strings below a tree of plain values that carry credentials."""
+    if isinstance(tree, str):
+        if holds_credentials(tree):
+            yield path
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            if isinstance(key, str) and holds_credentials(key):
+                yield path or "a key"
+            yield from credentials_in(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from credentials_in(value, path)
+
+
+def without_credentials(text: str) -> str:
+    """One value with `***` in place of what authenticates; any other text as it is."""
+    last = _LAST_AT.match(text)
+    if last is not None:
+        user = _USERINFO.search(text, 0, last.end())
+        if user is not None:
+            text = f"{text[: user.end(1)]}***@{text[last.end() :]}"
+    return _QUERY.sub(r"\1***", text)
+
+
+def message_without_credentials(text: str) -> str:
+    """A message with `***` in place of what authenticates, word by word."""
+    return _WORD.sub(lambda word: without_credentials(word.group()), text)

@@ -1,0 +1,133 @@
+"""Parquet files, row by row, within bounds: two kilobytes can decode to gigabytes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from causal_core.data.reading import BATCH_ROWS, Reading
+from causal_core.data.rules import Finding
+from causal_core.data.schema import CANONICAL_NAME, REQUIRED_FIELDS, DataError
+from causal_core.data.sources import Source
+from causal_core.visible_text import quoted, shown
+
+_BATCH_BYTES = 16 * 2**20  # decoded, of one batch
+# Text compresses to a tenth or a fiftieth. What decodes to more than all of this is a bomb.
+_BOMB_BYTES, _BOMB_RATIO = 128 * 2**20, 200
+
+
+def read_parquet(source: Source, reading: Reading) -> None:
+    """Hands every row of a file to `reading`.
+
+    Raises:
+        DataError: the file as a whole cannot be rows: damaged, without a column that every row
+            needs, of nested columns, or far larger than it looks.
+    """
+    budget = max(_BOMB_BYTES, _BOMB_RATIO * source.path.stat().st_size)
+    decoded = 0
+    for line, (row, damaged) in enumerate(_records(source, reading), start=1):
+        decoded += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        if decoded > budget:
+            raise _bomb(source, decoded)
+        text = json.dumps(row, default=repr) if reading.wants_text else ""
+        reading.take(row, line, damaged, text)
+
+
+def _records(source: Source, reading: Reading) -> Iterator[tuple[dict[str, Any], list[Finding]]]:
+    """Rows as plain values, each with what could not be decoded in it."""
+    try:
+        metadata = pq.read_metadata(source.path)
+        names = metadata.schema.to_arrow_schema().names
+        known = _known_columns(source, metadata, names)
+        # Unknown columns are named without being read: they may be large.
+        for name in names:
+            if name not in CANONICAL_NAME:
+                reading.warn(0, shown(name), "unknown column, ignored")
+        # A text that a dictionary holds once stays once in memory, however many rows repeat it.
+        with pq.ParquetFile(source.path, read_dictionary=known) as file:
+            for group in range(metadata.num_row_groups):
+                rows = _batch_rows(source, metadata.row_group(group), known)
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=known):
+                    for index in range(batch.num_rows):
+                        yield _record(batch, index)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
+        reason = f"cannot be read as Parquet: {quoted(str(problem), limit=200)}"
+        raise DataError.in_file(source.name, reason) from problem
+
+
+def _known_columns(source: Source, metadata: pq.FileMetaData, names: list[str]) -> list[str]:
+    """The columns to read, after what is wrong with the columns as such."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        reason = f"more than one column is named {quoted(repeated[0])}"
+        raise DataError.in_file(source.name, reason)
+    known = [name for name in names if name in CANONICAL_NAME]
+    if not metadata.num_rows:
+        raise DataError.in_file(source.name, "the file has no rows")
+    given = {CANONICAL_NAME[name] for name in known}
+    missing = [name for name in REQUIRED_FIELDS if name not in given]
+    if missing:
+        found = ", ".join(shown(name[:60]) for name in names[:10]) or "none"
+        more = ", ..." if len(names) > 10 else ""
+        reason = f"no column is named {', '.join(missing)}; its columns: {found}{more}"
+        raise DataError.in_file(source.name, reason)
+    schema = metadata.schema.to_arrow_schema()
+    for name in known:
+        if not _is_flat(schema.field(name).type):
+            kind = quoted(str(schema.field(name).type), 60)[1:-1]
+            raise DataError.in_file(source.name, f"the column {name} holds {kind}, expected text")
+    return known
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether a value of this type is as large as what it shows: no lists, no records."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return (
+        pa.types.is_primitive(kind)
+        or pa.types.is_null(kind)
+        or kind
+        in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
+    )
+
+
+def _batch_rows(source: Source, group: pq.RowGroupMetaData, known: list[str]) -> int:
+    """Rows of a batch, such that the decoded batch stays small."""
+    packed = unpacked = 0
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema in known:
+            packed += max(1, column.total_compressed_size)
+            unpacked += column.total_uncompressed_size
+    if unpacked > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+        raise _bomb(source, unpacked)
+    average = max(1, unpacked // max(1, group.num_rows))
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES // average))
+
+
+def _bomb(source: Source, decoded: int) -> DataError:
+    return DataError.in_file(
+        source.name,
+        f"holds at least {decoded // 2**20:,} MiB of text in {source.path.stat().st_size:,} bytes: "
+        "refused, as decoding it could fill the memory; write texts that are not repeated",
+    )
+
+
+def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Finding]]:
+    row: dict[str, Any] = {}
+    damaged: list[Finding] = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError as problem:
+            damaged.append(
+                (CANONICAL_NAME[name], f"not UTF-8: {problem.reason} at byte {problem.start + 1}")
+            )
+        except (ValueError, OverflowError) as problem:  # a date that Python does not have
+            damaged.append((CANONICAL_NAME[name], f"cannot be read: {quoted(str(problem))}"))
+    return row, damaged

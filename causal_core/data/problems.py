@@ -1,0 +1,62 @@
+"""The problems of the files that are read: a bounded number is kept, and all are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from causal_core.data.schema import RowProblem
+
+# A hostile file of 10 KB can have 21 million problems; nobody reads more than these.
+KEPT = 1000
+
+
+@dataclass
+class Problems:
+    """The first `KEPT` problems, and how many there are."""
+
+    kept: list[RowProblem] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, problem: RowProblem) -> None:
+        self.count += 1
+        if len(self.kept) < KEPT:
+            self.kept.append(problem)
+
+    def extend(self, problems: Iterable[RowProblem], count: int) -> None:
+        """Adds `count` problems, of which these are the first."""
+        self.count += count
+        self.kept.extend(islice(problems, max(0, KEPT - len(self.kept))))
+
+
+class FileErrors:
+    """The errors of one file. A field that no row of it has is one error, not one for each row."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._missing: dict[str, list[tuple[int, RowProblem]]] = {}  # with the order of finding
+        self._missing_counts: dict[str, int] = {}
+        self._others: list[tuple[int, RowProblem]] = []
+        self._count = 0
+
+    def add(self, problem: RowProblem) -> None:
+        kept = self._others
+        if problem.reason == "missing":
+            kept = self._missing.setdefault(problem.field, [])
+            counts = self._missing_counts
+            counts[problem.field] = counts.get(problem.field, 0) + 1
+        if len(kept) < KEPT:
+            kept.append((self._count, problem))
+        self._count += 1
+
+    def close(self, rows: int, into: Problems) -> None:
+        """Hands the errors over in the order of the file, now that its number of rows is known."""
+        found, count = self._others, self._count
+        for name, kept in self._missing.items():
+            if rows > 1 and self._missing_counts[name] == rows:
+                kept = [(-1, RowProblem(self._file, 0, name, f"missing in all {rows:,} rows"))]
+                count -= rows - 1
+            found = found + kept
+        found.sort(key=lambda item: item[0])
+        into.extend((problem for _, problem in found), count)

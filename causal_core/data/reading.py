@@ -1,0 +1,161 @@
+"""What one call of the reader collects over all its files: rows, problems and the ids seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from causal_core.data.problems import FileErrors, Problems
+from causal_core.data.rules import Finding, check_row, split_name
+from causal_core.data.schema import TRIPLET_SCHEMA, DataError, RowProblem
+from causal_core.data.sources import Source
+from causal_core.visible_text import quoted, shown
+
+BATCH_ROWS = 4096
+# An Arrow string array holds at most 2 GiB; a batch is closed long before.
+_BATCH_CHARS = 16 * 2**20
+# Distinct unknown keys remembered per file: a hostile file may have a new one in every row.
+_MAX_UNKNOWN_KEYS = 50
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out: where it was, why, and its text as far as it can be shown."""
+
+    file: str
+    line: int
+    problems: tuple[RowProblem, ...]
+    raw: str
+
+
+@dataclass
+class _Rows:
+    """Good rows on their way into Arrow: a short buffer of columns and the finished batches."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(
+        default_factory=lambda: {name: [] for name in TRIPLET_SCHEMA.names}
+    )
+    buffered_rows: int = 0
+    buffered_chars: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for name, values in self.columns.items():
+            value = row[name]
+            values.append(value)
+            if isinstance(value, str):
+                self.buffered_chars += len(value)
+        self.buffered_rows += 1
+        if self.buffered_rows >= BATCH_ROWS or self.buffered_chars >= _BATCH_CHARS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.buffered_rows:
+            arrays = [pa.array(self.columns[item.name], item.type) for item in TRIPLET_SCHEMA]
+            self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=TRIPLET_SCHEMA))
+        for values in self.columns.values():
+            values.clear()
+        self.buffered_rows = self.buffered_chars = 0
+
+    def table(self) -> pa.Table:
+        self.flush()
+        return pa.Table.from_batches(self.batches, schema=TRIPLET_SCHEMA)
+
+
+class Reading:
+    """State of one call over all its files."""
+
+    def __init__(self, on_bad_row: Callable[[BadRow], None] | None) -> None:
+        self.rows = _Rows()
+        self.errors = Problems()
+        self.warnings = Problems()
+        self.bad_rows = 0
+        self._on_bad_row = on_bad_row
+        self.wants_text = on_bad_row is not None
+        # Hash of an id -> (file index, line) packed in one integer: a million ids stay small.
+        self._first_seen: dict[int, int] = {}
+        self._files: list[str] = []
+
+    def start(self, source: Source) -> None:
+        self.source = source
+        self._files.append(source.name)
+        self._file_errors = FileErrors(source.name)
+        self._unknown: Counter[str] = Counter()
+        self._without_witness = 0
+        self._met = 0
+        self._kept = 0
+
+    def finish(self) -> None:
+        """Sum up the file: what is counted once per file rather than told row by row."""
+        name = self.source.name
+        self._file_errors.close(self._kept, self.errors)
+        for key, count in self._unknown.items():
+            self.warn(0, shown(key), f"unknown key, ignored in {count} rows")
+        if self._without_witness:
+            reason = f"missing in {self._without_witness} rows: attack success is not judged there"
+            self.warn(0, "witness", reason)
+        if not self._met:
+            raise DataError.in_file(name, "the file has no rows")
+        if self.source.split is not None and not self._kept:
+            raise DataError.in_file(name, f"no row has the split {self.source.split}")
+
+    def warn(self, line: int, about: str, reason: str) -> None:
+        """Tell of something in the file that refuses nothing."""
+        self.warnings.add(RowProblem(self.source.name, line, about, reason))
+
+    def take(self, raw: Mapping[str, Any], line: int, extra: Sequence[Finding], text: str) -> None:
+        """Judge one parsed row. `extra` are problems that parsing found; `text` is the original."""
+        self._met += 1
+        wanted = self.source.split
+        if wanted is not None:
+            given = raw.get("split")
+            # A row of another split is none of our business; one of no known split is reported.
+            if given is None or split_name(given) not in (None, wanted):
+                return
+        self._kept += 1
+        checked = check_row(raw, f"{self.source.id_stem}:{line}")
+        # A field that could not even be decoded is not missing as well.
+        undecoded = {(name, "missing") for name, _ in extra}
+        findings = [*extra, *(found for found in checked.errors if found not in undecoded)]
+        first = self._earlier_line(checked.row["id"], line)
+        if first:
+            findings.append(("id", f"{quoted(checked.row['id'])} was used before, in {first}"))
+        for key in (name[:200] for name in checked.unknown):
+            if key in self._unknown or len(self._unknown) < _MAX_UNKNOWN_KEYS:
+                self._unknown[key] += 1
+        if findings:
+            self._refuse(line, findings, text)
+            return
+        self._without_witness += checked.row["witness"] is None
+        for about, reason in checked.warnings:
+            self.warn(line, about, reason)
+        self.rows.add(checked.row)
+
+    def refuse_unparsed(self, line: int, reason: str, text: str) -> None:
+        """Report a line that is no row at all."""
+        self._met += 1
+        self._kept += 1
+        self._refuse(line, [("", reason)], text)
+
+    def _refuse(self, line: int, findings: Sequence[Finding], text: str) -> None:
+        self.bad_rows += 1
+        problems = tuple(RowProblem(self.source.name, line, *finding) for finding in findings)
+        for problem in problems:
+            self._file_errors.add(problem)
+        if self._on_bad_row is not None:
+            self._on_bad_row(BadRow(self.source.name, line, problems, text))
+
+    def _earlier_line(self, row_id: Any, line: int) -> str | None:
+        """Where an id was first used, or None and remember it."""
+        if not isinstance(row_id, str):
+            return None
+        here = (len(self._files) - 1) << 40 | line
+        there = self._first_seen.setdefault(hash(row_id), here)
+        if there == here:
+            return None
+        file, first_line = self._files[there >> 40], there & ((1 << 40) - 1)
+        return f"line {first_line}" if file == self.source.name else f"{shown(file)}:{first_line}"
