@@ -61,6 +61,12 @@ LOSS_PRESETS: dict[str, dict[str, float]] = {
     },
 }
 
+# Beyond these a number is a slip of the pen: memory, seconds or float32 end before.
+MOST = 10**9  # rows, tokens, steps, attempts
+MOST_WEIGHT = 1e6  # of a loss term, and other factors
+MOST_SEED = 2**63 - 1
+_MOST_WORKERS = 10_000
+
 # Fields whose change does not change what a run computes: a resume accepts another value.
 FREE_ON_RESUME = (
     "run.",
@@ -117,7 +123,9 @@ class RunSection(Section):
     """Where a run lives. `dir` is the run directory (see README: what a run leaves behind)."""
 
     dir: str = Field("runs/causal", description="Run directory; made when missing.")
-    seed: int = Field(0, ge=0, description="Seeds data order, initialisation and dropout.")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="Seeds data order, initialisation and dropout."
+    )
 
 
 class ModelSection(Section):
@@ -142,8 +150,8 @@ class ModelSection(Section):
 class LoraSection(Section):
     """LoRA adapter (PEFT)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    rank: int = Field(16, ge=1, le=2**14)
+    alpha: float = Field(32.0, gt=0, le=MOST_WEIGHT)
     dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: list[str] = Field(list(LLAMA_PROJECTIONS), min_length=1)
 
@@ -159,12 +167,16 @@ class DataSection(Section):
     cache_dir: str | None = Field(
         None, description="Token cache; default: $CAUSAL_RAY_CACHE or ~/.cache/causal-ray."
     )
-    max_length: int = Field(1024, ge=16, description="Longest prompt + answer, in tokens.")
+    max_length: int = Field(
+        1024, ge=16, le=2**24, description="Longest prompt + answer, in tokens."
+    )
     overlong: Literal["error", "drop"] = Field(
         "error", description="What to do with longer triplets; `drop` lists them. Never truncated."
     )
-    limit_train: int | None = Field(None, ge=1, description="Use only the first N training rows.")
-    limit_validation: int | None = Field(None, ge=1)
+    limit_train: int | None = Field(
+        None, ge=1, le=MOST, description="Use only the first N training rows."
+    )
+    limit_validation: int | None = Field(None, ge=1, le=MOST)
     overlap: Literal["error", "warn"] = Field(
         "error", description="What to do when a prompt (S, U) of one split is in another."
     )
@@ -186,14 +198,16 @@ class LossSection(Section):
     """Weights of the five terms. A preset fills in the weights that are not given."""
 
     preset: LossPreset = "default"
-    lambda_task: float = Field(1.0, ge=0)
-    lambda_causal: float = Field(0.0, ge=0)
-    lambda_spurious: float = Field(0.0, ge=0)
-    lambda_robust: float = Field(1.0, ge=0)
-    lambda_invariance: float = Field(1.0, ge=0)
+    lambda_task: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    lambda_causal: float = Field(0.0, ge=0, le=MOST_WEIGHT)
+    lambda_spurious: float = Field(0.0, ge=0, le=MOST_WEIGHT)
+    lambda_robust: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    lambda_invariance: float = Field(1.0, ge=0, le=MOST_WEIGHT)
     kind: ContrastiveKind = "causal_contrastive"
-    temperature: float = Field(0.07, gt=0)
-    margin: float = Field(0.5, ge=0, description="Margin of kind `triplet`, in cosine units.")
+    temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
+    margin: float = Field(
+        0.5, ge=0, le=MOST_WEIGHT, description="Margin of kind `triplet`, in cosine units."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -228,23 +242,27 @@ class LossSection(Section):
 class TrainSection(Section):
     """The optimisation."""
 
-    global_batch: int = Field(16, ge=1, description="Triplets per optimizer step, all workers.")
-    micro_batch_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
+    global_batch: int = Field(
+        16, ge=1, le=MOST, description="Triplets per optimizer step, all workers."
+    )
+    micro_batch_tokens: Annotated[int, Field(ge=16, le=MOST)] | Literal["auto"] = Field(
         2048,
         description="Padded tree nodes of one forward: what bounds memory. auto: the largest that "
         "fits the device; the global batch, and so the result, stays the same.",
     )
-    epochs: int = Field(3, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
+    epochs: int = Field(3, ge=1, le=10**6)
+    max_steps: int | None = Field(
+        None, ge=1, le=MOST, description="Stop after this many optimizer steps."
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, le=10)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="Global gradient norm.")
+    weight_decay: float = Field(0.01, ge=0, le=MOST_WEIGHT)
+    clip_norm: float = Field(1.0, gt=0, le=MOST_WEIGHT, description="Global gradient norm.")
     gradient_checkpointing: bool = False
     max_skipped: int = Field(
-        10, ge=0, description="Stop after more than this many non-finite steps in a row."
+        10, ge=0, le=MOST, description="Stop after more than this many non-finite steps in a row."
     )
 
 
@@ -260,6 +278,7 @@ class DeepSpeedSection(Section):
     reduce_bucket_size: int = Field(
         2**22,
         ge=2**10,
+        le=2**32,
         description="Elements of the buffer that gradients are reduced through. DeepSpeed's own "
         "default takes 2 GB in float32, however small the adapter is.",
     )
@@ -269,15 +288,15 @@ class ValidationSection(Section):
     """Validation inside a run: teacher-forced, no generation."""
 
     every_steps: int | None = Field(
-        None, ge=1, description="Default: at each epoch's end and at each checkpoint."
+        None, ge=1, le=MOST, description="Default: at each epoch's end and at each checkpoint."
     )
 
 
 class CheckpointSection(Section):
     """When to save, what to keep, what `best` means."""
 
-    every_steps: int = Field(200, ge=1)
-    keep_last: int = Field(3, ge=1)
+    every_steps: int = Field(200, ge=1, le=MOST)
+    keep_last: int = Field(3, ge=1, le=MOST)
     metric: Literal[
         "uplift", "attack_success", "causal_stability", "causal_discrimination", "benign_nll"
     ] = Field(
@@ -285,12 +304,17 @@ class CheckpointSection(Section):
         description="uplift: lowest witness uplift among checkpoints whose benign NLL is within "
         "`benign_tolerance` of the best seen; attack_success likewise, from generated answers.",
     )
-    benign_tolerance: float = Field(0.02, ge=0, description="Relative; at least 0.01 nats.")
+    benign_tolerance: float = Field(
+        0.02, ge=0, le=MOST_WEIGHT, description="Relative; at least 0.01 nats."
+    )
     patience: int | None = Field(
-        None, ge=1, description="Stop early after this many checkpoints without a better one."
+        None,
+        ge=1,
+        le=MOST,
+        description="Stop early after this many checkpoints without a better one.",
     )
     min_improvement: float = Field(
-        0.0, ge=0, description="What counts as better, in units of `metric`."
+        0.0, ge=0, le=MOST_WEIGHT, description="What counts as better, in units of `metric`."
     )
     storage: str | None = Field(
         None,
@@ -305,10 +329,11 @@ class EvaluationSection(Section):
     max_new_tokens: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="Default: room for the longest answer and the longest witness of the test set.",
     )
-    batch_tokens: int = Field(4096, ge=16)
-    limit: int | None = Field(None, ge=1, description="Rows per test set.")
+    batch_tokens: int = Field(4096, ge=16, le=MOST)
+    limit: int | None = Field(None, ge=1, le=MOST, description="Rows per test set.")
 
 
 class ResourcesSection(Section):
@@ -318,7 +343,7 @@ class ResourcesSection(Section):
         1,
         description="Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
     )
-    gpus_per_worker: float = Field(0.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0, le=1024)
     gpu_memory: str | None = Field(
         None, description="Memory of a worker's device to plan for, e.g. 24GiB; default: all."
     )
@@ -332,17 +357,23 @@ class ResourcesSection(Section):
         description="Rehearse one step on the largest triplet before training: measures what the "
         "plan cannot know, which `train.micro_batch_tokens: auto` then leaves room for.",
     )
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of each worker; default: cores / local workers."
+        None,
+        ge=1,
+        le=MOST,
+        description="CPU threads of each worker; default: cores / local workers.",
     )
 
     @field_validator("workers")
     @classmethod
     def _workers_make_sense(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
         least, most = (value, value) if isinstance(value, int) else value
-        if least < 0 or most < least or (least == 0 and most > 0):
-            raise ValueError("give a number of workers (0 or more) or [least, most], least >= 1")
+        if least < 0 or most < least or (least == 0 and most > 0) or most > _MOST_WORKERS:
+            raise ValueError(
+                "give a number of workers (0 or more) or [least, most], least >= 1 and most <= "
+                f"{_MOST_WORKERS}"
+            )
         return value
 
     @field_validator("gpu_memory")
@@ -367,7 +398,9 @@ class RaySection(Section):
     """How Ray is reached and how failures are treated."""
 
     address: str | None = Field(None, description="None: start Ray on this machine.")
-    max_failures: int = Field(2, ge=-1, description="Worker failures a run survives; -1: any.")
+    max_failures: int = Field(
+        2, ge=-1, le=MOST, description="Worker failures a run survives; -1: any."
+    )
 
 
 class LoggingSection(Section):

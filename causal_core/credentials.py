@@ -21,7 +21,7 @@ _QUERY = re.compile(
     re.I,
 )
 # `user:secret@host` without a scheme, as copy programs take it: the value as a whole.
-_BARE = re.compile(rf"[\w.+%-]+?{_COLON}.+{_AT}[\w.\[-].*", re.S)
+_BARE = re.compile(rf"[\w.+%-]+?{_COLON}(?!{_SLASH}{{2}}).+{_AT}[\w.\[-].*", re.S)
 _WORD = re.compile(r"\S+")
 
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from causal_core.amounts import parse_bytes
-from causal_core.config import Config, Section
+from causal_core.config import MOST, MOST_SEED, MOST_WEIGHT, Config, Section
 from causal_core.config_file import parse_config, parse_section, read_tree, source_of
 from causal_core.errors import ConfigError
 from tune_spaces.objectives import OBJECTIVES, ObjectiveName
@@ -50,10 +50,13 @@ class AshaSection(Section):
 
     enabled: bool | None = Field(None, description="Default: with one objective that has a cheap "
                                  "metric inside a run.")  # fmt: skip
-    factor: float = Field(3.0, gt=1, description="One in this many trials goes on at each rung.")
+    factor: float = Field(
+        3.0, gt=1, le=1000, description="One in this many trials goes on at each rung."
+    )
     first_steps: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="Steps before a trial may be stopped; default: a checkpoint.",
     )
 
@@ -62,11 +65,15 @@ class TuneSection(Section):
     """The section `tune`."""
 
     space: SearchSpace = Field(description="What varies, by dotted path of the run's config.")
-    trials: int = Field(20, ge=1, description="Trials to train; refused ones do not count.")
+    trials: int = Field(
+        20, ge=1, le=10**6, description="Trials to train; refused ones do not count."
+    )
     searcher: Literal["optuna", "random", "grid"] = Field(
         "optuna", description="optuna: TPE, for one objective or several, with constraints."
     )
-    seed: int = Field(0, ge=0, description="Of the search; the trials' own is run.seed.")
+    seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="Of the search; the trials' own is run.seed."
+    )
     objectives: list[ObjectiveName] = Field(
         ["uplift"], min_length=1, description="Several give a Pareto front; the first one ranks it."
     )
@@ -74,6 +81,7 @@ class TuneSection(Section):
     benign_tolerance: float = Field(
         0.25,
         ge=0,
+        le=MOST_WEIGHT,
         description="Relative: how far the best trial's benign NLL may be above the lowest; "
         "a constraint on benign_nll or benign_exact takes its place.",
     )
@@ -85,7 +93,10 @@ class TuneSection(Section):
     )
     asha: AshaSection = Field(default_factory=AshaSection)
     max_concurrent: int | None = Field(
-        None, ge=1, description="Trials at a time; default: as many as the cluster can hold."
+        None,
+        ge=1,
+        le=MOST,
+        description="Trials at a time; default: as many as the cluster can hold.",
     )
 
     @field_validator("gpu_memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,114 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, content):
 )
 def test_every_shipped_config_is_valid(path):
     load_config(path)
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epochs: 1, epochs: 99}", "line 1: the key 'epochs' is given twice"),
+        ("a: &a [x]\nb: *a\nb: 1", "line 3: the key 'b' is given twice, first in line 2"),
+        ("a: &a [*a]", "an alias refers to what it is part of"),
+        ("[" * 10_000, "nested more than 32 levels deep"),
+        ("? [a]\n: 1", "line 1: a seq is a key"),
+        ("on: 1", "'on' is a key that YAML does not read as text"),
+        ("train: {epochs: 0x_}", "'0x_' cannot be read as int"),
+        (f"train: {{epochs: {HUGE}}}", "cannot be read as int"),
+        ("run: {dir: !!python/object:os.system x}", "cannot be tagged|is not for configs"),
+        ("run: {dir: !!set {a}}", "cannot be tagged"),
+        ("run: {dir: [}", "not valid YAML: line 1"),
+        ("run: {dir: \x1b[31m}", "special characters are not allowed"),
+        ('"\\e[31mkey": 1', r"\\x1b\[31mkey': unknown key"),
+        ("train: {learning_rate: .inf}", "train.learning_rate: .*finite"),
+        ("train: {learning_rate: .nan}", "train.learning_rate: .*finite"),
+        ("train: {epochs: true}", "train: epochs is no switch: found true"),
+        ("resources: {workers: [1, 99999999]}", "most <= 10000"),
+        ("lora: {rank: 1000000000000}", "lora.rank: .*less than or equal to 16384"),
+        (f"lora: {{rank: {HUGE[:4000]}}}", "lora.rank: "),
+        ("train: {learning_rate: 1e400}", "train.learning_rate"),
+    ],
+)
+def test_whatever_yaml_can_do_ends_in_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    said = str(caught.value)
+    assert len(said) < 700 and len(said.splitlines()) <= 2
+    assert said.replace("\n", "").isprintable()
+    assert caught.value.__cause__ is None, "a chained error would print what was found"
+
+
+def test_aliases_are_counted_as_what_they_stand_for(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="more than 20,000 values once its aliases are resolved"):
+        load_config(path)
+    path.write_text("data: {train: &files [a.jsonl], validation: *files}")
+    assert load_config(path).data.validation == ["a.jsonl"]
+
+
+def test_a_date_is_the_text_that_was_written(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("run: {dir: 2024-01-01}")
+    assert load_config(path).run.dir == "2024-01-01"
+
+
+def test_a_config_that_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name, what in (("pipe", "a pipe"), ("link", "a pipe"), ("folder", "a directory")):
+        with pytest.raises(ConfigError, match=f"is {what}, not a regular file"):
+            load_config(tmp_path / f"{name}.yaml")
+    with pytest.raises(ConfigError, match="is a device"):
+        load_config("/dev/zero")
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "s3://user:secret@bucket/path",
+        "s3://user:sec/secret@bucket",
+        "s3://user:sec@secret@bucket",
+        "s3://me@corp.com:secret@bucket",
+        "s3://user%3Asecret%40bucket",
+        "s3%3A%2F%2Fuser%253Asecret%2540bucket",
+        "//:secret@host/share",
+        "user:secret@host:/path",
+        "https://host/container?sv=1&sig=secret",
+    ],
+)
+@pytest.mark.parametrize(
+    "key",
+    ["checkpoint.storage", "run.dir", "data.train", "data.test.x", "data.cache_dir",
+     "model.name_or_path", "ray.address", "logging.project", "data", "train.epochs", "nonsense"],
+)  # fmt: skip
+def test_no_field_takes_a_password_and_no_error_prints_one(key, location):
+    with pytest.raises(ConfigError, match="carries a password") as caught:
+        load_config(None, [f"{key}={location}"])
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["s3://bucket/path", "abfss://container@account.dfs.core.windows.net/x", "hdfs://me@node:9000",
+     "ray://head:10001", "s3://bucket?endpoint_override=localhost:9000", "a b:c #1.jsonl"],
+)  # fmt: skip
+def test_locations_without_a_password_are_taken(location):
+    assert load_config(None, [f'checkpoint.storage="{location}"']).checkpoint.storage == location
+
+
+@pytest.mark.parametrize("override", ["run.dir=[s3://u:secret@h", "run.dir.s3://u:secret@h=1"])
+def test_an_override_that_cannot_be_read_prints_no_password(override):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert "secret" not in str(caught.value)

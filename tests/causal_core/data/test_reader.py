@@ -1,6 +1,7 @@
 """The reader: every kind of broken row is named, nothing crashes, good rows are kept."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -264,3 +265,95 @@ def test_real_files_read_without_errors(name, rows):
     if not path.exists():
         pytest.skip("the shared data folder is not here")
     assert read_triplets(path).table.num_rows == rows
+
+
+def errors_of(path: Path) -> tuple[DataError, int]:
+    with pytest.raises(DataError) as caught:
+        read_triplets(path)
+    return caught.value, caught.value.count
+
+
+def test_problems_are_counted_and_a_bounded_number_is_kept(tmp_path):
+    lines = [row(id=f"r{n}", split="nowhere") for n in range(1500)]
+    result = read_triplets(write_lines(tmp_path / "x.jsonl", *lines, b"x"), on_error="collect")
+    assert (len(result.errors), result.found_errors.count, result.bad_rows) == (1000, 1501, 1501)
+    error, count = errors_of(tmp_path / "x.jsonl")
+    assert count == 1501 and str(error).endswith("... 1501 problems in all")
+
+
+def test_a_field_that_no_row_has_is_one_problem(tmp_path):
+    lines = [row(id=n, benign_output=..., **({} if n else {"split": "x"})) for n in range(50)]
+    result = read_triplets(write_lines(tmp_path / "x.jsonl", *lines), on_error="collect")
+    found = [(p.line, p.field, p.reason) for p in result.errors]
+    assert found[0] == (0, "benign_output", "missing in all 50 rows")
+    assert [f[:2] for f in found[1:]] == [(1, "split")]
+    assert (result.bad_rows, result.found_errors.count) == (50, 2)
+
+
+def test_a_parquet_file_without_a_required_column_is_refused_at_once(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": pa.array([1] * 100_000, pa.int8())}), path)
+    error, count = errors_of(path)
+    assert count == 1 and "no column is named system_instruction, benign_input" in str(error)
+    assert "its columns: x" in str(error)
+
+
+def parquet(path: Path, rows: int = 2, **columns: object) -> Path:
+    table = {**{key: [value] * rows for key, value in GOOD.items()}, **columns}
+    pq.write_table(pa.table({key: value for key, value in table.items() if key != "id"}), path)
+    return path
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+    long = pa.array(["x" * 10**6]).dictionary_encode()
+    indices = pa.array([0] * 4096, pa.int32())
+    bomb = pa.DictionaryArray.from_arrays(indices, long.dictionary)
+    path = parquet(tmp_path / "dictionary.parquet", 4096, context=bomb)
+    assert path.stat().st_size < 100_000
+    assert "refused, as decoding it could fill the memory" in str(errors_of(path)[0])
+
+
+def test_values_that_python_does_not_have_are_set_aside_row_by_row(tmp_path):
+    dates = pa.array([2**31 - 1, 0], pa.int32()).view(pa.date32())
+    result = read_triplets(parquet(tmp_path / "x.parquet", task=dates), on_error="collect")
+    assert [(p.line, p.field) for p in result.errors] == [(1, "task"), (2, "task")]
+    assert "cannot be read" in result.errors[0].reason
+    nested = parquet(tmp_path / "y.parquet", task=pa.array([["a"], ["b"]]))
+    assert "the column task holds list" in str(errors_of(nested)[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_recognised_once(tmp_path, encoding):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes("\n".join([json.dumps(GOOD)] * 20).encode(encoding))
+    error, count = errors_of(path)
+    assert count == 1 and "is UTF-16 text; save it as UTF-8" in str(error)
+
+
+@pytest.mark.parametrize("indent", [0, 2])
+def test_an_object_spread_over_lines_is_recognised_once(tmp_path, indent):
+    path = tmp_path / "x.json"
+    for texts in ([GOOD], [GOOD, GOOD], [row(context="x" * 100_000)]):
+        path.write_text("\n".join(json.dumps(text, indent=indent) for text in texts))
+        error, count = errors_of(path)
+        assert count == 1 and "spread over several lines" in str(error)
+
+
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "null.jsonl").symlink_to("/dev/zero")
+    names = ["pipe.jsonl", "link.parquet", "folder.jsonl", "null.jsonl", "x" * 300, "a\0.jsonl"]
+    with pytest.raises(DataError) as caught:
+        read_triplets([tmp_path / name for name in names])
+    parts = ["a pipe", "a pipe", "is a directory", "a device", "name too long", "such a name"]
+    for problem, part in zip(caught.value.problems, parts, strict=True):
+        assert part in problem.reason
+
+
+def test_an_endless_line_is_one_problem_and_is_not_kept(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", b'{"id": "' + b"x" * 9_000_000 + b'"}', row(id="b"))
+    result = read_triplets(path, on_error="collect")
+    assert [(p.line, p.reason) for p in result.errors] == [(1, "the line is longer than 4 MiB")]
+    assert result.table["id"].to_pylist() == ["b"]
