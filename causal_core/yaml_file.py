@@ -22,6 +22,7 @@ _MAX_DEPTH = 32
 _MAX_NODES = 20_000  # with every alias counted as what it stands for
 _TAGS = {f"tag:yaml.org,2002:{name}": name
          for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}  # fmt: skip
+_KINDS = {ScalarNode: "scalar", SequenceNode: "list", MappingNode: "section"}
 _NODE_OF: dict[str, type[Node]] = {"seq": SequenceNode, "map": MappingNode}
 
 
@@ -91,6 +92,7 @@ class _Loader(yaml.SafeLoader):
             raise _Problem(here, f"nested more than {_MAX_DEPTH} levels deep")
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
+        assert node is not None  # there is an event to compose
         self._depth -= 1
         if not is_alias:
             self._nodes[id(node)] = self._count(node)
@@ -98,7 +100,7 @@ class _Loader(yaml.SafeLoader):
 
     def _count(self, node: Node) -> int:
         if not isinstance(node, _NODE_OF.get(_TAGS.get(node.tag, ""), ScalarNode)):
-            raise _Problem(node, f"a {node.id} cannot be tagged {quoted(node.tag)}")
+            raise _Problem(node, f"a {_KINDS[type(node)]} cannot be tagged {quoted(node.tag)}")
         if node.tag not in _TAGS:
             raise _Problem(
                 node, f"the tag {quoted(node.tag)} is not for configs: write plain values"
@@ -121,7 +123,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             kind = _TAGS[key.tag]
             if kind not in ("str", "merge"):
-                written = quoted(key.value, 40) if isinstance(key, ScalarNode) else f"a {kind}"
+                written = quoted(key.value, 40) if isinstance(key, ScalarNode) else f"a {_KINDS[type(key)]}"
                 raise _Problem(key, f"{written} is a key that YAML does not read as text: quote it")
             first = before.setdefault(key.value, key)
             if first is not key:

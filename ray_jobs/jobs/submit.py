@@ -91,14 +91,11 @@ def submit_command(
 
 def _runtime_environment(path: Path | None) -> dict[str, Any]:
     """The runtime environment file, with the variables that every job gets."""
-    import yaml
+    from causal_core.yaml_file import read_yaml
 
     environment: Any = {}
     if path is not None:
-        try:
-            environment = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"--runtime-env {path}: {error}") from error
+        environment = read_yaml(path)
         if not isinstance(environment, dict) or "working_dir" in environment:
             raise UserError(
                 f"--runtime-env {path}: expected a mapping such as cluster/runtime-env.yaml, "

@@ -154,7 +154,7 @@ HUGE = "9" * 5000
         ("a: &a [x]\nb: *a\nb: 1", "line 3: the key 'b' is given twice, first in line 2"),
         ("a: &a [*a]", "an alias refers to what it is part of"),
         ("[" * 10_000, "nested more than 32 levels deep"),
-        ("? [a]\n: 1", "line 1: a seq is a key"),
+        ("? [a]\n: 1", "line 1: a list is a key"),
         ("on: 1", "'on' is a key that YAML does not read as text"),
         ("train: {epochs: 0x_}", "'0x_' cannot be read as int"),
         (f"train: {{epochs: {HUGE}}}", "cannot be read as int"),
