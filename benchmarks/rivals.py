@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LossSection
-from causal_core.loss.contrastive import contrastive_sums
-from causal_core.loss.objective import Denominators, weighted_loss
+from causal_core.loss.objective import Denominators, factors_of, representation_loss
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
 
@@ -142,8 +141,8 @@ def _task(model: CausalModel, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def _backward(task: Tensor, z: Tensor, loss: LossSection, counts: Denominators) -> float:
-    sums = {"task": task, **contrastive_sums(loss.kind, z, loss.temperature, loss.margin)}
-    value = weighted_loss(sums, loss, counts)
+    factors = factors_of(loss, counts)
+    value = task * factors["task"] + representation_loss(z, loss, factors)[0]
     value.backward()
     return float(value.detach())
 

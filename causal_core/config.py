@@ -36,30 +36,13 @@ LLAMA_PROJECTIONS = (
 ContrastiveKind = Literal["causal_contrastive", "info_nce", "triplet"]
 LossPreset = Literal["default", "reports", "task_only"]
 
-# Loss weights by preset: what each is for stands in docs/losses.md, what each buys in README.
-LOSS_PRESETS: dict[str, dict[str, float]] = {
-    "default": {
-        "lambda_task": 1.0,
-        "lambda_causal": 0.0,
-        "lambda_spurious": 0.0,
-        "lambda_robust": 1.0,
-        "lambda_invariance": 1.0,
-    },
-    "reports": {
-        "lambda_task": 1.0,
-        "lambda_causal": 0.5,
-        "lambda_spurious": 0.5,
-        "lambda_robust": 0.0,
-        "lambda_invariance": 0.0,
-    },
-    "task_only": {
-        "lambda_task": 1.0,
-        "lambda_causal": 0.0,
-        "lambda_spurious": 0.0,
-        "lambda_robust": 0.0,
-        "lambda_invariance": 0.0,
-    },
+# Weights by preset and term, all others 0: what each is for stands in docs/losses.md.
+LOSS_PRESETS: dict[LossPreset, dict[str, float]] = {
+    "default": {"task": 1.0, "robust": 1.0, "invariance": 1.0},
+    "reports": {"task": 1.0, "causal": 0.5, "spurious": 0.5},
+    "task_only": {"task": 1.0},
 }
+_WEIGHT = "lambda_"  # what the name of a term's weight begins with
 
 # Beyond these a number is a slip of the pen: memory, seconds or float32 end before.
 MOST = 10**9  # rows, tokens, steps, attempts
@@ -194,15 +177,19 @@ class DataSection(Section):
         return value
 
 
+def _weight(term: str) -> Any:
+    return Field(LOSS_PRESETS["default"].get(term, 0.0), ge=0, le=MOST_WEIGHT)
+
+
 class LossSection(Section):
-    """Weights of the five terms. A preset fills in the weights that are not given."""
+    """Weights of the terms. A preset fills in the weights that are not given."""
 
     preset: LossPreset = "default"
-    lambda_task: float = Field(1.0, ge=0, le=MOST_WEIGHT)
-    lambda_causal: float = Field(0.0, ge=0, le=MOST_WEIGHT)
-    lambda_spurious: float = Field(0.0, ge=0, le=MOST_WEIGHT)
-    lambda_robust: float = Field(1.0, ge=0, le=MOST_WEIGHT)
-    lambda_invariance: float = Field(1.0, ge=0, le=MOST_WEIGHT)
+    lambda_task: float = _weight("task")
+    lambda_causal: float = _weight("causal")
+    lambda_spurious: float = _weight("spurious")
+    lambda_robust: float = _weight("robust")
+    lambda_invariance: float = _weight("invariance")
     kind: ContrastiveKind = "causal_contrastive"
     temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
     margin: float = Field(
@@ -213,8 +200,10 @@ class LossSection(Section):
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
-            preset = data.get("preset", "default")
-            return {**LOSS_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
+            weights = LOSS_PRESETS.get(data.get("preset", "default"))
+            if weights is not None:
+                terms = cls.terms()
+                return {**{_WEIGHT + t: weights.get(t, 0.0) for t in terms}, **data}
         return data
 
     @model_validator(mode="after")
@@ -228,15 +217,14 @@ class LossSection(Section):
             raise ValueError("all loss weights are 0: nothing would be trained; set lambda_task")
         return self
 
+    @classmethod
+    def terms(cls) -> list[str]:
+        """Names of the terms that have a weight: those of `causal_core.loss.objective.TERMS`."""
+        return [f.removeprefix(_WEIGHT) for f in cls.model_fields if f.startswith(_WEIGHT)]
+
     def weights(self) -> dict[str, float]:
         """Weight of each term by its name in metrics."""
-        return {
-            "task": self.lambda_task,
-            "causal": self.lambda_causal,
-            "spurious": self.lambda_spurious,
-            "robust": self.lambda_robust,
-            "invariance": self.lambda_invariance,
-        }
+        return {term: getattr(self, _WEIGHT + term) for term in self.terms()}
 
 
 class TrainSection(Section):

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LoraSection, LossSection
-from causal_core.loss.contrastive import contrastive_sums
-from causal_core.loss.objective import Denominators, micro_batch_loss, weighted_loss
+from causal_core.loss.objective import Denominators, micro_batch_loss
 from causal_core.model.causal_model import CausalModel, build_model
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.prefix_tree import TreeBatch
 
 VOCABULARY = 97
+ALL_TERMS = {"lambda_task": 1.0, "lambda_causal": 0.5, "lambda_spurious": 0.5,
+             "lambda_robust": 0.7, "lambda_invariance": 0.3}  # fmt: skip
 
 
 def tiny_base(layers: int = 2, seed: int = 0, vocabulary: int = VOCABULARY, hidden: int = 32):
@@ -104,31 +105,46 @@ def kl_sum(teacher: Tensor, student: Tensor) -> Tensor:
 def plain_loss(
     model: CausalModel, triplets: list[TripletTokens], loss: LossSection
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective by separate, unpadded forwards of every branch: the definition."""
+    """The objective by separate, unpadded forwards of every branch: the definition.
+
+    Returns:
+        L, and each term with weight as its sum over its own count of the triplets.
+    """
+    weights = loss.weights()
     totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
 
     def answer_logits(prompt: list[int], answer: list[int]) -> Tensor:
         logits = plain_forward(model, prompt + answer)[1]
         return logits[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
 
-    def add(name: str, value: Tensor) -> None:
-        totals[name] = totals[name] + value if name in totals else value
+    def add(name: str, value: Tensor, count: int) -> None:
+        if weights[name]:
+            totals[name] = totals[name] + value if name in totals else value
+            counts[name] = counts.get(name, 0) + count
 
     for t in triplets:
         benign, attacked = t.system + t.benign, t.system + t.injection
-        clean = answer_logits(benign, t.benign_answer)
-        add("task", cross_entropy_sum(clean, torch.tensor(t.benign_answer)))
-        if loss.lambda_robust:
-            robust = answer_logits(attacked, t.injection_answer)
-            add("robust", cross_entropy_sum(robust, torch.tensor(t.injection_answer)))
-        if loss.lambda_invariance and t.benign_answer == t.injection_answer:
-            add("invariance", kl_sum(clean, answer_logits(attacked, t.benign_answer)))
+        answer, safe = t.benign_answer, t.injection_answer
+        clean = answer_logits(benign, answer)
+        add("task", cross_entropy_sum(clean, torch.tensor(answer)), len(answer))
+        robust = answer_logits(attacked, safe)
+        add("robust", cross_entropy_sum(robust, torch.tensor(safe)), len(safe))
+        if answer == safe:
+            add("invariance", kl_sum(clean, robust), len(answer))
         prompts = [benign, t.system + t.counterfactual, attacked]
         pooled = torch.stack([plain_forward(model, p)[0].mean(0) for p in prompts])
-        z = model.projection(pooled)[None]
-        for name, value in contrastive_sums(loss.kind, z, loss.temperature, loss.margin).items():
-            add(name, value)
-    return weighted_loss(totals, loss, Denominators.of(triplets)), totals
+        z = model.projection(pooled)
+        stays, moves = (F.cosine_similarity(z[0], z[i], dim=0) for i in (1, 2))
+        causal = {
+            "causal_contrastive": -stays / loss.temperature,
+            "info_nce": F.softplus((moves - stays) / loss.temperature),
+            "triplet": F.relu(loss.margin - stays + moves),
+        }
+        add("causal", causal[loss.kind], 1)
+        add("spurious", moves / loss.temperature, 1)
+    means = {name: total / counts[name] for name, total in totals.items()}
+    return torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), means
 
 
 def micro_batch_gradient(

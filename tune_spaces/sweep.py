@@ -139,11 +139,10 @@ def _checked_data(sweep: SweepConfig, console: Console) -> tuple[RunData, int]:
 
 
 def _contrastive(sweep: SweepConfig) -> bool:
-    weights = ("lambda_causal", "lambda_spurious")
-    return any(
-        getattr(sweep.run.loss, name) > 0 or f"loss.{name}" in sweep.tune.space.root
-        for name in weights
-    )
+    from causal_core.loss.objective import TERMS, RepresentationTerm, is_contrastive
+
+    fields = (f"loss.{term.weight}" for term in TERMS if isinstance(term, RepresentationTerm))
+    return is_contrastive(sweep.run.loss) or any(f in sweep.tune.space.root for f in fields)
 
 
 def _is_local(run: Config) -> bool:

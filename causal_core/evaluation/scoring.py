@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causal_core.device import at_least_float32
 from causal_core.evaluation.statistics import effective_rank
+from causal_core.loss.contrastive import causal_metrics, cosines
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.labels import LabelGroup
@@ -58,14 +59,8 @@ class Scores:
 
         Needs scores with all three branches pooled.
         """
-        z = self.z / np.maximum(np.linalg.norm(self.z, axis=-1, keepdims=True), 1e-12)
-        stability = (z[:, 0] * z[:, 1]).sum(-1)
-        similarity = (z[:, 0] * z[:, 2]).sum(-1)
-        return {
-            "causal_stability": stability,
-            "spurious_separation": 1.0 - similarity,
-            "causal_discrimination": stability - similarity,
-        }
+        metrics = causal_metrics(*cosines(torch.from_numpy(self.z)))
+        return {name: values.numpy() for name, values in metrics.items()}
 
     def uplift(self) -> np.ndarray:
         """log p(witness | S, U*) - log p(witness | S, U) of the triplets with a witness."""

@@ -1,5 +1,5 @@
-"""The loss terms on representations: pure tensor functions that return sums. Those on labels are
-in `label_loss.py`.
+"""The loss terms on representations: pure tensor functions that return sums, and the metrics on
+the same cosines. The terms on labels are in `label_loss.py`.
 
 A sum is divided later by the term's own count over the *global* batch, so that the gradient does
 not depend on how the batch is cut into micro-batches and workers (invariant I2).
@@ -9,11 +9,16 @@ Shape legend: T triplets, H width of the representation.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from causal_core.config import LossSection
 from causal_core.device import at_least_float32
+
+Value = TypeVar("Value", float, Tensor)
 
 
 def cosines(z_T3H: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,13 +27,40 @@ def cosines(z_T3H: Tensor) -> tuple[Tensor, Tensor]:
     return (z[:, 0] * z[:, 1]).sum(-1), (z[:, 0] * z[:, 2]).sum(-1)
 
 
+def causal_metrics(cos_counterfactual: Value, cos_injection: Value) -> dict[str, Value]:
+    """The reports' three metrics, of a triplet's cosines or of their means."""
+    return {
+        "causal_stability": cos_counterfactual,
+        "spurious_separation": 1.0 - cos_injection,
+        "causal_discrimination": cos_counterfactual - cos_injection,
+    }
+
+
+def causal_sum(cos_counterfactual_T: Tensor, cos_injection_T: Tensor, loss: LossSection) -> Tensor:
+    """The `causal` term in the form that the config chooses; the joint ones push, too."""
+    match loss.kind:
+        case "causal_contrastive":
+            return pull_sum(cos_counterfactual_T, loss.temperature)
+        case "info_nce":
+            return info_nce_sum(cos_counterfactual_T, cos_injection_T, loss.temperature)
+        case "triplet":
+            return triplet_margin_sum(cos_counterfactual_T, cos_injection_T, loss.margin)
+
+
+def spurious_sum(
+    cos_counterfactual_T: Tensor, cos_injection_T: Tensor, loss: LossSection
+) -> Tensor:
+    """The `spurious` term; the joint forms have none, and the config gives it no weight there."""
+    return push_sum(cos_injection_T, loss.temperature)
+
+
 def pull_sum(cos_counterfactual_T: Tensor, temperature: float) -> Tensor:
-    """The reports' `causal` term: -cos(z_U, z_U') / temperature, summed."""
+    """-cos(z_U, z_U') / temperature, summed."""
     return -cos_counterfactual_T.sum() / temperature
 
 
 def push_sum(cos_injection_T: Tensor, temperature: float) -> Tensor:
-    """The reports' `spurious` term: cos(z_U, z_U*) / temperature, summed."""
+    """cos(z_U, z_U*) / temperature, summed."""
     return cos_injection_T.sum() / temperature
 
 
@@ -45,26 +77,3 @@ def triplet_margin_sum(
 ) -> Tensor:
     """max(0, margin - cos(z_U, z_U') + cos(z_U, z_U*)), summed (Schroff et al., 2015)."""
     return F.relu(margin - cos_counterfactual_T + cos_injection_T).sum()
-
-
-def contrastive_sums(
-    kind: str, z_T3H: Tensor, temperature: float, margin: float
-) -> dict[str, Tensor]:
-    """The `causal` and `spurious` sums of a contrastive kind.
-
-    `causal_contrastive` has both; the joint kinds (`info_nce`, `triplet`) pull and push within
-    `causal`, and their `spurious` is zero.
-    """
-    cos_cf, cos_inj = cosines(z_T3H)
-    if kind == "causal_contrastive":
-        return {
-            "causal": pull_sum(cos_cf, temperature),
-            "spurious": push_sum(cos_inj, temperature),
-        }
-    if kind == "info_nce":
-        joint = info_nce_sum(cos_cf, cos_inj, temperature)
-    elif kind == "triplet":
-        joint = triplet_margin_sum(cos_cf, cos_inj, margin)
-    else:
-        raise ValueError(f"unknown contrastive kind {kind!r}")
-    return {"causal": joint, "spurious": joint.new_zeros(())}

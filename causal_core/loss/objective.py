@@ -1,16 +1,23 @@
-"""The terms of the objective: what each needs of a triplet, its weight and its denominator."""
+"""The objective: the table of its terms, and their weighted sum.
+
+A new term is a row of `TERMS`, a function in `label_loss` or `contrastive`, a field `lambda_NAME`
+of the config's loss section, its line in docs/losses.md and its definition by plain forwards in
+tests/tiny.py. Everything else reads the table.
+
+Shape legend: T triplets, H width of the representation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from causal_core.config import LossSection
-from causal_core.loss.contrastive import contrastive_sums
-from causal_core.loss.label_loss import LabelTerms, label_loss
+from causal_core.loss.contrastive import causal_sum, cosines, spurious_sum
+from causal_core.loss.label_loss import LabelSum, WeightedSum, cross_entropy, divergence, label_loss
 from causal_core.model.causal_model import CausalModel, CausalOutput
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import (
@@ -24,60 +31,147 @@ from causal_core.trees.needs import (
 )
 from causal_core.trees.prefix_tree import TreeBatch
 
-TERMS = ("task", "causal", "spurious", "robust", "invariance")
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """A row of the table: a sum over the global batch, divided by a count over the same."""
+
+    name: str  # `loss_NAME` in metrics, `loss.lambda_NAME` in the config
+    formula: str  # of one triplet
+    effect: str
+    source: str
+    denominator: str  # what is counted ...
+    count: Callable[[TripletTokens], int]  # ... and how much of it a triplet has
+    always: bool = False  # computed and reported without weight, too
+
+    @property
+    def weight(self) -> str:
+        """The config's field of its weight."""
+        return f"lambda_{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTerm(Term):
+    """A term on the predictions of label groups."""
+
+    groups: tuple[str, ...]
+    sum: LabelSum  # of the log-probabilities of a chunk and these groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationTerm(Term):
+    """A term on the projected representations of all three branches."""
+
+    sum: Callable[[Tensor, Tensor, LossSection], Tensor]  # of both cosines
+
+
+def _each(triplet: TripletTokens) -> int:
+    return 1
+
+
+TERMS: tuple[Term, ...] = (
+    LabelTerm(
+        name="task",
+        formula="CE(y | S, U)",
+        effect="keeps the model doing its job on benign input",
+        source="supervised fine-tuning",
+        denominator="answer tokens",
+        count=lambda triplet: len(triplet.benign_answer),
+        groups=(TASK,),
+        sum=cross_entropy,
+        always=True,
+    ),
+    RepresentationTerm(
+        name="causal",
+        formula="-cos(z_U, z_U') / tau",
+        effect="pulls the representations of two benign inputs of one instruction together",
+        source="the reports",
+        denominator="triplets",
+        count=_each,
+        sum=causal_sum,
+    ),
+    RepresentationTerm(
+        name="spurious",
+        formula="cos(z_U, z_U*) / tau",
+        effect="pushes the representation of the injected input away",
+        source="the reports",
+        denominator="triplets",
+        count=_each,
+        sum=spurious_sum,
+    ),
+    LabelTerm(
+        name="robust",
+        formula="CE(y* | S, U*)",
+        effect="trains the safe answer under attack",
+        source="published injection defences (StruQ)",
+        denominator="safe-answer tokens",
+        count=lambda triplet: len(triplet.injection_answer),
+        groups=(ROBUST,),
+        sum=cross_entropy,
+    ),
+    LabelTerm(
+        name="invariance",
+        formula="KL(sg p(y | S, U) || p(y | S, U*))",
+        effect="makes the answer distribution under attack equal the one without it, token by "
+        "token on the shared answer; no gradient flows into the clean side; only for triplets "
+        "with *y\\** = *y*",
+        source="this project, after the reports' definition of causal robustness",
+        denominator="shared answer tokens",
+        count=lambda triplet: len(triplet.shared_answer()),
+        groups=(SHARED_CLEAN, SHARED_ATTACKED),
+        sum=divergence,
+    ),
+)
+
+
+def computed_terms(loss: LossSection) -> list[Term]:
+    """The terms with weight, and those that are reported in any case."""
+    weights = loss.weights()
+    return [term for term in TERMS if term.always or weights[term.name] > 0]
+
+
+def is_contrastive(loss: LossSection) -> bool:
+    """Whether a term on representations has weight."""
+    return any(isinstance(term, RepresentationTerm) for term in computed_terms(loss))
+
+
+def needs_of(loss: LossSection) -> Needs:
+    """What the computed terms need of each triplet; nothing else is computed.
+
+    U is always pooled, so that the head takes part in every backward.
+    """
+    labels = [term for term in computed_terms(loss) if isinstance(term, LabelTerm)]
+    groups = dict.fromkeys(group for term in labels for group in term.groups)
+    return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
 
 
 @dataclass(frozen=True)
 class Denominators:
     """Counts over the whole global batch; every worker derives them from the data alone."""
 
-    benign_tokens: int
-    injection_tokens: int
-    shared_tokens: int  # answer tokens of triplets whose safe answer is the benign answer
     triplets: int
+    by_term: Mapping[str, int]
 
     @classmethod
     def of(cls, triplets: Sequence[TripletTokens]) -> Denominators:
-        return cls(
-            benign_tokens=sum(len(t.benign_answer) for t in triplets),
-            injection_tokens=sum(len(t.injection_answer) for t in triplets),
-            shared_tokens=sum(len(t.shared_answer()) for t in triplets),
-            triplets=len(triplets),
-        )
-
-    def by_term(self) -> dict[str, int]:
-        return {
-            "task": self.benign_tokens,
-            "causal": self.triplets,
-            "spurious": self.triplets,
-            "robust": self.injection_tokens,
-            "invariance": self.shared_tokens,
-        }
+        by_term = {term.name: sum(map(term.count, triplets)) for term in TERMS}
+        return cls(len(triplets), by_term)
 
 
-def is_contrastive(loss: LossSection) -> bool:
-    """Whether a term on representations has weight."""
-    return loss.lambda_causal > 0 or loss.lambda_spurious > 0
+def factors_of(loss: LossSection, denominators: Denominators) -> dict[str, float]:
+    """What each term's sum enters the loss with: its weight by its global denominator."""
+    counts = denominators.by_term
+    return {name: weight / max(1, counts[name]) for name, weight in loss.weights().items()}
 
 
-def needs_of(loss: LossSection) -> Needs:
-    """What the weighted terms need of each triplet; nothing else is computed.
-
-    U is always pooled, so that the head takes part in every backward.
-    """
-    groups = [TASK]
-    if loss.lambda_robust > 0:
-        groups.append(ROBUST)
-    if loss.lambda_invariance > 0:
-        groups += [SHARED_CLEAN, SHARED_ATTACKED]
-    return Needs(BRANCHES if is_contrastive(loss) else (BENIGN,), tuple(groups))
-
-
-def weighted_loss(sums: dict[str, Tensor], loss: LossSection, denominators: Denominators) -> Tensor:
-    """sum over terms of lambda * sum / global denominator."""
-    counts, weights = denominators.by_term(), loss.weights()
-    parts = [value * (weights[name] / max(1, counts[name])) for name, value in sums.items()]
-    return torch.stack(parts).sum()
+def representation_loss(
+    z_T3H: Tensor, loss: LossSection, factors: Mapping[str, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted terms on representations, and each one's sum."""
+    both = cosines(z_T3H)
+    terms = [term for term in computed_terms(loss) if isinstance(term, RepresentationTerm)]
+    sums = {term.name: term.sum(*both, loss) for term in terms}
+    return torch.stack([total * factors[name] for name, total in sums.items()]).sum(), sums
 
 
 def micro_batch_loss(
@@ -87,23 +181,16 @@ def micro_batch_loss(
     loss: LossSection,
     denominators: Denominators,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This micro-batch's share of L, and the sum of each term without a gradient.
-
-    Of the terms those with weight, and `task` in any case.
-    """
-    counts, weights = denominators.by_term(), loss.weights()
-    factors = {name: weights[name] / max(1, counts[name]) for name in TERMS}
-    groups = {TASK: "task"} | ({ROBUST: "robust"} if loss.lambda_robust > 0 else {})
-    terms = LabelTerms(
-        {group: factors[name] for group, name in groups.items()},
-        (SHARED_CLEAN, SHARED_ATTACKED, factors["invariance"])
-        if loss.lambda_invariance > 0
-        else None,
-    )
-    value, found = label_loss(output.label_hidden, model.logits, batch.labels, terms)
-    sums = {groups.get(name, "invariance"): total for name, total in found.items()}
+    """This micro-batch's share of L, and the sum of each computed term without a gradient."""
+    factors = factors_of(loss, denominators)
+    labels = [
+        WeightedSum(term.name, term.sum, term.groups, factors[term.name])
+        for term in computed_terms(loss)
+        if isinstance(term, LabelTerm)
+    ]
+    value, sums = label_loss(output.label_hidden, model.logits, batch.labels, labels)
     if is_contrastive(loss):
-        contrast = contrastive_sums(loss.kind, output.z, loss.temperature, loss.margin)
-        value = value + weighted_loss(contrast, loss, denominators)
-        sums.update({name: total.detach() for name, total in contrast.items()})
+        contrast, found = representation_loss(output.z, loss, factors)
+        value = value + contrast
+        sums.update({name: total.detach() for name, total in found.items()})
     return value, sums

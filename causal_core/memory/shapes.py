@@ -13,27 +13,12 @@ from causal_core.loss.objective import needs_of
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.trees.blocks import TreeBlocks, plan_blocks
 from causal_core.trees.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
-from causal_core.trees.needs import (
-    BENIGN,
-    INJECTION,
-    ROBUST,
-    SHARED_ATTACKED,
-    SHARED_CLEAN,
-    TASK,
-    Needs,
-)
+from causal_core.trees.needs import BRANCH_OF, Needs
 from causal_core.trees.packing import add_triplet, tree_nodes
 from causal_core.trees.prefix_tree import TreeBatch, TreeRow
 
 # Without data, one node in eight is taken to predict a label (answers are short beside prompts).
 ASSUMED_LABEL_SHARE = 1 / 8
-
-_BRANCH_OF = {
-    TASK: BENIGN,
-    SHARED_CLEAN: BENIGN,
-    ROBUST: INJECTION,
-    SHARED_ATTACKED: INJECTION,
-}
 
 
 @dataclass(frozen=True)
@@ -209,7 +194,7 @@ def candidates(shapes: Iterable[BatchShape]) -> list[BatchShape]:
 
 
 def _labelled_branches(needs: Needs) -> set[str]:
-    return {_BRANCH_OF[group] for group in needs.groups}
+    return {BRANCH_OF[group] for group in needs.groups}
 
 
 def _branches_with_nodes(needs: Needs) -> set[str]:

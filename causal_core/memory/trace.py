@@ -94,7 +94,7 @@ def trace_step(
                 tracker.assign(tensor, "inputs")
             for count in (1, micro_batches):
                 step.count = count
-                step.run([_TOKENS], Denominators(1, 1, 1, 1), 1e-4, _TOKENS)
+                step.run([_TOKENS], Denominators.of([_TOKENS]), 1e-4, _TOKENS)
                 block_masks.clear()
                 for state in engine.optimizer.state.values():
                     for value in state.values():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # matplotlib loads when a chart is drawn
 
 Records = Sequence[Mapping[str, Any]]
 
-_TERMS = ("task", "robust", "invariance", "causal", "spurious")
+_TERM = "loss_"  # what the name of a term begins with in metrics.jsonl
 _COLLAPSED_RANK = 2.0  # below this the representations span hardly more than one direction
 
 
@@ -40,8 +40,9 @@ def loss_charts(train: Records, config: Mapping[str, Any]) -> list[Chart]:
     faint = Line("every step", steps, loss) if window > 1 else None
     weights = config.get("loss") or {}
     terms = []
-    for term in _TERMS:
-        x, y = _series(train, f"loss_{term}")
+    for key in dict.fromkeys(key for record in train for key in record if key.startswith(_TERM)):
+        x, y = _series(train, key)
+        term = key.removeprefix(_TERM)
         weight = weights.get(f"lambda_{term}")
         if y and weight != 0:  # a term of weight 0 adds nothing to the loss
             factor = 1.0 if weight is None else float(weight)

@@ -17,10 +17,11 @@ from torch import Tensor
 from causal_core.config import LossSection, TrainSection
 from causal_core.engines.base import Engine
 from causal_core.errors import OneWorkerFailedError, RunFailedError
-from causal_core.loss.contrastive import cosines
+from causal_core.loss.contrastive import causal_metrics, cosines
 from causal_core.loss.objective import (
     TERMS,
     Denominators,
+    computed_terms,
     is_contrastive,
     micro_batch_loss,
     needs_of,
@@ -251,9 +252,9 @@ class TrainStep:
     def _add_totals(
         self, totals: Tensor, sums: dict[str, Tensor], output: CausalOutput, batch: TreeBatch
     ) -> None:
-        for i, name in enumerate(TERMS):
-            if name in sums:
-                totals[i] += float(sums[name])
+        for i, term in enumerate(TERMS):
+            if term.name in sums:
+                totals[i] += float(sums[term.name])
         if is_contrastive(self.loss):
             cos_cf, cos_inj = cosines(output.z)
             totals[len(TERMS)] += float(cos_cf.sum())
@@ -269,11 +270,12 @@ class TrainStep:
         # same decision without asking.
         grad_norm = self.engine.clip(self.train.clip_norm)
         totals = self.engine.sum_over_workers(totals)
-        counts, weights = denominators.by_term(), self.loss.weights()
+        counts, weights = denominators.by_term, self.loss.weights()
+        computed = computed_terms(self.loss)
         terms = {
-            name: float(totals[i]) / max(1, counts[name])
-            for i, name in enumerate(TERMS)
-            if name == "task" or weights[name] > 0
+            term.name: float(totals[i]) / max(1, counts[term.name])
+            for i, term in enumerate(TERMS)
+            if term in computed
         }
         loss = sum(weights[name] * value for name, value in terms.items())
         applied = math.isfinite(grad_norm) and math.isfinite(loss)
@@ -282,13 +284,7 @@ class TrainStep:
         else:
             self.engine.discard()
         cos_cf, cos_inj, nodes, path_tokens, padded = totals[len(TERMS) :].tolist()
-        stability = cos_cf / denominators.triplets
-        similarity = cos_inj / denominators.triplets
-        causal = {
-            "causal_stability": stability,
-            "spurious_separation": 1.0 - similarity,
-            "causal_discrimination": stability - similarity,
-        }
+        causal = causal_metrics(cos_cf / denominators.triplets, cos_inj / denominators.triplets)
         return StepReport(
             loss=loss,
             terms=terms,

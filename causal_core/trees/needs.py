@@ -16,6 +16,15 @@ WITNESS_ATTACKED = "witness_attacked"  # the witness after U*
 # Prompts whose representation is pooled, in the order of U, U', U*.
 BENIGN, COUNTERFACTUAL, INJECTION = "benign", "counterfactual", "injection"
 BRANCHES = (BENIGN, COUNTERFACTUAL, INJECTION)
+# The prompt that each group's labels follow.
+BRANCH_OF = {
+    TASK: BENIGN,
+    SHARED_CLEAN: BENIGN,
+    SHARED_ATTACKED: INJECTION,
+    ROBUST: INJECTION,
+    WITNESS_CLEAN: BENIGN,
+    WITNESS_ATTACKED: INJECTION,
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.blocks import DEFAULT_CALL_COST
 from causal_core.trees.needs import (
     BENIGN,
+    BRANCH_OF,
     COUNTERFACTUAL,
     INJECTION,
     ROBUST,
@@ -74,27 +75,25 @@ def packing_for(device: torch.device) -> Packing:
 
 def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) -> None:
     """Adds the prompts and continuations of a triplet that `needs` asks for."""
-    benign = [*triplet.system, *triplet.benign]
-    attacked = [*triplet.system, *triplet.injection]
     prompts = {
-        BENIGN: benign,
+        BENIGN: [*triplet.system, *triplet.benign],
         COUNTERFACTUAL: [*triplet.system, *triplet.counterfactual],
-        INJECTION: attacked,
+        INJECTION: [*triplet.system, *triplet.injection],
     }
     row.owners.append(owner)
     for branch in needs.branches:
         row.add_prompt(prompts[branch])
-    continuations = {
-        TASK: (BENIGN, triplet.benign_answer),
-        SHARED_CLEAN: (BENIGN, triplet.shared_answer()),
-        SHARED_ATTACKED: (INJECTION, triplet.shared_answer()),
-        ROBUST: (INJECTION, triplet.injection_answer),
-        WITNESS_CLEAN: (BENIGN, triplet.witness),
-        WITNESS_ATTACKED: (INJECTION, triplet.witness),
+    answers = {
+        TASK: triplet.benign_answer,
+        SHARED_CLEAN: triplet.shared_answer(),
+        SHARED_ATTACKED: triplet.shared_answer(),
+        ROBUST: triplet.injection_answer,
+        WITNESS_CLEAN: triplet.witness,
+        WITNESS_ATTACKED: triplet.witness,
     }
     sequences: set[tuple[str, tuple[int, ...]]] = {(branch, ()) for branch in needs.branches}
     for group in needs.groups:
-        branch, answer = continuations[group]
+        branch, answer = BRANCH_OF[group], answers[group]
         row.add_continuation(prompts[branch], answer, group, owner)
         sequences.add((branch, tuple(answer[:-1])))
     row.path_tokens += sum(

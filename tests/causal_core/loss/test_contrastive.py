@@ -7,29 +7,39 @@ import math
 import pytest
 import torch
 
-from causal_core.loss.contrastive import contrastive_sums, cosines
+from causal_core.config import LossSection
+from causal_core.loss.contrastive import causal_metrics, causal_sum, cosines, spurious_sum
 
 
 def z_of(*rows):
     return torch.tensor([rows], dtype=torch.float64)
 
 
+def loss_of(**fields) -> LossSection:
+    return LossSection(lambda_causal=1.0, **fields)
+
+
 def test_pull_and_push_have_the_signs_of_the_reports():
-    z = z_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
-    sums = contrastive_sums("causal_contrastive", z, temperature=0.5, margin=0.0)
-    assert float(sums["causal"]) == pytest.approx(-2.0)  # U and U' aligned: as low as it gets
-    assert float(sums["spurious"]) == pytest.approx(0.0)
-    opposed = contrastive_sums("causal_contrastive", z_of([1, 0.0], [1, 0.0], [-1, 0.0]), 0.5, 0)
-    assert float(opposed["spurious"]) == pytest.approx(-2.0)
+    both, loss = cosines(z_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])), loss_of(temperature=0.5)
+    # U and U' aligned: as low as it gets.
+    assert float(causal_sum(*both, loss)) == pytest.approx(-2.0)
+    assert float(spurious_sum(*both, loss)) == pytest.approx(0.0)
+    opposed = cosines(z_of([1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]))
+    assert float(spurious_sum(*opposed, loss)) == pytest.approx(-2.0)
 
 
 def test_info_nce_and_triplet_margin_by_hand():
-    z = z_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
-    nce = contrastive_sums("info_nce", z, temperature=1.0, margin=0.0)
-    assert float(nce["causal"]) == pytest.approx(math.log(1 + math.exp(-1.0)))
-    assert float(nce["spurious"]) == 0.0
-    assert float(contrastive_sums("triplet", z, 1.0, margin=1.5)["causal"]) == pytest.approx(0.5)
-    assert float(contrastive_sums("triplet", z, 1.0, margin=0.5)["causal"]) == 0.0
+    both = cosines(z_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0]))
+    nce = causal_sum(*both, loss_of(kind="info_nce", temperature=1.0))
+    assert float(nce) == pytest.approx(math.log(1 + math.exp(-1.0)))
+    assert float(causal_sum(*both, loss_of(kind="triplet", margin=1.5))) == pytest.approx(0.5)
+    assert float(causal_sum(*both, loss_of(kind="triplet", margin=0.5))) == 0.0
+
+
+def test_the_causal_metrics_are_the_cosines_as_the_reports_name_them():
+    assert causal_metrics(0.75, 0.25) == {
+        "causal_stability": 0.75, "spurious_separation": 0.75, "causal_discrimination": 0.5
+    }  # fmt: skip
 
 
 def test_cosines_ignore_length():

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from causal_core.loss.label_loss import LabelTerms, label_loss
+from causal_core.loss.label_loss import WeightedSum, cross_entropy, divergence, label_loss
 from causal_core.trees.labels import LabelChunk, cut_labels
 from tests.tiny import cross_entropy_sum, kl_sum
 
 HIDDEN, VOCABULARY = 5, 11
+TASK_ALONE = [WeightedSum("task", cross_entropy, ("task",), 1.0)]
 PREDICTIONS = st.lists(
     st.tuples(st.integers(0, 19), st.integers(0, VOCABULARY - 1), st.integers(0, 5)), max_size=30
 )
@@ -76,7 +77,11 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
     (gradient,) = torch.autograd.grad(2.0 * total, hidden)
 
     groups = {"task": task, "robust": robust, "clean": clean, "attacked": attacked}
-    terms = LabelTerms({"task": 0.5, "robust": 0.7}, ("clean", "attacked", 0.3))
+    terms = [
+        WeightedSum("task", cross_entropy, ("task",), 0.5),
+        WeightedSum("robust", cross_entropy, ("robust",), 0.7),
+        WeightedSum("divergence", divergence, ("clean", "attacked"), 0.3),
+    ]
     value, sums = label_loss(hidden, head, cut_labels(groups, at_once), terms)
     assert sums.keys() == expected.keys()
     for name, wanted in expected.items():
@@ -89,17 +94,17 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
 
 def test_cross_entropy_of_a_uniform_distribution_is_log_v_per_token():
     chunks = cut_labels({"task": [(0, 0, 0), (1, 3, 0), (2, 7, 0)]})
-    _, sums = label_loss(torch.zeros(3, 8), lambda x: x, chunks, LabelTerms({"task": 1.0}))
+    _, sums = label_loss(torch.zeros(3, 8), lambda x: x, chunks, TASK_ALONE)
     assert float(sums["task"]) == pytest.approx(3 * math.log(8))
 
 
-def divergence(teacher, student):
+def divergence_of(teacher, student):
     """Of rows of logits, and its gradient."""
     logits = torch.cat([teacher, student]).requires_grad_()
     count = len(teacher)
     clean = [(i, 0, 0) for i in range(count)]
     attacked = [(count + i, 0, 0) for i in range(count)]
-    terms = LabelTerms({}, ("clean", "attacked", 1.0))
+    terms = [WeightedSum("kl", divergence, ("clean", "attacked"), 1.0)]
     chunks = cut_labels({"clean": clean, "attacked": attacked})
     value, _ = label_loss(logits, lambda x: x, chunks, terms)
     value.backward()
@@ -108,14 +113,14 @@ def divergence(teacher, student):
 
 def test_the_divergence_is_zero_for_equal_distributions_and_positive_otherwise():
     logits = torch.randn(4, 9)
-    assert divergence(logits, logits + 5.0)[0] == pytest.approx(0.0, abs=1e-5)
+    assert divergence_of(logits, logits + 5.0)[0] == pytest.approx(0.0, abs=1e-5)
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     expected = float((p * (p / q).log()).sum())
-    assert divergence(p.log()[None], q.log()[None])[0] == pytest.approx(expected)
+    assert divergence_of(p.log()[None], q.log()[None])[0] == pytest.approx(expected)
 
 
 def test_no_gradient_reaches_the_teacher():
-    _, teacher, student = divergence(torch.randn(2, 5), torch.randn(2, 5))
+    _, teacher, student = divergence_of(torch.randn(2, 5), torch.randn(2, 5))
     assert teacher.abs().sum() == 0 and student.abs().sum() > 0
 
 
@@ -124,7 +129,7 @@ def test_half_types_are_summed_in_float32(dtype):
     head = nn.Linear(HIDDEN, VOCABULARY).to(dtype).requires_grad_(False)
     hidden = torch.randn(6, HIDDEN, dtype=dtype, requires_grad=True)
     chunks = cut_labels({"task": [(i, i, 0) for i in range(6)]}, 4)
-    value, sums = label_loss(hidden, head, chunks, LabelTerms({"task": 1.0}))
+    value, sums = label_loss(hidden, head, chunks, TASK_ALONE)
     value.backward()
     assert value.dtype == sums["task"].dtype == torch.float32
     assert hidden.grad.dtype == dtype
@@ -137,5 +142,5 @@ def test_without_gradients_there_is_none():
     chunks = cut_labels({"task": [(0, 1, 0), (2, 3, 1)]})
     with torch.no_grad():
         head = nn.Linear(HIDDEN, VOCABULARY)
-        value, _ = label_loss(hidden, head, chunks, LabelTerms({"task": 1.0}))
+        value, _ = label_loss(hidden, head, chunks, TASK_ALONE)
     assert not value.requires_grad

@@ -21,6 +21,7 @@ from causal_core.tokens.batches import share
 from causal_core.trees.packing import FLAT, ROWS, Packing, RowCost, cut_micro_batches
 from causal_core.trees.prefix_tree import TreeRow, collate
 from tests.tiny import (
+    ALL_TERMS,
     gradients,
     micro_batch_gradient,
     plain_forward,
@@ -30,8 +31,6 @@ from tests.tiny import (
     tiny_model,
 )
 
-ALL_TERMS = {"lambda_task": 1.0, "lambda_causal": 0.5, "lambda_spurious": 0.5,
-             "lambda_robust": 0.7, "lambda_invariance": 0.3}  # fmt: skip
 TOLERANCE = 2e-6  # RMSNorm of transformers rounds to float32 inside a float64 model
 
 LOSSES = {
