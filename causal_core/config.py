@@ -389,6 +389,18 @@ class RaySection(Section):
     max_failures: int = Field(
         2, ge=-1, le=MOST, description="Worker failures a run survives; -1: any."
     )
+    wait_seconds: float = Field(
+        1800.0,
+        gt=0,
+        le=MOST,
+        description="How long workers may take to come, at the start or after a failure, before "
+        "the run gives up.",
+    )
+    wait_for_nodes: bool = Field(
+        False,
+        description="Wait also for what the cluster can never have as it is, because nodes will "
+        "join by hand; what an autoscaler may start is waited for in any case.",
+    )
 
 
 class LoggingSection(Section):

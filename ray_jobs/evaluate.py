@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,10 @@ def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     with ray_session(config):
         import ray
 
+        from ray_jobs.training.resources import Ask
+        from ray_jobs.training.waiting import refuse_impossible
+
+        refuse_impossible(config, replace(Ask.of(config), least=1))
         task = ray.remote(evaluate_shard).options(
             num_cpus=config.resources.cpus_per_worker,
             num_gpus=config.resources.gpus_per_worker,

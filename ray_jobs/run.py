@@ -29,6 +29,7 @@ from ray_jobs.evaluate import (
     test_sets,
 )
 from ray_jobs.plan.command import plan_of, show_plan
+from ray_jobs.training.ray_session import no_gpu_here
 from ray_jobs.training.trainer import fit
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def run_training(
     directory = run_directory(config)
     if fresh and (moved := set_aside(directory)) is not None:
         console.print(f"The earlier run is now in {moved}", markup=False)
+    if (missing := no_gpu_here(config)) is not None:
+        raise UserError(missing)
     data = _prepared_data(config, console)
     plan = plan_of(config, data)
     show_plan(console, plan)

@@ -20,7 +20,7 @@ from causal_core.memory.fit import least_tokens
 from causal_core.memory.levers import nearest_fit
 from causal_core.memory.plan import device_of
 from causal_core.memory.shapes import DataProfile
-from ray_jobs.jobs.resources import accelerator_types, nodes_with
+from ray_jobs.training.resources import accelerator_types, nodes_with
 from tune_spaces.config import SweepConfig
 from tune_spaces.space import Point, SearchSpace
 

@@ -24,6 +24,7 @@ from causal_core.device import available_cores
 from causal_core.errors import UserError
 from causal_core.files import cache_root
 from ray_jobs.doctor.check import Check, Status
+from ray_jobs.training.ray_session import no_gpu_here
 
 GB = 10**9
 _FEW_DISK, _NO_DISK = 10 * GB, 1 * GB
@@ -127,7 +128,7 @@ def _versions(_: Config) -> Iterator[Check]:
             )
 
 
-def _machine(_: Config) -> Iterator[Check]:
+def _machine(config: Config) -> Iterator[Check]:
     import torch
 
     yield Check("machine", "system", "ok", f"{platform.system()} {platform.machine()}")
@@ -172,7 +173,10 @@ def _machine(_: Config) -> Iterator[Check]:
             "install the CUDA build of torch, or look at nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
     elif not count:
-        yield Check("machine", "GPU", "ok", "none: runs on CPU")
+        missing = no_gpu_here(config)
+        yield Check(
+            "machine", "GPU", "warning" if missing else "ok", "none: runs on CPU", missing or ""
+        )
 
 
 def _memory() -> tuple[int, int]:

@@ -22,7 +22,7 @@ from ray_jobs.jobs.follow import (
     follow_to_the_end,
 )
 from ray_jobs.jobs.packaging import JOB_CONFIG, pack
-from ray_jobs.jobs.resources import Ask, describe_nodes, smallest_card, verdict
+from ray_jobs.training.resources import Ask, describe_nodes, smallest_card, verdict
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -17,7 +17,7 @@ from causal_core.device import available_cores
 from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
-from ray_jobs.training.ray_session import worker_threads
+from ray_jobs.training.ray_session import no_gpu_here, worker_threads
 
 if TYPE_CHECKING:
     from causal_core.memory.shapes import DataProfile
@@ -54,7 +54,11 @@ def plan_command(
     if config.train.micro_batch_tokens == "auto":
         config = _with_tokens(config, budget, profile)
     memory = report_memory(config, budget, profile)
-    planned = plan_of(config, data) if data is not None else {"data": why_not}
+    planned = (
+        plan_of(config, data)
+        if data is not None
+        else {"data": why_not, "refused_here": no_gpu_here(config)}
+    )
     if as_json:
         print(json.dumps({**planned, "memory": memory.to_dict()}))
     else:
@@ -64,6 +68,8 @@ def plan_command(
         else:
             console.print(f"steps and tokens are not planned: {why_not}", soft_wrap=True)
         show_memory(console, config, memory)
+        if (missing := no_gpu_here(config)) is not None:
+            console.print(missing, style="yellow", markup=False, soft_wrap=True)
     if memory.fits is False:
         raise UserError(
             f"{path} does not fit: it needs {gib(memory.plan.required_bytes)} of "
@@ -147,6 +153,7 @@ def plan_of(config: Config, data: RunData) -> dict[str, Any]:
         "gpus_per_worker": config.resources.gpus_per_worker,
         "threads_per_worker": worker_threads(config),
         "loss": {k: v for k, v in config.loss.weights().items() if v > 0},
+        "refused_here": no_gpu_here(config),
     }
 
 

@@ -42,7 +42,7 @@ def ray_session(config: Config) -> Iterator[None]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     if not address and "ray" not in sys.modules:
         # Whoever reaches Ray runs code here, and Ray listens on more than the dashboard's port. It
         # reads these when it is imported; a program that imported it before has Ray's own default,
@@ -76,6 +76,32 @@ def ray_session(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address(config: Config) -> str | None:
+    """The cluster that a run goes to; None: Ray is started on this machine."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def no_gpu_here(config: Config) -> str | None:
+    """Why this machine alone cannot run what a config asks for; None where it can, or need not."""
+    each, resources = config.resources.gpus_per_worker, config.resources
+    if each == 0 or cluster_address(config) is not None:
+        return None
+    import torch
+
+    workers = resources.workers if isinstance(resources.workers, int) else resources.workers[0]
+    wanted, found = max(1, workers) * each, torch.cuda.device_count()
+    if found >= wanted:
+        return None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        f"no GPU here for this: resources.gpus_per_worker={each:g} on {max(1, workers)} worker(s) "
+        f"asks for {wanted:g}, torch {torch.__version__} sees {found}"
+        + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
+        + ". Set resources.gpus_per_worker=0 to run on CPU, name a cluster in ray.address, or "
+        "submit it to one: causal submit -- train ..."
+    )
 
 
 def worker_threads(config: Config) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import threading
@@ -17,6 +18,7 @@ from ray_jobs.training.ray_session import ray_session, worker_threads
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+_LOOK_SECONDS = 0.25
 
 
 def fit(
@@ -70,14 +72,24 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from ray_jobs.training.context import STOP_FILE
+    from ray_jobs.training.waiting import Wait, WaitAgain, refuse_impossible
 
     directory = run_directory(config)
     stop_file = directory / STOP_FILE
     directory.mkdir(parents=True, exist_ok=True)
     stop_file.unlink(missing_ok=True)
+    refuse_impossible(config)
+    wait = Wait(config, directory)
+    wait.begin()
     try:
-        with _on_sigterm(stop_file.touch):
-            result = _fit_through_controller_failures(config, stop_at, callbacks)
+        trainer_of = functools.partial(
+            _trainer, config, stop_at, wait.start, [WaitAgain(directory), *callbacks]
+        )
+        fitting = _Fitting(trainer_of, config.ray.max_failures)
+        with _on_sigterm(stop_file.touch), fitting:
+            while not fitting.wait(_LOOK_SECONDS):
+                wait.look(stop_file.exists())
+            result = fitting.result()
     except TrainingFailedError as error:
         raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
     except RayActorError as error:
@@ -87,6 +99,7 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
         ) from error
     finally:
         stop_file.unlink(missing_ok=True)
+        wait.end()
     summary = result.return_value
     if not isinstance(summary, dict):
         raise RunFailedError("the training ended without a summary")
@@ -97,33 +110,7 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
     return summary
 
 
-def _fit_through_controller_failures(
-    config: Config, stop_at: int | None, callbacks: Sequence[Any]
-) -> Any:
-    """The result of Ray's trainer. Ray restarts workers, but not their controller, which is an
-    actor as well: a new one continues from the newest checkpoint.
-
-    Raises:
-        RayActorError: the controller died more often than `ray.max_failures` allows.
-    """
-    from ray.exceptions import RayActorError
-
-    failures, allowed = 0, config.ray.max_failures
-    while True:
-        try:
-            return _trainer(config, stop_at, callbacks).fit()
-        except RayActorError as error:
-            failures += 1
-            if 0 <= allowed < failures:
-                raise
-            log.warning(
-                "the training controller died (%s): a new one continues from the last checkpoint "
-                "(failure %d, ray.max_failures=%d)",
-                _first_line(error), failures, allowed,
-            )  # fmt: skip
-
-
-def _trainer(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> Any:
+def _trainer(config: Config, stop_at: int | None, start: str, callbacks: Sequence[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -143,6 +130,7 @@ def _trainer(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> A
             "location": checkpoint_location(directory, config.checkpoint.storage),
             "threads": worker_threads(config),
             "stop_at": stop_at,
+            "start": start,
         },
         torch_config=TorchConfig(backend=distributed_backend(resources.gpus_per_worker)),
         scaling_config=ScalingConfig(
@@ -160,6 +148,69 @@ def _trainer(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> A
             callbacks=list(callbacks),
         ),
     )
+
+
+class _Fitting:
+    """Ray's `fit` in a thread of its own, a new one for a controller that died.
+
+    On the main thread `fit` would take Ctrl-C for itself, and it blocks without an end while it
+    waits for workers. Here the caller can leave; the thread ends with the connection to Ray.
+
+    Ray restarts workers, but not their controller, which is an actor as well: a new one continues
+    from the newest checkpoint, as often as `max_failures` allows (-1: any number).
+    """
+
+    def __init__(self, trainer_of: Callable[[], Any], max_failures: int) -> None:
+        self._trainer_of = trainer_of
+        self._max_failures = max_failures
+        self._finished, self._left = threading.Event(), threading.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._run, name="trainer", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has come to its end within some seconds."""
+        return self._finished.wait(seconds)
+
+    def result(self) -> Any:
+        """What Ray's `fit` returned.
+
+        Raises:
+            RayActorError: the controller died more often than `max_failures` allows.
+            TrainingFailedError: workers failed more often.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._fit()
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            self._error = error
+        self._finished.set()
+
+    def _fit(self) -> Any:
+        from ray.exceptions import RayActorError
+
+        failures = 0
+        while True:
+            try:
+                return self._trainer_of().fit()
+            except RayActorError as error:
+                failures += 1
+                if self._left.is_set() or 0 <= self._max_failures < failures:
+                    raise
+                log.warning(
+                    "the training controller died (%s): a new one continues from the last "
+                    "checkpoint (failure %d, ray.max_failures=%d)",
+                    _first_line(error), failures, self._max_failures,
+                )  # fmt: skip
 
 
 @contextlib.contextmanager

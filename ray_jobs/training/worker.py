@@ -21,7 +21,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `config` (the resolved tree), `directory` (of the run), `location` (of its
-            checkpoints), `threads` (CPU threads), `stop_at` (a step to stop after, or None).
+            checkpoints), `threads` (CPU threads), `stop_at` (a step to stop after, or None),
+            `start` (its name, see `waiting.Wait`).
 
     Returns:
         The run's summary, or `{"user_error": message}` or `{"run_failed": message}`: such an error
@@ -32,6 +33,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     from causal_core.device import prepare_device
     from causal_core.run.loop import train
     from ray_jobs.training.context import RayContext
+    from ray_jobs.training.waiting import workers_are_up
 
     context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
     form = job["config"]["logging"]["format"]
@@ -39,6 +41,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     config = parse_config(job["config"])
     prepare_device(context.device, job["threads"], config.resources.gpus_per_worker)
     try:
+        if context.rank == 0:
+            workers_are_up(context.directory, job["start"])
         return train(config, context)
     except UserError as error:
         return {"user_error": str(error)}

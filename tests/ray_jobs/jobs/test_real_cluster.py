@@ -178,9 +178,9 @@ def test_a_job_over_two_nodes_survives_the_loss_of_one(nodes, files, command, sa
         output = command(
             "causal", "submit", "--no-follow", "--", "train", config, "--no-evaluate",
             f"run.dir={waiting}", "resources.workers=2", "train.max_steps=3",
-            "logging.format=json",
+            "logging.format=json", "ray.wait_for_nodes=true",
         )  # fmt: skip
-        assert "the job waits until nodes join" in output
+        assert "the job waits for an autoscaler" in output
         second = re.search(r"^job +(\S+)", output, re.M)[1]
         assert following.wait(timeout=PATIENCE_SECONDS) == 0, follower.read_text()
     finally:

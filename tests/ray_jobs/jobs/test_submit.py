@@ -25,8 +25,8 @@ from ray_jobs.jobs import packaging
 from ray_jobs.jobs.client import exposure, job_server_address
 from ray_jobs.jobs.entrypoint import job_of
 from ray_jobs.jobs.follow import LogLines, exit_code, follow, follow_to_the_end, printable
-from ray_jobs.jobs.resources import Ask, smallest_card, verdict
 from ray_jobs.jobs.submit import _runtime_environment, planned_memory
+from ray_jobs.training.resources import Ask, smallest_card, verdict
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CPU_CONFIG = str(REPOSITORY / "configs" / "cpu.yaml")
@@ -176,7 +176,7 @@ def test_the_uploaded_config_is_the_validated_one(folder):
     ("ask", "nodes", "fits", "says"),
     [
         (Ask(2, 2, 1, 0), [{"CPU": 2}], 2, None),
-        (Ask(2, 2, 1, 1), [{"CPU": 8, "GPU": 1}, {"CPU": 8}], 1, "waits until nodes join"),
+        (Ask(2, 2, 1, 1), [{"CPU": 8, "GPU": 1}, {"CPU": 8}], 1, "waits for an autoscaler"),
         (Ask(1, 4, 1, 1), [{"CPU": 2, "GPU": 2}], 2, "2 of at most 4"),
         (Ask(3, 3, 1, 0.3), [{"CPU": 8, "GPU": 1}], 3, None),
         (Ask(1, 1, 4, 0), [{"CPU": 2}, {"CPU": 2}], 0, "0 of 1"),

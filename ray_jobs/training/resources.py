@@ -1,4 +1,4 @@
-"""What a job asks of a cluster, against what the cluster has."""
+"""What a run asks of a machine or a cluster, against what is there."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ class Ask:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         where = f", on nodes with {self.accelerator_type}" if self.accelerator_type else ""
         return f"{count} worker{'s' * (self.most > 1)} of {self.cpus:g} CPU{gpus} each{where}"
+
+    def totals(self) -> dict[str, float]:
+        """Amounts of the least number of workers together, by Ray's names."""
+        amounts = {"CPU": self.least * self.cpus, "GPU": self.least * self.gpus}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
 
     def fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many of the workers fit on empty nodes (each worker on one node)."""
@@ -100,6 +105,6 @@ def verdict(ask: Ask, nodes: Sequence[Mapping[str, float]]) -> str | None:
     if fits >= ask.least:
         return f"{fits} of at most {ask.most} workers fit now; more join when nodes do"
     return (
-        f"{fits} of {ask.least} workers fit on these nodes: the job waits until nodes join (an "
-        "autoscaler starts them), without an error"
+        f"{fits} of {ask.least} workers fit on these nodes: the job waits for an autoscaler's, and "
+        "is refused where none may start them (unless ray.wait_for_nodes=true)"
     )
