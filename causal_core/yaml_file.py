@@ -121,9 +121,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         before: dict[str, Node] = {}
         for key, _ in node.value:
-            kind = _TAGS[key.tag]
-            if kind not in ("str", "merge"):
-                written = quoted(key.value, 40) if isinstance(key, ScalarNode) else f"a {_KINDS[type(key)]}"
+            if _TAGS[key.tag] not in ("str", "merge"):
+                kind = _KINDS[type(key)]
+                written = quoted(key.value, 40) if kind == "scalar" else f"a {kind}"
                 raise _Problem(key, f"{written} is a key that YAML does not read as text: quote it")
             first = before.setdefault(key.value, key)
             if first is not key:
