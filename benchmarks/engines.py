@@ -2,21 +2,28 @@
 
     python -m benchmarks.engines [--directory DIR]
 
-The tiny job of `causal_core.run.exercise`, in float32, with clipping in every step, 6 optimizer
+The tiny job of `causal_core.run.exercise`, in float64, with clipping in every step, 6 optimizer
 steps. *Parity*: each engine against one plain worker with the same base, every worker cutting its
 share into other micro-batches. *Resume*: 3 steps under the engine of the row, a checkpoint, 3
 steps under the engine of the column, against 6 uninterrupted steps of one plain worker; on the
 diagonal also against that engine's own uninterrupted run, where it must be identical.
+
+In float32 the difference would be the processor's: AdamW moves an element whose gradient is all but
+zero by its sign, so the last bit of a sum decides. ZeRO sums gradients and moves weights in float32
+all the same, in one order everywhere. bitsandbytes knows no float64; there the elements that differ
+most are left out (`TRIM`).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 
 from causal_core.run.exercise import (
@@ -29,6 +36,7 @@ from causal_core.run.exercise import (
 from ray_jobs.console.quiet import quiet_libraries
 
 STEPS, HALF = 6, 3
+TRIM = 0.01  # share of a tensor's elements whose gradient float32 rounding may leave without a sign
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Case:
     stage: int | None = None
     more: tuple[tuple[str, Any], ...] = ()  # further sections of the config
     label: str = ""
+    double: bool = True  # computes in float64
 
     @property
     def name(self) -> str:
@@ -53,7 +62,8 @@ class Case:
         sections["resources"] = {"workers": self.workers}
         if self.stage:
             sections.setdefault("deepspeed", {})["zero_stage"] = self.stage
-        return Exercise(name, exercise_config(base, engine=self.engine, **sections), **options)
+        config = exercise_config(base, engine=self.engine, **sections)
+        return Exercise(name, config, double=self.double, **options)
 
 
 PLAIN = Case("plain", 1, 400)
@@ -80,26 +90,34 @@ VARIANTS = (
     Case("deepspeed", 2, 90, 2, (_SMALL_BUCKET,), ", small bucket"),
     Case("deepspeed", 1, 90, 2, (_OFFLOAD,), ", offload"),
 )
-NF4_PLAIN = Case("plain", 1, 400, None, (_NF4,), ", nf4")
+NF4_PLAIN = Case("plain", 1, 400, None, (_NF4,), ", nf4", double=False)
 NF4 = (
-    Case("ddp", 2, 120, None, (_NF4,), ", nf4"),
-    Case("ddp", 2, 120, None, (_NF4, _CHECKPOINTING), ", nf4, gradient checkpointing"),
-    Case("deepspeed", 2, 90, 1, (_NF4,), ", nf4"),
-    Case("deepspeed", 2, 150, 2, (_NF4,), ", nf4"),
+    Case("ddp", 2, 120, None, (_NF4,), ", nf4", double=False),
+    Case(
+        "ddp", 2, 120, None, (_NF4, _CHECKPOINTING), ", nf4, gradient checkpointing", double=False
+    ),
+    Case("deepspeed", 2, 90, 1, (_NF4,), ", nf4", double=False),
+    Case("deepspeed", 2, 150, 2, (_NF4,), ", nf4", double=False),
 )
-EIGHT_BIT_PLAIN = Case("plain", 1, 400, None, (_8BIT,), ", adamw_8bit")
-EIGHT_BIT = (Case("ddp", 2, 120, None, (_8BIT,), ", adamw_8bit"),)
+EIGHT_BIT_PLAIN = Case("plain", 1, 400, None, (_8BIT,), ", adamw_8bit", double=False)
+EIGHT_BIT = (Case("ddp", 2, 120, None, (_8BIT,), ", adamw_8bit", double=False),)
 
 
-def difference(found: Path, expected: Path) -> float:
-    """Largest over tensors of ||found - expected|| / ||expected||, in float64."""
+def difference(found: Path, expected: Path, trim: float = 0.0) -> float:
+    """Largest over tensors of ||found - expected|| / ||expected||, in float64.
+
+    Args:
+        trim: The share of each tensor's elements that is left out, those that differ most.
+    """
     got, want = load_file(found), load_file(expected)
     assert got.keys() == want.keys()
-    worst = 0.0
+    errors = [0.0]
     for name, tensor in want.items():
-        scale = float(tensor.double().norm())
-        worst = max(worst, float((got[name].double() - tensor.double()).norm()) / (scale or 1.0))
-    return worst
+        apart = (got[name].double() - tensor.double()).abs().flatten().sort().values
+        if math.isfinite(apart[-1]):  # what is no number comes last, and is never left out
+            apart = apart[: len(apart) - math.ceil(trim * len(apart))]
+        errors.append(float(apart.norm() / (tensor.double().norm() or 1.0)))
+    return float(np.max(errors))  # NaN where there is one, which Python's max would pass over
 
 
 def run_cases(
@@ -120,9 +138,11 @@ def parity(
 ) -> dict[str, float | str]:
     """Largest relative difference of each case to the reference after `STEPS` steps."""
     results = run_cases((reference, *cases), base, directory)
+    expected = _weights(directory, reference.name)
+    trim = 0.0 if reference.double else TRIM
     return {
         case.name: results[case.name].error
-        or difference(_weights(directory, case.name), _weights(directory, reference.name))
+        or difference(_weights(directory, case.name), expected, trim)
         for case in (reference, *cases)
     }
 

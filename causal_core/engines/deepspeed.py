@@ -112,7 +112,7 @@ class DeepSpeedEngine:
         for name, parameter in self.parameters.items():
             for key in _MOMENTS:
                 moment = safe_get_full_optimizer_state(parameter, key)
-                tensors[f"{name}//{key}"] = moment.detach().cpu().contiguous()
+                tensors[f"{name}//{key}"] = moment.detach().to("cpu", parameter.dtype).contiguous()
             tensors[f"{name}//step"] = steps.detach().cpu().clone()
         return EngineState(self.weights(), tensors)
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_WIDE = (torch.float32, torch.float64)
+
 
 class _SwiGlu(torch.autograd.Function):
     """silu(gate) * up (Shazeer, 2020), element-wise."""
@@ -57,7 +59,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     # Half types keep the library's own sequence of casts.
-    if hidden_states.dtype is not torch.float32 or self.weight.dtype is not torch.float32:
+    if hidden_states.dtype not in _WIDE or self.weight.dtype is not hidden_states.dtype:
         result: Tensor = type(self).forward(self, hidden_states)
         return result
     return _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)

@@ -42,6 +42,9 @@ class Exercise:
     first: int = 0
     resume: str | None = None  # checkpoint directory to begin from
     save: str | None = None  # checkpoint directory to write at the end
+    # In float64, for comparisons that no rounding of a processor disturbs; ZeRO still adds up
+    # gradients and moves weights in float32.
+    double: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,8 @@ def run_exercise(
     config = exercise.config
     base = load_base(config.model, loading_device(config, device))
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    if exercise.double:
+        model.double()
     engine = build_engine(config, model, device)
     step = TrainStep(engine, config.loss, config.train, device)
     if exercise.resume is not None:

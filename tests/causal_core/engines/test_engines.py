@@ -1,7 +1,7 @@
 """Every engine computes the same, saves the same, and skips together. Real processes, gloo.
 
 1. Parity: 6 optimizer steps on the same global batches, differently cut, clipping in each: DDP and
-   ZeRO 1, 2, 3 on two workers end where one plain worker does (float32, relative 1e-5).
+   ZeRO 1, 2, 3 on two workers end where one plain worker does (see `tolerance`).
 2. A checkpoint of any engine continues under any other as if nothing had happened, and under
    the same one bit-identically.
 3. When one worker alone sees a loss that is not finite, all skip the step and go on together.
@@ -14,7 +14,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.engines import (
     EIGHT_BIT,
@@ -49,7 +49,6 @@ from tests.tiny import tiny_model
 
 DDP, ZERO_1, ZERO_2, ZERO_3 = ENGINES[1:]
 TWO_WORKERS = (DDP, ZERO_1, ZERO_2, ZERO_3)
-TOLERANCE = 1e-5
 # (saved under, resumed under); the whole matrix is a slow test.
 RESUMED = (
     (PLAIN, ZERO_2), (ZERO_2, PLAIN), (DDP, ZERO_3), (ZERO_3, DDP), (ZERO_3, PLAIN),
@@ -107,6 +106,17 @@ def runs(base, tmp_path_factory):
     return {result.name: result for result in results}, directory
 
 
+def tolerance(*cases):
+    """How far weights may be apart, relative to their norm.
+
+    Exercises compute in float64, so no processor's float32 rounding enters: whole weights agree to
+    1e-14. ZeRO sums gradients and moves weights in float32, where each rounding is 6e-8 and an
+    element whose gradient nearly cancels between workers is off by a multiple of that. These sums
+    are the same everywhere, and give 7e-7 with and without fused multiply-add.
+    """
+    return 1e-5 if any(case.stage for case in cases) else 1e-10
+
+
 def _checkpoint(directory, case):
     return str(directory / f"checkpoint-{case.name}")
 
@@ -120,11 +130,11 @@ def test_every_engine_ends_where_one_plain_worker_does(runs, case):
     results, directory = runs
     found, expected = results[case.name], results[PLAIN.name]
     assert found.error is None
-    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
-    assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+    assert found.losses == pytest.approx(expected.losses, rel=tolerance(case))
+    assert found.grad_norms == pytest.approx(expected.grad_norms, rel=tolerance(case))
     assert min(expected.grad_norms) > CLIP_NORM  # clipping was active in every step
     weights = directory / f"{case.name}.safetensors", directory / f"{PLAIN.name}.safetensors"
-    assert difference(*weights) < TOLERANCE
+    assert difference(*weights) < tolerance(case)
 
 
 @pytest.mark.parametrize("pair", RESUMED, ids=lambda pair: _name(*pair))
@@ -134,7 +144,7 @@ def test_a_checkpoint_continues_under_another_engine(runs, pair):
     name = _name(saved_under, resumed_under)
     assert results[name].error is None
     resumed = directory / f"{name}.safetensors"
-    assert difference(resumed, directory / f"{PLAIN.name}.safetensors") < TOLERANCE
+    assert difference(resumed, directory / f"{PLAIN.name}.safetensors") < tolerance(*pair)
     if saved_under is resumed_under:
         own = load_file(directory / f"{resumed_under.name}.safetensors")
         assert all(torch.equal(own[k], v) for k, v in load_file(resumed).items())
@@ -169,32 +179,43 @@ def test_all_workers_skip_what_one_of_them_finds_not_finite(runs, case):
     assert result.losses == pytest.approx(other.losses, rel=0, abs=0, nan_ok=True)
     # A skipped step leaves no trace: all engines go on from the same parameters and moments.
     weights = directory / f"{name}.safetensors"
-    assert difference(weights, directory / f"poisoned-{DDP.name}.safetensors") < TOLERANCE
+    assert difference(weights, directory / f"poisoned-{DDP.name}.safetensors") < tolerance(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("reference", "cases", "tolerance"),
-    [
-        (PLAIN, VARIANTS, TOLERANCE),
-        (NF4_PLAIN, NF4, TOLERANCE),
-        # A moment near the border of two 8-bit codes may fall on either side.
-        (EIGHT_BIT_PLAIN, EIGHT_BIT, 1e-3),
-    ],
+    ("reference", "cases"),
+    [(PLAIN, VARIANTS), (NF4_PLAIN, NF4), (EIGHT_BIT_PLAIN, EIGHT_BIT)],
     ids=["variants", "nf4", "8bit"],
 )
-def test_parity_of_every_supported_setting(base, tmp_path, reference, cases, tolerance):
-    for name, value in parity(reference, cases, base, tmp_path).items():
-        assert not isinstance(value, str), f"{name}: {value}"
-        assert value < tolerance, name
+def test_parity_of_every_supported_setting(base, tmp_path, reference, cases):
+    """In float32, sums in another order err by about 1e-6 of a tensor's gradient. Without the
+    hundredth of elements that may get another sign (or another 8-bit code of a moment), AdamW
+    makes at most 1e-4 of the rest out of it; a wrong gradient is off by more than 1e-2."""
+    found = parity(reference, cases, base, tmp_path)
+    for case in (reference, *cases):
+        value = found[case.name]
+        assert not isinstance(value, str), f"{case.name}: {value}"
+        assert value < (tolerance(case) if case.double else 1e-4), case.name
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.01])
+def test_a_number_that_is_none_is_a_difference(tmp_path, trim):
+    for name, value in (("nan", math.nan), ("one", 1.0)):
+        tensors = {"a": torch.ones(3), "b": torch.tensor([1.0, value, 1.0]), "c": torch.ones(3)}
+        save_file(tensors, tmp_path / name)
+    for pair in (("nan", "one"), ("one", "nan")):
+        assert math.isnan(difference(*(tmp_path / name for name in pair), trim))
 
 
 @pytest.mark.slow
 def test_any_engine_continues_any_other(base, tmp_path):
+    by_name = {case.name: case for case in ENGINES}
     for (saved_under, compared), value in resume_matrix(ENGINES, base, tmp_path).items():
         assert not isinstance(value, str), f"{saved_under} to {compared}: {value}"
         own = compared.endswith("own run")
-        assert value == 0 if own else value < TOLERANCE, f"{saved_under} to {compared}"
+        limit = tolerance(by_name[saved_under], by_name.get(compared, PLAIN))
+        assert value == 0 if own else value < limit, f"{saved_under} to {compared}"
 
 
 class _NoTokenizer:
