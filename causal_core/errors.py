@@ -13,6 +13,10 @@ class ModelError(UserError):
     """The base model cannot be had or cannot be trained with this configuration."""
 
 
+class UnwritableError(UserError):
+    """A directory cannot be written (read-only, full, not permitted)."""
+
+
 class CheckpointError(UserError):
     """A checkpoint cannot be used; it is refused as a whole."""
 

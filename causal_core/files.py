@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from causal_core.errors import UnwritableError
+
 # What a run directory holds.
 CONFIG = "config.yaml"  # the resolved config
 METRICS_FILE = "metrics.jsonl"  # losses and metrics by step, free of the clock
 PERFORMANCE_FILE = "performance.jsonl"  # seconds, tokens per second, memory by step
 SUMMARY = "summary.json"  # all final numbers
 BEST = "best"  # the best checkpoint
+
+
+CACHE_SETTING = "data.cache_dir or $CAUSAL_RAY_CACHE"
 
 
 def cache_root(configured: str | None = None) -> Path:
@@ -62,6 +67,22 @@ def read_small(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
     return content
+
+
+@contextmanager
+def writes_to(place: Path, moved_by: str) -> Iterator[None]:
+    """Says what cannot be written, and which setting moves it, where the file system refuses.
+
+    Raises:
+        UnwritableError: instead of the OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableError(
+            f"{place} cannot be written: {error.strerror or error}. Make room or give permission "
+            f"there, or choose another place with {moved_by}"
+        ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,13 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME=RUN_DIR", help="Another run to show beside it; repeatable."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows per test set.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="A quick look at this many rows per test set; the run's files stay as they are.",
+        ),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Evaluate a run on its test sets, beside its base model and other runs.

@@ -16,8 +16,9 @@ from rich.console import Console
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.data.writer import to_table, write_triplets
-from causal_core.files import SUMMARY, set_aside
+from causal_core.files import SUMMARY
 from causal_core.generator.generate import generate_dataset
+from causal_core.run.lock import only_writer
 from ray_jobs.console.result import show_result
 from ray_jobs.run import read_summary, run_evaluation, run_training
 from ray_jobs.training.ray_session import ray_session
@@ -28,11 +29,16 @@ _SIZES = {"train": 480, "validation": 32, "test_seen": 72, "test_novel": 72}
 
 def run_demo(directory: Path, *, seed: int = 0, fresh: bool = False) -> None:
     """Generates data, trains control and defended model, evaluates, reports."""
-    started = time.monotonic()
     console = Console()
     directory = directory.resolve()
-    if fresh and (moved := set_aside(directory)) is not None:
-        console.print(f"The earlier demo is now in {moved}", markup=False)
+    with only_writer(directory, fresh=fresh) as moved:
+        if moved is not None:
+            console.print(f"The earlier demo is now in {moved}", markup=False)
+        _run_demo(directory, seed, console)
+
+
+def _run_demo(directory: Path, seed: int, console: Console) -> None:
+    started = time.monotonic()
     data = directory / "data" / f"seed-{seed}"
     _say(console, 1, f"data: {sum(_SIZES.values())} triplets in {data}")
     _generate(data, seed)

@@ -13,8 +13,9 @@ from rich.console import Console
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import RunFailedError, UserError
-from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, set_aside, write_whole
-from causal_core.report.run_report import write_report
+from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, write_whole
+from causal_core.report.run_report import REPORT, write_report
+from causal_core.run.lock import only_writer
 from causal_core.run.trackers import check_trackers
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
@@ -34,6 +35,9 @@ from ray_jobs.training.trainer import fit
 
 log = logging.getLogger(__name__)
 
+QUICK_LOOKS = "quick-looks"  # in a run directory: evaluations of a few rows
+EVALUATION = "evaluation.json"
+
 
 def run_training(
     config: Config, console: Console, *, fresh: bool = False, test: bool = True
@@ -46,16 +50,20 @@ def run_training(
     quiet_libraries()
     config = config.with_absolute_paths()
     check_trackers(config.logging.trackers)
-    directory = run_directory(config)
-    if fresh and (moved := set_aside(directory)) is not None:
-        console.print(f"The earlier run is now in {moved}", markup=False)
     if (missing := no_gpu_here(config)) is not None:
         raise UserError(missing)
+    with only_writer(run_directory(config), fresh=fresh) as moved:
+        if moved is not None:
+            console.print(f"The earlier run is now in {moved}", markup=False)
+        return _trained(config, console, test)
+
+
+def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
+    directory = run_directory(config)
     data = _prepared_data(config, console)
     plan = plan_of(config, data)
     show_plan(console, plan)
     event(log, "plan", **plan)
-    directory.mkdir(parents=True, exist_ok=True)
     steps = step_plan(config, len(data.train)).total_steps
     if not (directory / CONFIG).exists():
         write_whole(directory / CONFIG, config.to_yaml())
@@ -82,7 +90,7 @@ def run_training(
             "command continues from there"
         )
     if test and config.data.test:
-        return run_evaluation(directory, console, {})
+        return _evaluated_for_the_record(directory, console, {})
     write_report(directory)
     return result
 
@@ -92,31 +100,63 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Evaluates a finished run beside its base and other runs, and rewrites its report.
 
+    With `limit` it is a quick look, which leaves the run's own results as they are: what it finds
+    is returned, and kept in a directory of its own.
+
     Args:
         directory: A run directory.
         against: Other runs' directories by the name to show them under.
         limit: Rows per test set; None takes the config's.
 
     Returns:
-        The content of summary.json.
+        The content of summary.json, with this evaluation.
     """
     quiet_libraries()
+    summary = read_summary(directory)
+    if limit is None:
+        with only_writer(directory):
+            return _evaluated_for_the_record(directory, console, against)
+    place = directory / QUICK_LOOKS / f"limit-{limit}"
+    config = load_config(directory / CONFIG)
+    config.run.dir = str(place)
+    config.evaluation.limit = limit
+    with only_writer(place):
+        evaluation = _evaluated(config, directory, console, against)
+        write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
+    console.print(
+        f"A quick look at no more than {limit} rows per test set, kept in {place / EVALUATION}; "
+        f"{SUMMARY} and {REPORT} of the run stay as they were.",
+        markup=False,
+        soft_wrap=True,
+    )
+    return {**summary, "evaluation": evaluation}
+
+
+def _evaluated_for_the_record(
+    directory: Path, console: Console, against: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Evaluates a run whose lock is held, and puts the result into all of its files."""
     result = read_summary(directory)
     config = load_config(directory / CONFIG)
     config.run.dir = str(directory)
-    if limit is not None:
-        config.evaluation.limit = limit
-    checkpoints: dict[str, Path | None] = {"base": None}
-    checkpoints.update({name: other / BEST for name, other in against.items()})
-    checkpoints["trained"] = directory / BEST
-    total = expected_progress(config, len(checkpoints))
-    with evaluation_progress(console, directory / PROGRESS, total):
-        evaluation = evaluate(config, checkpoints)
+    evaluation = _evaluated(config, directory, console, against)
     record_evaluation(directory, result["run"]["steps"], evaluation)
     result["evaluation"] = evaluation
     write_whole(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
     write_report(directory)
     return result
+
+
+def _evaluated(
+    config: Config, directory: Path, console: Console, against: Mapping[str, Path]
+) -> dict[str, Any]:
+    """The evaluation of a run by `config`, whose run.dir holds the progress meanwhile."""
+    checkpoints: dict[str, Path | None] = {"base": None}
+    checkpoints.update({name: other / BEST for name, other in against.items()})
+    checkpoints["trained"] = directory / BEST
+    total = expected_progress(config, len(checkpoints))
+    with evaluation_progress(console, run_directory(config) / PROGRESS, total):
+        return evaluate(config, checkpoints)
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

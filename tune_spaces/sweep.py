@@ -11,7 +11,8 @@ from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, RunFailedError, UserError
-from causal_core.files import cache_root, set_aside, write_whole
+from causal_core.files import cache_root, write_whole
+from causal_core.run.lock import only_writer
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from ray_jobs.console.quiet import quiet_libraries
@@ -52,12 +53,17 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
         UserError: config, data or directory cannot work; nothing of the space fits.
         RunFailedError: no trial finished within the constraints.
     """
+    quiet_libraries()
+    with only_writer(sweep.directory, fresh=fresh) as moved:
+        if moved is not None:
+            console.print(f"The earlier sweep is now in {moved}", markup=False)
+        return _swept(sweep, console)
+
+
+def _swept(sweep: SweepConfig, console: Console) -> dict[str, Any]:
     from tune_spaces.report import write_report
 
-    quiet_libraries()
     directory = sweep.directory
-    if fresh and (moved := set_aside(directory)) is not None:
-        console.print(f"The earlier sweep is now in {moved}", markup=False)
     data, steps = _checked_data(sweep, console)
     gate = Gate(sweep.budgets)
     ledger = Ledger(directory)

@@ -1,0 +1,194 @@
+"""One writer per run directory: two runs in one directory would spoil both.
+
+The lock is a file that says which process writes. A process that is gone (kill -9, a reboot) cannot
+hold it: the next call on the same machine takes over. What runs on another machine cannot be seen
+from here, so there the user decides. It belongs to the process that began the run, not to its
+workers: they may live on other machines, and they end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from causal_core.errors import UserError
+from causal_core.files import set_aside, writes_to
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A process, and what tells it from a later one with the same number."""
+
+    pid: int
+    host: str
+    boot: str  # of the machine; empty where it does not tell
+    started: str  # clock ticks from that boot to the process's start; empty likewise
+    since: str  # when it took the lock, for people to read
+
+    @classmethod
+    def this_process(cls) -> Writer:
+        pid, now = os.getpid(), datetime.now(UTC)
+        return cls(pid, socket.gethostname(), _boot(), _started(pid), f"{now:%Y-%m-%d %H:%M} UTC")
+
+    def is_gone(self) -> bool:
+        """Whether the process surely ended; false on another machine."""
+        if self.host != socket.gethostname():
+            return False
+        return self.boot != _boot() or not _exists(self.pid) or self.started != _started(self.pid)
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path, *, fresh: bool = False) -> Iterator[Path | None]:
+    """Makes a run directory where there is none, and holds its lock for a `with` block.
+
+    Args:
+        fresh: First renames an existing directory (nothing is deleted) and begins a new one.
+
+    Yields:
+        Where the earlier directory is now, with `fresh`.
+
+    Raises:
+        UserError: another process writes there.
+        UnwritableError: the directory cannot be written.
+    """
+    made, moved = not directory.exists(), None
+    with writes_to(directory, "run.dir"):
+        directory.mkdir(parents=True, exist_ok=True)
+        _take(directory)
+        if fresh and any(path.name != LOCK for path in directory.iterdir()):
+            moved = set_aside(directory)
+            assert moved is not None
+            _release(moved)
+            directory.mkdir()
+            _take(directory)
+    try:
+        yield moved
+    finally:
+        _release(directory)
+        if made:  # and nothing was written: what the user gave was refused
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _take(directory: Path) -> None:
+    path = directory / LOCK
+    with _opened(path) as file:
+        held = os.read(file, 4096)
+        if held:
+            _refuse_unless_gone(path, held)
+            os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(asdict(Writer.this_process())).encode() + b"\n", 0)
+
+
+def _release(directory: Path) -> None:
+    """Removes this process's lock; a fork of it that ends leaves the lock alone."""
+    path = directory / LOCK
+    if not path.exists():  # the directory was removed meanwhile
+        return
+    with _opened(path) as file:
+        content = os.read(file, 4096)
+        holder = _parsed(content)
+        if not content or (holder is not None and holder.pid == os.getpid()):
+            path.unlink()
+
+
+def _refuse_unless_gone(path: Path, held: bytes) -> None:
+    holder = _parsed(held)
+    if holder is not None and holder.is_gone():
+        log.warning(
+            "%s: process %d, which wrote there since %s, is gone: this one takes over",
+            path.parent, holder.pid, holder.since,
+        )  # fmt: skip
+        return
+    if holder is None:
+        raise UserError(
+            f"{path} is damaged, so it does not say which process writes in {path.parent}: if none "
+            f"does, remove it (rm {path}) and run the same command again"
+        )
+    if holder.host == socket.gethostname():
+        raise UserError(
+            f"process {holder.pid} on this machine has been writing in {path.parent} since "
+            f"{holder.since}, and two writers would spoil it: wait for it, stop it (kill "
+            f"{holder.pid}), or choose another run.dir"
+        )
+    raise UserError(
+        f"process {holder.pid} on {holder.host} has been writing in {path.parent} since "
+        f"{holder.since}, and two writers would spoil it. Whether it still runs cannot be seen "
+        f"from here ({socket.gethostname()}): if it does not, remove the lock (rm {path}) and run "
+        "the same command again; otherwise choose another run.dir"
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The lock file, made if it is not there, for one process of this machine at a time."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            # Some network filesystems have no flock. Without it two processes that start within
+            # the same milliseconds could both take the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):  # removed by its holder while this one waited
+                continue
+            yield file
+            return
+        finally:
+            os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _parsed(content: bytes) -> Writer | None:
+    try:
+        raw = json.loads(content)
+        return Writer(
+            int(raw["pid"]), *(str(raw[key]) for key in ("host", "boot", "started", "since"))
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def _boot() -> str:
+    return _text(Path("/proc/sys/kernel/random/boot_id")).strip()
+
+
+def _started(pid: int) -> str:
+    """Field 22 of /proc/PID/stat; the name in field 2 may hold spaces and brackets."""
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""
+
+
+def _text(path: Path) -> str:
+    """What Linux says; empty on a system that has no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

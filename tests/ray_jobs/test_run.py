@@ -1,0 +1,76 @@
+"""A whole run in this process: what it leaves, and what may not touch it.
+
+1. A quick look (`causal evaluate --limit`) changes no file of the run; a full evaluation does.
+2. While a run is being written, `train`, `evaluate` and `train --fresh` of it are refused.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from causal_core.errors import UserError
+from causal_core.run.lock import LOCK, only_writer
+from ray_jobs.run import QUICK_LOOKS, run_evaluation, run_training
+from tests.tiny_run import tiny_config
+
+CONSOLE = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_directory, tiny_data, tmp_path_factory):
+    config = tiny_config(
+        tiny_model_directory,
+        tiny_data,
+        tmp_path_factory.mktemp("whole") / "run",
+        train={"max_steps": 1, "global_batch": 4},
+        evaluation={"max_new_tokens": 1, "limit": 2},
+    )
+    config.data.limit_validation = 2
+    run_training(config, CONSOLE, test=False)
+    return config
+
+
+@pytest.fixture
+def directory(config):
+    from causal_core.config import run_directory
+
+    return run_directory(config)
+
+
+def contents(directory):
+    """Every file of a run but the quick looks, with what tells that it was written again."""
+    return {
+        path.relative_to(directory): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file() and QUICK_LOOKS not in path.parts
+    }
+
+
+def test_a_quick_look_leaves_the_results_of_the_run_as_they_are(directory):
+    full = run_evaluation(directory, CONSOLE, {})["evaluation"]
+    assert full["models"]["trained"]["sets"]["novel"]["n"] == 2
+    assert json.loads((directory / "summary.json").read_text())["evaluation"] == full
+    before = contents(directory)
+    assert {"summary.json", "report.html", "metrics.jsonl"} <= {p.name for p in before}
+    result = run_evaluation(directory, CONSOLE, {}, limit=1)["evaluation"]
+    assert contents(directory) == before
+    assert result["models"]["trained"]["sets"]["novel"]["n"] == 1
+    (kept,) = (directory / QUICK_LOOKS).rglob("*.json")
+    assert json.loads(kept.read_text()) == result
+
+
+def test_a_directory_that_is_being_written_is_left_alone(config, directory):
+    with only_writer(directory):
+        before = contents(directory)
+        for attempt in (
+            lambda: run_training(config, CONSOLE),
+            lambda: run_training(config, CONSOLE, fresh=True),
+            lambda: run_evaluation(directory, CONSOLE, {}),
+        ):
+            with pytest.raises(UserError, match="has been writing in"):
+                attempt()
+        assert contents(directory) == before
+    assert not (directory / LOCK).exists()
