@@ -27,10 +27,9 @@ from causal_core.data.writer import to_table, write_triplets
 from causal_core.generator.generate import generate_dataset
 from causal_core.loss.objective import needs_of
 from causal_core.model.causal_model import build_model, count_parameters
-from causal_core.pretrained.loading import load_tokenizer
 from causal_core.tokens.batches import share
 from causal_core.tokens.dataset import load_dataset
-from causal_core.tokens.prompts import build_prompt_encoder
+from causal_core.tokens.run_data import load_encoder
 from causal_core.trees.packing import tree_nodes
 from ray_jobs.console.quiet import quiet_libraries
 
@@ -140,7 +139,7 @@ def measure_data(model: str, triplets: int) -> tuple[np.ndarray, float, float]:
     """On generated triplets: tree tokens of each under the default loss, bytes a tokenised row, and
     rows tokenised a second by one process."""
     config = parse_config({"model": {"name_or_path": model}})
-    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    encoder = load_encoder(config)
     with tempfile.TemporaryDirectory() as folder:
         path, cache = Path(folder) / "train.jsonl", Path(folder) / "cache"
         data = generate_dataset({"train": triplets}, seed=0)

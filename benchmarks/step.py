@@ -34,7 +34,7 @@ from benchmarks.rivals import (
     separate_forwards_step,
     unpadded_step,
 )
-from causal_core.config import LoraSection, LossSection, ModelSection
+from causal_core.config import Config, LoraSection, LossSection, ModelSection
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.generator.generate import generate_dataset
 from causal_core.loss.objective import Denominators, micro_batch_loss, needs_of
@@ -42,9 +42,9 @@ from causal_core.memory.tracker import StorageTracker
 from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel, build_model
 from causal_core.model.matmul import fastest_library
-from causal_core.pretrained.loading import load_base, load_tokenizer
+from causal_core.pretrained.loading import load_base
 from causal_core.tokens.dataset import load_dataset
-from causal_core.tokens.prompts import build_prompt_encoder
+from causal_core.tokens.run_data import load_encoder
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import FLAT, cut_micro_batches
 
@@ -133,7 +133,7 @@ def gemm_rate(product: Callable[[Tensor, Tensor], Tensor], size: int = 2048) -> 
 def sample(file: str | None, count: int) -> tuple[list[TripletTokens], str]:
     """Evenly spaced triplets of a file, of the reports' data, or of generated data."""
     source = file or (str(SHARED) if SHARED.is_file() else None)
-    encoder = build_prompt_encoder(load_tokenizer(ModelSection()))
+    encoder = load_encoder(Config())
     with tempfile.TemporaryDirectory() as folder:
         path = source or str(Path(folder) / "generated.jsonl")
         if source is None:

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     field_validator,
     model_validator,
 )
@@ -124,6 +125,10 @@ class ModelSection(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type of the base; adapter and head stay in float32."
+    )
+    chat_template_args: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Variables for the chat template, e.g. {enable_thinking: false} (Qwen3).",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that ships with the model. Off unless asked for."

@@ -17,10 +17,8 @@ from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.summary import aggregate, examples
 from causal_core.files import METRICS_FILE, read_records, write_whole
 from causal_core.loss.objective import is_contrastive
-from causal_core.pretrained.loading import load_tokenizer
 from causal_core.tokens.dataset import TripletDataset
-from causal_core.tokens.prompts import build_prompt_encoder
-from causal_core.tokens.run_data import load_split
+from causal_core.tokens.run_data import load_encoder, load_split
 from ray_jobs.training.ray_session import ray_session, worker_threads
 from ray_jobs.training.worker import evaluate_shard
 
@@ -147,7 +145,7 @@ def _has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
 
 def test_sets(config: Config) -> dict[str, TripletDataset]:
     """The run's test sets by name, tokenised."""
-    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    encoder = load_encoder(config)
     return {
         name: load_split(config, encoder, paths).head(config.evaluation.limit)
         for name, paths in config.data.test.items()

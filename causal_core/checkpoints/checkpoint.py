@@ -266,7 +266,12 @@ def _refuse_foreign(
             + "\nRestore these values, or choose another run.dir (or --fresh)"
         )
     for what, found, expected in (
-        ("training data (or validation data)", manifest["data_fingerprint"], data),
+        (
+            "training or validation rows, or other tokens for them (tokenizer, chat template, "
+            "version of causal-ray)",
+            manifest["data_fingerprint"],
+            data,
+        ),
         ("base model", manifest["base_fingerprint"], base),
     ):
         if found != expected:

@@ -10,24 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from causal_core.data.reader import read_triplets
-from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
+from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet, quoted
 from causal_core.data.sources import split_selector
 from causal_core.errors import UserError
 from causal_core.files import file_digest, whole_or_absent
-from causal_core.tokens.prompts import PromptEncoder
+from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
 from causal_core.tokens.triplet import TripletTokens
 
-_FORMAT = 1
+_FORMAT = 2
 _ROWS_PER_BATCH = 4096
 _SPANS = (
     "system",
@@ -38,6 +38,8 @@ _SPANS = (
     "injection_answer",
     "witness",
 )
+_INPUTS = ("benign_input", "benign_cf_input", "injection_input")
+_OUTPUTS = ("benign_output", "injection_output")
 _SCHEMA = pa.schema(
     [
         *TRIPLET_SCHEMA,
@@ -49,6 +51,8 @@ _SCHEMA = pa.schema(
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Row = dict[str, Any]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -184,62 +188,94 @@ def _tokenised(
     done = 0
     for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
         rows = batch.to_pylist()
-        tokens = _tokens_of_texts(rows, encoder)
-        yield pa.RecordBatch.from_pylist(
-            [_token_row(row, encoder, tokens) for row in rows], schema=_SCHEMA
-        )
+        yield pa.RecordBatch.from_pylist(_token_rows(rows, encoder), schema=_SCHEMA)
         done += batch.num_rows
         if progress is not None:
             progress(done, table.num_rows)
 
 
-def _tokens_of_texts(
-    rows: Sequence[dict[str, Any]], encoder: PromptEncoder
-) -> dict[str, list[int]]:
-    """Tokens of every distinct text of the rows."""
-    texts: dict[str, None] = {}
-    for row in rows:
-        texts[row["system_instruction"]] = None
-        for name in ("benign_input", "benign_cf_input", "injection_input"):
-            texts[encoder.user_turn(row[name], row["context"])] = None
-        for name in ("benign_output", "injection_output", "witness"):
-            if row[name]:
-                texts[row[name]] = None
-    distinct = list(texts)
-    return dict(zip(distinct, encoder.texts_ids(distinct), strict=True))
+def _token_rows(rows: Sequence[Row], encoder: PromptEncoder) -> list[Row]:
+    """Rows with their token spans (`UserError` names the row that cannot be encoded)."""
+    try:
+        tokens = _Tokens.of(rows, encoder)
+    except UnencodableTextError:
+        for row in rows:  # which one: rare, so it is looked for only now
+            try:
+                _Tokens.of([row], encoder)
+            except UnencodableTextError as error:
+                raise UserError(f"triplet {quoted(row['id'])}: {error}") from error
+        raise
+    return [_token_row(row, encoder, tokens) for row in rows]
 
 
-def _token_row(
-    row: dict[str, Any], encoder: PromptEncoder, tokens: Mapping[str, list[int]]
-) -> dict[str, Any]:
-    system = encoder.around_system(tokens[row["system_instruction"]])
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens of everything distinct that a batch of rows holds."""
+
+    systems: Mapping[str, list[int]]
+    prompts: Mapping[tuple[str, str], list[int]]
+    answers: Mapping[str, list[int]]
+    witnesses: Mapping[str, list[int]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], encoder: PromptEncoder) -> _Tokens:
+        def by_text(
+            texts: Iterable[_T], encode: Callable[[list[_T]], list[list[int]]]
+        ) -> dict[_T, list[int]]:
+            distinct = list(dict.fromkeys(texts))
+            return dict(zip(distinct, encode(distinct), strict=True))
+
+        return cls(
+            systems=by_text((row["system_instruction"] for row in rows), encoder.systems_ids),
+            prompts=by_text(
+                (_prompt(row, name, encoder) for row in rows for name in _INPUTS),
+                encoder.prompts_ids,
+            ),
+            answers=by_text(
+                (row[name] or "" for row in rows for name in _OUTPUTS), encoder.answers_ids
+            ),
+            witnesses=by_text(
+                (row["witness"] for row in rows if row["witness"]), encoder.openings_ids
+            ),
+        )
+
+
+def _prompt(row: Row, name: str, encoder: PromptEncoder) -> tuple[str, str]:
+    return row["system_instruction"], encoder.user_turn(row[name], row["context"])
+
+
+def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
+    prompts = [tokens.prompts[_prompt(row, name, encoder)] for name in _INPUTS]
+    # S ends where the three prompts part from it: a token that straddles its end belongs to U.
+    shared = _common_prefix([tokens.systems[row["system_instruction"]], *prompts])
     witness = row["witness"]
-
-    def prompt(name: str) -> list[int]:
-        return [*tokens[encoder.user_turn(row[name], row["context"])], *encoder.after_ids]
-
-    def answer(name: str) -> list[int]:
-        return [*(tokens[row[name]] if row[name] else []), encoder.end_of_answer]
-
     spans = {
-        "system": system,
-        "benign": prompt("benign_input"),
-        "counterfactual": prompt("benign_cf_input"),
-        "injection": prompt("injection_input"),
-        "benign_answer": answer("benign_output"),
-        "injection_answer": answer("injection_output"),
-        "witness": tokens[witness] if witness else [],
+        "system": shared,
+        **{
+            span: ids[len(shared) :]
+            for span, ids in zip(("benign", "counterfactual", "injection"), prompts, strict=True)
+        },
+        "benign_answer": tokens.answers[row["benign_output"] or ""],
+        "injection_answer": tokens.answers[row["injection_output"] or ""],
+        "witness": tokens.witnesses[witness] if witness else [],
     }
     for name, ids in spans.items():
         if not ids and (name != "witness" or witness):
-            raise UserError(f"triplet {row['id']!r}: {name} has no tokens after tokenisation")
-    longest = len(system) + max(
+            raise UserError(f"triplet {quoted(row['id'])}: {name} has no tokens after tokenisation")
+    longest = len(shared) + max(
         len(spans["benign"]) + len(spans["benign_answer"]),
         len(spans["counterfactual"]),
         len(spans["injection"])
         + max(len(spans["benign_answer"]), len(spans["injection_answer"]), len(spans["witness"])),
     )
     return {**row, **{f"{name}_tokens": ids for name, ids in spans.items()}, "longest": longest}
+
+
+def _common_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    # What two sequences share is shared by all that sort between them.
+    first, last = min(sequences), max(sequences)
+    differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(differing, len(first))]
 
 
 def _read_cache(target: Path) -> pa.Table | None:

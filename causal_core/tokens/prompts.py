@@ -1,36 +1,36 @@
-"""From texts to token spans: the model's chat template once, hostile text never.
+"""From texts to token spans: the ids of the model's chat template, hostile text notwithstanding.
 
-The template is rendered a single time with placeholders and cut into three literal parts:
+A conversation is tokenised as a whole, as `apply_chat_template` does it, because a tokenizer may
+merge characters across the border of a text and its surroundings (SentencePiece takes the space
+before a word into the word's token). The texts are made safe before: whatever could pose as a
+control token or a role marker is broken with a space, and the ids that come out are checked: their
+control tokens are those of the template around harmless texts, one by one.
 
-    before | S | between | U | after
-
-Only these parts are tokenised with control tokens enabled. Every text of a triplet is tokenised
-alone with control tokens disabled, so it can neither become a role or special token nor be
-executed by the template engine, and tokens never merge across a boundary: two prompts with the
-same S share their tokens up to U exactly, which the prefix tree lives on.
+The spans of a triplet are cut where its token sequences part, so a token that straddles a border
+belongs to the text, and what the prefix tree shares is shared token by token.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from causal_core.errors import ModelError
+from causal_core.errors import ModelError, UserError
+from causal_core.tokens.chat_template import ChatTemplate, read_chat_template
+from causal_core.tokens.neutralise import Neutraliser, Normalize, plain_markers
 
-# Letters only, so that no template filter (trim, escape) changes them.
-_SYSTEM_MARK = "QZSYSTEMPLACEHOLDERZQ"
-_USER_MARK = "QZUSERPLACEHOLDERZQ"
+# Part of every fingerprint: it counts the ways in which this program has made ids of texts.
+_ENCODING = 2
 
-# Some templates (Llama 3.x) print today's date unless told one: prompts would differ from day to
-# day, and a run could not be resumed after midnight. The date is that of Llama's own default.
-_FIXED = {"date_string": "26 Jul 2024"}
+# A text that stands before an answer where only the answer's tokens matter, and harmless texts.
+_HARMLESS = "x"
 
-# Role markers that a template writes as ordinary text ([INST], <<SYS>>, ### User:).
-_PLAIN_MARKER = re.compile(r"<{1,2}/?[\w|]+>{1,2}|\[/?[A-Z_]+\]|#{2,} ?\w+:?")
+
+class UnencodableTextError(UserError):
+    """A text that stays a control token or a role marker whatever is done to it."""
 
 
 @dataclass(frozen=True)
@@ -38,180 +38,211 @@ class PromptEncoder:
     """Tokenises system texts, inputs and answers for one tokenizer and chat template."""
 
     tokenizer: Any
-    before: str
-    between: str
-    after: str
-    markers: tuple[str, ...]
+    template: ChatTemplate
+    plain: Neutraliser  # of role markers in ordinary characters
+    full: Neutraliser  # of these and of every control token
     control_ids: frozenset[int]
     end_of_answer: int
+    ending: str  # the template's text after an answer up to that token; empty: it writes none
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def system_ids(self, system: str) -> list[int]:
-        """Tokens of everything before U: template, S, template."""
-        return self.around_system(self.text_ids(system))
-
-    def around_system(self, ids: list[int]) -> list[int]:
-        """The template's tokens around those of S."""
-        return [*self._before_ids, *ids, *self._between_ids]
-
-    def input_ids(self, user_input: str, context: str | None = None) -> list[int]:
-        """Tokens of the user turn and the template's end of prompt."""
-        return [*self.text_ids(self.user_turn(user_input, context)), *self.after_ids]
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What no text may contain, longest first."""
+        return self.full.markers
 
     def user_turn(self, user_input: str, context: str | None) -> str:
         """The text of the user turn: context, blank line, input."""
         return user_input if context is None else f"{context}\n\n{user_input}"
 
-    @cached_property
-    def _before_ids(self) -> list[int]:
-        return self._literal(self.before)
+    def prompt_ids(self, system: str, user_input: str, context: str | None = None) -> list[int]:
+        """Tokens of a whole prompt, up to where the answer begins."""
+        return self.prompts_ids([(system, self.user_turn(user_input, context))])[0]
 
-    @cached_property
-    def _between_ids(self) -> list[int]:
-        return self._literal(self.between)
+    def prompts_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Tokens of whole prompts, of (system, user turn), on all cores where the tokenizer can."""
+        t = self.template
+        trimmed = [(t.trim_system(system), t.trim_user(turn)) for system, turn in texts]
+        return self._encoded((t.before, t.between, t.after), trimmed)
 
-    @cached_property
-    def after_ids(self) -> list[int]:
-        """Tokens of the template between U and the answer."""
-        return self._literal(self.after)
+    def systems_ids(self, systems: Sequence[str]) -> list[list[int]]:
+        """Tokens up to where the user turn begins; in a prompt the last may have merged on."""
+        t = self.template
+        return self._encoded((t.before, t.between), [(t.trim_system(s),) for s in systems])
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer and the end-of-turn token that a finished answer has."""
-        return [*self.text_ids(answer), self.end_of_answer]
+        return self.answers_ids([answer])[0]
 
-    def text_ids(self, text: str) -> list[int]:
-        """Tokens of untrusted text; none of them is a control token of the model."""
-        return self.texts_ids([text])[0]
+    def answers_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """`answer_ids` of many answers at once."""
+        end = [] if self.ending else [self.end_of_answer]
+        return [[*ids, *end] for ids in self._continuations(answers, self.ending)]
 
-    def texts_ids(self, texts: list[str]) -> list[list[int]]:
-        """`text_ids` of many texts at once, on all cores where the tokenizer can."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return [
-            list(ids) if self._is_clean(text, ids) else self._neutralised(text)
-            for text, ids in zip(texts, encoded["input_ids"], strict=True)
-        ]
+    def openings_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of answers that begin with these texts and go on."""
+        return self._continuations(texts, "")
 
-    def _neutralised(self, text: str) -> list[int]:
-        # Tokenising with control tokens disabled is not enough for markers that the template
-        # writes as plain text, nor for added tokens that the tokenizer does not class as special:
-        # every marker is broken with a space after its first character.
-        for marker in self.markers:
-            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-        ids = self._plain(text)
-        leaked = self.control_ids.intersection(ids)
-        if leaked:
-            raise ModelError(
-                f"the tokenizer turns plain text into its control tokens {sorted(leaked)}; "
-                "training on untrusted text with it would be unsafe"
-            )
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of generated tokens up to the end of the answer, without control tokens."""
-        if self.end_of_answer in ids:
-            ids = ids[: ids.index(self.end_of_answer)]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens up to the end of the answer, without the template's part."""
+        end = self.end_of_answer
+        ids = ids[: list(ids).index(end)] if end in ids else ids
+        text = self._decoded(ids)
+        if not self.template.lead:
+            return text
+        lead = self._decoded(self._literal(self.template.lead)).strip()
+        return text.lstrip().removeprefix(lead).lstrip()
 
     def fingerprint(self) -> str:
         """sha256 of all that decides how a text becomes tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else str(self.tokenizer.get_vocab())
-        parts = [vocabulary, self.before, self.between, self.after, str(self.end_of_answer),
-                 *self.markers]  # fmt: skip
+        parts = [_ENCODING, vocabulary, repr(self.template), self.end_of_answer, *self.markers,
+                 json.dumps(dict(self.arguments), sort_keys=True)]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _is_clean(self, text: str, ids: list[int]) -> bool:
-        return self.control_ids.isdisjoint(ids) and not any(m in text for m in self.markers)
+    def _continuations(self, texts: Sequence[str], tail: str) -> list[list[int]]:
+        """Tokens of the template's lead, a text and `tail` as they follow a prompt."""
+        t = self.template
+        head = _HARMLESS + t.after
+        trimmed = [(t.trim_answer(text),) for text in texts]
+        whole = self._encoded((head + t.lead, tail), trimmed)
+        prompt = self._literal(head)
+        return [
+            ids[len(prompt) :]
+            if ids[: len(prompt)] == prompt
+            else self._apart((t.lead, tail), text)
+            for ids, text in zip(whole, trimmed, strict=True)
+        ]
 
-    def _plain(self, text: str) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+    def _apart(self, frame: tuple[str, str], texts: tuple[str]) -> list[int]:
+        """Tokens of a text that would merge with the end of the prompt before it.
+
+        The prompt is given when an answer begins, so its tokens stand; the answer's are those after
+        something that it does not merge with.
+        """
+        for anchor in ("\n", _HARMLESS):
+            before = self._literal(anchor)
+            ids = self._encoded((anchor + frame[0], frame[1]), [texts])[0]
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._encoded(frame, [texts])[0]
+
+    def _encoded(self, frame: tuple[str, ...], texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
+        """Tokens of each row of texts inside a frame of literals, one more than texts.
+
+        Raises:
+            UnencodableTextError: some text cannot be kept from posing as the template.
+        """
+        safe = [tuple(map(self.plain.broken, row)) for row in texts]
+        encoded = self._tokenised([_joined(frame, row) for row in safe])
+        expected = self._control_of(self._literal(_joined(frame, (_HARMLESS,) * (len(frame) - 1))))
+        for index, ids in enumerate(encoded):
+            if self._control_of(ids) == expected:
+                continue
+            row = tuple(map(self.full.broken, texts[index]))
+            encoded[index] = self._tokenised([_joined(frame, row)])[0]
+            if self._control_of(encoded[index]) != expected:
+                raise UnencodableTextError(
+                    "the tokenizer takes part of the text for control tokens of the model, "
+                    "whatever is done to it; training on it would be unsafe: leave the row out"
+                )
+        return encoded
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _control_of(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self.control_ids]
 
     def _literal(self, text: str) -> list[int]:
-        if not text:
+        return self._tokenised([text])[0] if text else []
+
+    def _tokenised(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
             return []
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # a long text is refused by data.max_length, with its row
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
 
 
-def build_prompt_encoder(tokenizer: Any) -> PromptEncoder:
-    """Cuts the tokenizer's chat template into its literal parts.
+def build_prompt_encoder(
+    tokenizer: Any, arguments: Mapping[str, Any] | None = None
+) -> PromptEncoder:
+    """The encoder of a tokenizer and its chat template (errors as of `read_chat_template`).
 
-    A template without a system role gets S at the head of the user turn.
-
-    Raises:
-        ModelError: no chat template, or one that does not place S before U.
+    Args:
+        arguments: Variables for the template (`model.chat_template_args`).
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "this tokenizer has no chat template, so there is no telling how the model separates "
-            "the system instruction from the input; use the instruct version of the model, or add "
-            "a `chat_template` to its tokenizer"
-        )
-    rendered = _render(tokenizer)
-    head, system_mark, rest = rendered.partition(_SYSTEM_MARK)
-    between, user_mark, after = rest.partition(_USER_MARK)
-    if not system_mark or not user_mark or _SYSTEM_MARK in after or _USER_MARK in after:
-        raise ModelError(
-            "the chat template does not put the system instruction once before the user's input; "
-            "the prefix tree and the causal pairs need that order"
-        )
-    special = {tokenizer.convert_ids_to_tokens(i) for i in tokenizer.all_special_ids}
-    special |= {str(token) for token in tokenizer.get_added_vocab()}
-    literal = head + between + after
-    remaining = literal
-    for token in special:
-        remaining = remaining.replace(token, " ")
-    plain = {m for m in _PLAIN_MARKER.findall(remaining) if len(m) > 1}
-    control = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    # Added tokens that are ordinary characters (runs of spaces, say) control nothing.
-    control = {i for i in control if str(tokenizer.convert_ids_to_tokens(i)).strip("▁Ġ \t\n")}
+    arguments = dict(arguments or {})
+    template = read_chat_template(tokenizer, arguments)
+    control = _control_tokens(tokenizer, "".join(template.literals()))
+    turns = (template.between, template.after, template.lead, template.tail, template.next_turn)
+    plain = plain_markers(turns, template.before, control)
+    end, ending = _end_of_answer(tokenizer, template.tail, control)
+    normalize = _normalize(tokenizer)
     return PromptEncoder(
         tokenizer=tokenizer,
-        before=head,
-        between=between,
-        after=after,
-        # Longest first, so that a marker inside another one is broken once.
-        markers=tuple(sorted(special | plain, key=lambda m: (-len(m), m))),
-        control_ids=frozenset(control),
-        end_of_answer=_end_of_answer(tokenizer),
+        template=template,
+        plain=Neutraliser(plain, normalize),
+        full=Neutraliser(plain | control.keys(), normalize),
+        control_ids=frozenset(control.values()) - _unknown(tokenizer),
+        end_of_answer=end,
+        ending=ending,
+        arguments=arguments,
     )
 
 
-def _render(tokenizer: Any) -> str:
-    system = {"role": "system", "content": _SYSTEM_MARK}
-    user = {"role": "user", "content": _USER_MARK}
-    attempts = (
-        [system, user],
-        [{"role": "user", "content": f"{_SYSTEM_MARK}\n\n{_USER_MARK}"}],
-    )
-    for messages in attempts:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **_FIXED
-            )
-        except Exception:  # noqa: BLE001, S112 - a template may raise anything to refuse a role
-            continue
-        if _SYSTEM_MARK in text and _USER_MARK in text:
-            return str(text)
-    raise ModelError("the chat template accepts neither a system turn nor a plain user turn")
+def _joined(frame: tuple[str, ...], texts: tuple[str, ...]) -> str:
+    """Literals and texts in turn."""
+    return frame[0] + "".join(text + part for text, part in zip(texts, frame[1:], strict=True))
 
 
-def _end_of_answer(tokenizer: Any) -> int:
-    """The token that the template writes after an assistant turn; it need not be the eos token."""
-    mark = "QZANSWERPLACEHOLDERZQ"
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-    tail = str(tokenizer.apply_chat_template(messages, tokenize=False, **_FIXED)).partition(mark)[2]
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    for token in ids:
-        if token in tokenizer.all_special_ids or token in tokenizer.get_added_vocab().values():
-            return int(token)
+def _control_tokens(tokenizer: Any, literals: str) -> dict[str, int]:
+    """Every token that means something other than its characters.
+
+    Added tokens that are ordinary words or runs of spaces control nothing, unless the template
+    itself writes them.
+    """
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    flagged = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    added = {
+        str(text): index
+        for text, index in tokenizer.get_added_vocab().items()
+        if text in flagged or text in literals or not _is_ordinary(text)
+    }
+    return {text: i for text, i in {**special, **added}.items() if text.strip("▁Ġ \t\n")}
+
+
+def _is_ordinary(text: str) -> bool:
+    return len(text) == 1 or all(c.isalnum() or c.isspace() or c in "▁Ġ" for c in text)
+
+
+def _unknown(tokenizer: Any) -> set[int]:
+    """The token of characters that the vocabulary lacks, which any text may hold."""
+    roles = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return {tokenizer.unk_token_id} - {None, *roles}
+
+
+def _normalize(tokenizer: Any) -> Normalize | None:
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return None if normalizer is None else normalizer.normalize_str
+
+
+def _end_of_answer(tokenizer: Any, tail: str, control: Mapping[str, int]) -> tuple[int, str]:
+    """The control token that the template writes after an answer, and its text up to there.
+
+    It need not be the eos token. A template that writes none leaves the eos token to be added.
+    """
+    met = [(tail.index(text), -len(text), text) for text in control if text in tail]
+    if met:
+        start, _, text = min(met)
+        return control[text], tail[: start + len(text)]
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-turn and no eos token: answers would not end")
-    return int(tokenizer.eos_token_id)
+    return int(tokenizer.eos_token_id), ""

@@ -31,6 +31,12 @@ class RunData:
         return hashlib.sha256(f"{self.train.fingerprint}/{validation}".encode()).hexdigest()
 
 
+def load_encoder(config: Config) -> PromptEncoder:
+    """The encoder of the base model's tokenizer and chat template."""
+    tokenizer = load_tokenizer(config.model, config.data.cache_dir)
+    return build_prompt_encoder(tokenizer, config.model.chat_template_args)
+
+
 def load_split(
     config: Config, encoder: PromptEncoder, paths: list[str], progress: Progress | None = None
 ) -> TripletDataset:
@@ -50,7 +56,7 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
     """Training and validation data (`UserError` where they cannot be used)."""
     if not config.data.train:
         raise UserError("data.train is empty: name at least one triplet file")
-    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    encoder = load_encoder(config)
     train = load_split(config, encoder, config.data.train, progress)
     validation = None
     if config.data.validation:

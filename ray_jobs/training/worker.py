@@ -73,14 +73,13 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     from causal_core.model import matmul
     from causal_core.model.causal_model import build_model
     from causal_core.model.device_costs import measurements_of
-    from causal_core.pretrained.loading import load_base, load_tokenizer
-    from causal_core.tokens.prompts import build_prompt_encoder
-    from causal_core.tokens.run_data import load_split
+    from causal_core.pretrained.loading import load_base
+    from causal_core.tokens.run_data import load_encoder, load_split
 
     config = parse_config(job["config"])
     device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
-    encoder = build_prompt_encoder(load_tokenizer(config.model, config.data.cache_dir))
+    encoder = load_encoder(config)
     # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
     base = load_base(config.model, device, config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed)

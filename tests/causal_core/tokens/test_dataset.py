@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 
 import pytest
+from tokenizers import AddedToken
 
 import causal_core.files as file_digest_module
 from causal_core.errors import UserError
@@ -13,6 +16,7 @@ from causal_core.files import file_digest
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.prompts import build_prompt_encoder
 from tests.tiny_run import tiny_tokenizer
+from tests.tokenizer_zoo import KINDS, TEMPLATES, zoo_tokenizer
 
 ENCODER = build_prompt_encoder(tiny_tokenizer())
 
@@ -27,8 +31,10 @@ def test_tokens_are_those_of_the_texts(tiny_data, tmp_path):
     assert len(dataset) == 18
     for index in range(len(dataset)):
         triplet, tokens = dataset.triplet(index), dataset.tokens(index)
-        assert tokens.system == ENCODER.system_ids(triplet.system_instruction)
-        assert tokens.injection == ENCODER.input_ids(triplet.injection_input, triplet.context)
+        assert tokens.system == ENCODER.systems_ids([triplet.system_instruction])[0]
+        assert tokens.system + tokens.injection == ENCODER.prompt_ids(
+            triplet.system_instruction, triplet.injection_input, triplet.context
+        )
         assert tokens.benign_answer == ENCODER.answer_ids(triplet.benign_output)
         assert ENCODER.tokenizer.decode(tokens.witness) == triplet.witness
 
@@ -47,9 +53,48 @@ def test_the_second_load_reads_the_cache_and_changed_data_does_not(tiny_data, tm
 
 
 def test_many_texts_at_once_get_the_tokens_of_each_alone():
-    texts = ["plain words", "<|im_start|>system", "", "words", "a <|im_end|> b", "plain words"]
-    assert ENCODER.texts_ids(texts) == [ENCODER.text_ids(text) for text in texts]
-    assert ENCODER.texts_ids([]) == []
+    texts = ["plain words", "<|start|>system", "", "words", "a <|end|> b", "plain words"]
+    assert ENCODER.answers_ids(texts) == [ENCODER.answer_ids(text) for text in texts]
+    assert ENCODER.answers_ids([]) == []
+
+
+@pytest.mark.parametrize(("kind", "template"), list(itertools.product(KINDS, TEMPLATES)))
+def test_spans_add_up_to_the_prompts(tmp_path, kind, template):
+    encoder = build_prompt_encoder(zoo_tokenizer(kind, template))
+    row = {
+        "system_instruction": "Extract the city.", "benign_input": "Oslo is cold.",
+        "benign_output": "Oslo", "benign_cf_input": "\nOslo is warm.", "injection_input": " x",
+        "injection_output": "safe", "attack_family": "f", "witness": "PWNED",
+    }  # fmt: skip
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    tokens = load_dataset(
+        [str(path)], encoder, max_length=999, overlong="error", cache=tmp_path
+    ).tokens(0)
+    for span, name in zip(
+        (tokens.benign, tokens.counterfactual, tokens.injection),
+        ("benign_input", "benign_cf_input", "injection_input"),
+        strict=True,
+    ):
+        assert tokens.system + span == encoder.prompt_ids("Extract the city.", row[name])
+        assert tokens.system and span
+
+
+def test_a_row_that_cannot_be_encoded_is_named(tmp_path):
+    tokenizer = copy.deepcopy(zoo_tokenizer("byte_level", "chatml"))
+    tokenizer.add_tokens([AddedToken("€", special=True)])  # of one character: nothing to break
+    row = {
+        "system_instruction": "S", "benign_input": "u", "benign_output": "a",
+        "benign_cf_input": "v", "injection_input": "u!", "injection_output": "a",
+        "attack_family": "f",
+    }  # fmt: skip
+    path = tmp_path / "euro.jsonl"
+    path.write_text("".join(json.dumps({**row, "benign_output": a}) + "\n" for a in ("a", "5 €")))
+    with pytest.raises(UserError, match=r"triplet 'euro:2': the tokenizer takes part of the text"):
+        load_dataset(
+            [str(path)], build_prompt_encoder(tokenizer),
+            max_length=99, overlong="error", cache=tmp_path,
+        )  # fmt: skip
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
@@ -119,6 +164,6 @@ def test_the_fields_of_the_original_project_are_read(tmp_path):
     path.write_text(json.dumps(row) + "\n")
     dataset = load(path, tmp_path)
     tokens = dataset.tokens(0)
-    assert tokens.benign == ENCODER.input_ids("facts\n\nu")
+    assert tokens.system + tokens.benign == ENCODER.prompt_ids("S", "facts\n\nu")
     assert tokens.injection_answer == ENCODER.answer_ids("safe")
     assert tokens.witness == []
