@@ -58,11 +58,12 @@ def test_prompt_and_label_are_the_templates(kind, template, texts):
     prompt, label = encoder.prompt_ids(system, user), encoder.answer_ids(answer)
     assert prompt == template_ids(encoder, system, user)
     whole = template_ids(encoder, system, user, answer)
-    if whole[: len(prompt)] == prompt:  # else the template's own prompt is no prefix of it
-        # Where the template ends a turn with no token, the end is ours, and the text's last token
-        # may have merged with what the template writes instead.
-        length = len(label) - (0 if encoder.ending else 2)
-        assert whole[len(prompt) : len(prompt) + length] == label[:length]
+    if encoder.ending:
+        # A prompt that ends with a space is no prefix of the answered conversation in tokens.
+        assert whole[: len(prompt)] != prompt or whole[len(prompt) :][: len(label)] == label
+    else:  # the end is ours, and the last word may merge with what the template writes instead
+        read = encoder.tokenizer.decode
+        assert read(whole).startswith(read([*prompt, *label[:-1]]))
     assert label[-1] == encoder.end_of_answer and encoder.end_of_answer not in label[:-1]
 
 
