@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from causal_core.data.reader import read_triplets
-from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet, quoted
+from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.data.sources import split_selector
 from causal_core.errors import UserError
 from causal_core.files import file_digest, whole_or_absent
 from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
 from causal_core.tokens.triplet import TripletTokens
+from causal_core.visible_text import quoted
 
 _FORMAT = 2
 _ROWS_PER_BATCH = 4096
