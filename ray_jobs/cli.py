@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
+from causal_core.errors import UserError
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.data_command import data_app
 from ray_jobs.jobs.client import Address
@@ -33,6 +37,24 @@ _Overrides = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
 
 
+def commands() -> Mapping[str, TyperCommand]:
+    """The program's commands by name: how each is parsed is defined here and nowhere else."""
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    return {k: c for k, c in program.commands.items() if isinstance(c, TyperCommand)}
+
+
+def _named_runs(given: list[str] | None) -> list[str]:
+    """Checks `--against NAME=RUN_DIR`."""
+    for item in given or ():
+        name, _, path = item.partition("=")
+        if not name or not path or name in ("base", "trained"):
+            raise UserError(
+                f"--against {item!r}: expected NAME=RUN_DIR with a name other than base, trained"
+            )
+    return given or []
+
+
 @app.command()
 def demo(
     directory: Annotated[
@@ -44,7 +66,7 @@ def demo(
     """Run the main job on built-in data and model: about 10 minutes on two CPU cores.
 
     Generates triplets, trains SmolLM2-135M-Instruct on one Ray worker with and without the
-    defence, evaluates both beside the model as it comes on attacks it has and has not seen, and
+    defence, evaluates both beside the untrained model on attacks they have and have not seen, and
     writes report.html. Run again, it continues where it was.
 
     Example: causal demo --dir runs/demo
@@ -96,7 +118,7 @@ def train(
 
     Example: causal train configs/cpu.yaml run.dir=runs/mine data.train=mine.jsonl
     """
-    from ray_jobs.train import train_command
+    from ray_jobs.run import train_command
 
     train_command(config, overrides or (), fresh=fresh, test=test, as_json=as_json)
 
@@ -106,7 +128,11 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=RUN_DIR", help="Another run to show beside it; repeatable."),
+        typer.Option(
+            metavar="NAME=RUN_DIR",
+            help="Another run to show beside it; repeatable.",
+            callback=_named_runs,
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -125,18 +151,10 @@ def evaluate(
 
     from rich.console import Console
 
-    from causal_core.errors import UserError
     from ray_jobs.console.result import show_result
     from ray_jobs.run import run_evaluation
 
-    others = {}
-    for item in against or ():
-        name, separator, path = item.partition("=")
-        if not separator or not name or not path or name in ("base", "trained"):
-            raise UserError(
-                f"--against {item!r}: expected NAME=RUN_DIR with a name other than base, trained"
-            )
-        others[name] = Path(path)
+    others = {name: Path(path) for name, path in (item.split("=", 1) for item in against or ())}
     console = Console(stderr=as_json)
     result = run_evaluation(run.resolve(), console, others, limit)
     if as_json:
@@ -222,7 +240,6 @@ def submit(
     """
     from ray_jobs.jobs.submit import submit_command
 
-    named = ((known.name, known.callback) for known in app.registered_commands)
     raise typer.Exit(
         submit_command(
             command,
@@ -230,7 +247,7 @@ def submit(
             gpus=gpus,
             runtime_env=runtime_env,
             follow_log=follow,
-            known={name or (callback.__name__ if callback else "") for name, callback in named},
+            commands=commands(),
         )
     )
 

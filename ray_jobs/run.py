@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from causal_core.run.lock import only_writer
 from causal_core.run.trackers import check_trackers
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
-from ray_jobs.console.logs import event
+from ray_jobs.console.logs import configure_logs, event
 from ray_jobs.console.progress import evaluation_progress, training_progress
 from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.console.result import show_result
 from ray_jobs.evaluate import (
     PROGRESS,
     evaluate,
@@ -37,6 +38,27 @@ log = logging.getLogger(__name__)
 
 QUICK_LOOKS = "quick-looks"  # in a run directory: evaluations of a few rows
 EVALUATION = "evaluation.json"
+
+
+def train_command(
+    config_path: Path,
+    overrides: Sequence[str],
+    *,
+    fresh: bool = False,
+    test: bool = True,
+    as_json: bool = False,
+) -> None:
+    """Resolves the config, trains, evaluates, reports; prints what it came to."""
+    config = load_config(config_path, overrides)
+    form = config.logging.format
+    configure_logs(form, run=str(run_directory(config)))
+    console = Console(stderr=as_json, quiet=form == "json")
+    result = run_training(config, console, fresh=fresh, test=test)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_result(console, run_directory(config), result)
+    event(log, "run finished", **result["run"])
 
 
 def run_training(

@@ -1,68 +1,35 @@
-"""Entry point of a training job: `python -m ray_jobs.train --config FILE key.sub=value ...`.
+"""`python -m ray_jobs.train --config FILE key.sub=value ...`: `causal train`, for jobs.
 
-`causal train` runs the same function, so a local run and a submitted one are one code path.
+The same command with the same options; only the config file may stand behind `--config`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from ray_jobs.cli import commands
 from ray_jobs.console.exit_codes import exit_with_code
-
-log = logging.getLogger("ray_jobs.train")  # __name__ is "__main__" in a job
-
-
-def train_command(
-    config_path: Path | None,
-    overrides: Sequence[str],
-    *,
-    fresh: bool = False,
-    test: bool = True,
-    as_json: bool = False,
-) -> None:
-    """Resolves the config, trains, evaluates, reports; prints what it came to."""
-    from rich.console import Console
-
-    from causal_core.config import run_directory
-    from causal_core.config_file import load_config
-    from ray_jobs.console.logs import configure_logs, event
-    from ray_jobs.console.result import show_result
-    from ray_jobs.run import run_training
-
-    config = load_config(config_path, overrides)
-    form = config.logging.format
-    configure_logs(form, run=str(run_directory(config)))
-    console = Console(stderr=as_json, quiet=form == "json")
-    result = run_training(config, console, fresh=fresh, test=test)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_result(console, run_directory(config), result)
-    event(log, "run finished", **result["run"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and leaves with the exit code of the outcome."""
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.train", description=__doc__)
-    parser.add_argument("--config", type=Path, help="YAML file; see configs/")
-    parser.add_argument("--fresh", action="store_true", help="start over; the old run is kept")
-    parser.add_argument("--no-evaluate", action="store_true", help="train only")
-    parser.add_argument("--json", action="store_true", help="print summary.json at the end")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    options = parser.parse_args(arguments)
-    exit_with_code(
-        lambda: train_command(
-            options.config,
-            options.overrides,
-            fresh=options.fresh,
-            test=not options.no_evaluate,
-            as_json=options.json,
-        )
-    )
+    """Runs the command and leaves with the exit code of its outcome."""
+    given = config_first(sys.argv[1:] if arguments is None else arguments)
+    train = commands()["train"]
+    exit_with_code(lambda: train.main(given, prog_name="python -m ray_jobs.train"))
+
+
+def config_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the file behind `--config`, if there is one, in the first place."""
+    words = [part for word in arguments for part in _cut(word)]
+    if "--config" not in words:
+        return words
+    place = words.index("--config")
+    return [*words[place + 1 : place + 2], *words[:place], *words[place + 2 :]]
+
+
+def _cut(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from causal_core.config import Config
 from causal_core.config_file import parse_config, read_tree
 from causal_core.errors import ConfigError, UserError
 from ray_jobs.jobs.packaging import JOB_CONFIG
 
-COMMANDS = ("train", "tune", "evaluate")
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+SUBMITTED = ("train", "tune", "evaluate")
 PROGRAM = "tune_spaces.cli"
 
 
@@ -37,49 +39,44 @@ class Job:
 
 
 def job_of(
-    command: Sequence[str], gpus: int | None = None, known: Collection[str] = COMMANDS
+    command: Sequence[str], commands: Mapping[str, TyperCommand], gpus: int | None = None
 ) -> Job:
     """Reads and validates the command of a job (`train CONFIG key=value ...`).
 
     Args:
-        known: What `causal` itself can do: a job must not find out that it cannot.
+        commands: Those that `causal` itself has, by name, which say how arguments are parsed: a
+            job must not find out that it has no such command or option.
 
     Raises:
-        UserError: an unknown command, bad arguments or config, or paths that no node could read.
+        UserError: an unknown command, a bad config, or paths that no node could read.
+        TyperException: arguments that the command does not take.
     """
-    if not command or command[0] not in COMMANDS or command[0] not in known:
+    if not command or command[0] not in SUBMITTED or command[0] not in commands:
         given = f"{command[0]!r} is no command" if command else "no command was given"
         raise UserError(
             f"{given} that can be submitted: causal submit [options] -- "
-            f"{'|'.join(COMMANDS)} ..., e.g. causal submit -- train configs/gpu-24gb.yaml "
+            f"{'|'.join(SUBMITTED)} ..., e.g. causal submit -- train configs/gpu-24gb.yaml "
             "run.dir=/shared/runs/first"
         )
-    name, arguments = command[0], command[1:]
-    return _evaluation(arguments) if name == "evaluate" else _run(name, arguments, gpus)
-
-
-def _run(name: str, arguments: Sequence[str], gpus: int | None) -> Job:
-    parser = _Arguments(prog=f"causal submit -- {name}", add_help=False)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    flags = {"--fresh": "store_true"}
-    if name == "train":
-        flags["--no-evaluate"] = "store_true"
-    for flag, action in flags.items():
-        parser.add_argument(flag, action=action)
-    options = parser.parse_intermixed_args(arguments)
+    name, arguments = command[0], list(command[1:])
+    parsed = commands[name].make_context(f"causal submit -- {name}", list(arguments))
+    if name == "evaluate":
+        for path in (parsed.params["run"], *_against(parsed.params["against"])):
+            _must_be_on_every_node("the run directory", str(path))
+        run = str(parsed.params["run"])
+        return Job(["python", "-m", "ray_jobs.cli", "evaluate", *arguments], run)
     asked = [] if gpus is None else _gpu_overrides(gpus)
-    tree = read_tree(options.config, [*options.overrides, *asked])
+    file = parsed.params["config"]
+    tree = read_tree(file, [*(parsed.params["overrides"] or ()), *asked])
     sweep = {"tune": tree.pop("tune")} if name == "tune" and "tune" in tree else {}
     if "tune" in tree:
-        raise ConfigError(f"{options.config} describes a sweep: causal submit -- tune ...")
-    config = parse_config(tree, str(options.config))
+        raise ConfigError(f"{file} describes a sweep: causal submit -- tune ...")
+    config = parse_config(tree, str(file))
     config.ray.address = None  # the job is on its cluster already
-    passed = [flag for flag in flags if getattr(options, flag[2:].replace("-", "_"))]
     # The program of the commands above this package, which it must not import.
     module = ["-m", "ray_jobs.train", "--config"] if name == "train" else ["-m", PROGRAM, name]
     return Job(
-        entrypoint=["python", *module, JOB_CONFIG, *passed],
+        entrypoint=["python", *module, JOB_CONFIG, *_flags(commands[name], parsed.params)],
         run_dir=config.run.dir,
         config=config,
         sweep=sweep,
@@ -87,15 +84,18 @@ def _run(name: str, arguments: Sequence[str], gpus: int | None) -> Job:
     )
 
 
-def _evaluation(arguments: Sequence[str]) -> Job:
-    parser = _Arguments(prog="causal submit -- evaluate", add_help=False)
-    parser.add_argument("run")
-    parser.add_argument("--against", action="append", default=[])
-    parser.add_argument("--limit", type=int)
-    options = parser.parse_intermixed_args(arguments)
-    for path in (options.run, *(item.partition("=")[2] for item in options.against)):
-        _must_be_on_every_node("the run directory", path)
-    return Job(["python", "-m", "ray_jobs.cli", "evaluate", *arguments], options.run)
+def _flags(command: TyperCommand, given: Mapping[str, Any]) -> list[str]:
+    """The switches (`--fresh`, `--no-evaluate`) that were given, as they are written."""
+    switches = [p for p in command.params if p.param_type_name == "option" and p.name in given]
+    return [
+        (p.opts if given[p.name] else p.secondary_opts)[0]
+        for p in switches
+        if p.name is not None and given[p.name] != p.default
+    ]
+
+
+def _against(given: Sequence[str] | None) -> list[str]:
+    return [item.partition("=")[2] for item in given or ()]
 
 
 def _gpu_overrides(gpus: int) -> list[str]:
@@ -151,10 +151,3 @@ def _must_be_on_every_node(name: str, path: str) -> None:
 
 def _is_everywhere(path: str) -> bool:
     return "://" in path or path.startswith(("/", "~"))
-
-
-class _Arguments(argparse.ArgumentParser):
-    """Raises instead of leaving: the command line has one way out (`exit_codes`)."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_core.config import Config
 from causal_core.errors import UserError
 from ray_jobs.jobs.client import cluster_nodes, connect, explained, exposure, job_server_address
-from ray_jobs.jobs.entrypoint import COMMANDS, job_of
+from ray_jobs.jobs.entrypoint import job_of
 from ray_jobs.jobs.follow import (
     RUN_DIR,
     _say,
@@ -26,6 +26,7 @@ from ray_jobs.training.resources import Ask, describe_nodes, smallest_card, verd
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+    from typer.core import TyperCommand
 
 
 # Ray gives a stopped job 3 seconds by default; a run saves a checkpoint at the next step boundary.
@@ -43,9 +44,13 @@ def submit_command(
     gpus: int | None,
     runtime_env: Path | None,
     follow_log: bool,
-    known: Collection[str] = COMMANDS,
+    commands: Mapping[str, TyperCommand],
 ) -> int:
     """Validates, shows, uploads and submits; follows the log unless asked not to.
+
+    Args:
+        command: The command and its arguments, as on this machine.
+        commands: The program's commands, by which they are parsed.
 
     Returns:
         The exit code of the job (0 when it is not followed).
@@ -54,7 +59,7 @@ def submit_command(
         UserError: the command, config, paths, cluster or token cannot work.
         RunFailedError: the connection was lost for good.
     """
-    job = job_of(command, gpus, known)
+    job = job_of(command, commands, gpus)
     environment = _runtime_environment(runtime_env)
     if job.config is not None:
         _say("config", f"valid; writes {job.run_dir}")
@@ -141,7 +146,7 @@ def planned_memory(config: Config, card: int | None) -> str:
     except UserError as error:
         first = str(error).strip().splitlines()[0]
         return f"cannot be planned on this machine, the job does it: {first}"
-    needed = f"{gib(plan.required_bytes)} a worker"
+    needed = f"{gib(plan.required_bytes)} per worker"
     if not resources.gpus_per_worker or card is None:
         return f"{needed}, as planned"
     share = round(card * min(1.0, resources.gpus_per_worker))

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from ray_jobs.cli import main
+from ray_jobs.train import config_first
+from ray_jobs.train import main as entry_point
 from tests.command_line import command, program
 from tests.tiny_run import tiny_config
 
@@ -64,6 +66,26 @@ def test_a_config_error_ends_before_anything_is_written(config_file, tmp_path):
     outcome = causal("train", config_file, f"run.dir={tmp_path / 'new'}", "train.epoch=3")
     assert outcome.returncode == 1 and "did you mean `epochs`" in outcome.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", "x.yaml", "a=b", "--fresh"],
+        ["a=b", "--config", "x.yaml", "--fresh"],
+        ["a=b", "--config=x.yaml", "--fresh"],
+        ["x.yaml", "a=b", "--fresh"],
+    ],
+)
+def test_the_config_of_the_raw_entry_point_may_stand_anywhere(arguments):
+    assert config_first(arguments) == ["x.yaml", "a=b", "--fresh"]
+
+
+def test_the_raw_entry_point_has_the_options_and_errors_of_the_command():
+    outcome = command(entry_point, "a.b=1", "--config", "nowhere.yaml", "--fresh")
+    assert outcome.returncode == 1 and "nowhere.yaml: no such config file" in outcome.stderr
+    outcome = command(entry_point, "--config", "nowhere.yaml", "--frehs")
+    assert outcome.returncode == 2 and "No such option" in outcome.stderr
 
 
 @pytest.mark.slow

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.exceptions import TyperException
 
 from causal_core.amounts import card_bytes
 from causal_core.config_file import parse_config
 from causal_core.errors import ConfigError, RunFailedError, UserError
+from ray_jobs.cli import commands
 from ray_jobs.jobs import follow as following
 from ray_jobs.jobs import packaging
 from ray_jobs.jobs.client import exposure, job_server_address
@@ -51,7 +53,7 @@ def training(*overrides: str) -> list[str]:
 
 
 def test_the_job_is_the_entry_point_of_the_local_command(folder):
-    job = job_of([*training("train.epochs=2"), "--fresh", "--no-evaluate"], gpus=4)
+    job = job_of([*training("train.epochs=2"), "--fresh", "--no-evaluate"], commands(), gpus=4)
     assert job.entrypoint == [
         "python", "-m", "ray_jobs.train", "--config", "job.yaml", "--fresh", "--no-evaluate",
     ]  # fmt: skip
@@ -65,7 +67,6 @@ def test_the_job_is_the_entry_point_of_the_local_command(folder):
     [
         ([], "no command was given"),
         (["demo"], "'demo' is no command"),
-        (["train"], "config"),
         (["train", CPU_CONFIG], "run.dir=runs/cpu is relative"),
         (training("train.epoch=1"), "did you mean `epochs`"),
         (training("data.train=nowhere.jsonl"), "nowhere.jsonl: no such file"),
@@ -73,14 +74,44 @@ def test_the_job_is_the_entry_point_of_the_local_command(folder):
         (training("checkpoint.storage=out"), "checkpoint.storage=out is relative"),
         (training("model.name_or_path=data"), "models are not uploaded"),
         (training("resources.workers=0", "resources.gpus_per_worker=1"), "holds no GPU"),
-        (training("--frehs"), "--frehs"),
         (["evaluate", "runs/x"], "runs/x is relative"),
         (["evaluate", "/shared/x", "--against", "control=runs/y"], "runs/y is relative"),
+        (["evaluate", "/shared/x", "--against", "/shared/y"], "expected NAME=RUN_DIR"),
     ],
 )
 def test_what_cannot_work_is_refused(folder, command, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        job_of(command)
+        job_of(command, commands())
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train"], "Missing argument 'CONFIG'"),
+        (training("--frehs"), "No such option: --frehs"),
+        (["evaluate", "/shared/x", "--limit", "0"], "--limit"),
+    ],
+)
+def test_arguments_are_those_of_the_local_command(command, message):
+    with pytest.raises(TyperException) as refused:
+        job_of(command, commands())
+    assert message in refused.value.format_message()
+
+
+def test_a_command_that_this_program_lacks_is_refused():
+    known = {name: command for name, command in commands().items() if name != "tune"}
+    with pytest.raises(UserError, match="'tune' is no command"):
+        job_of(["tune", CPU_CONFIG], known)
+
+
+def test_every_switch_of_a_local_command_is_the_jobs_too(folder):
+    """Whatever switch `causal train` has, the job gets it when it is given, and only then."""
+    options = [p for p in commands()["train"].params if p.param_type_name == "option"]
+    assert len(options) >= 3
+    for option in options:
+        for word in (*option.opts[:1], *option.secondary_opts[:1]):
+            passed = job_of([*training(), word], commands()).entrypoint[5:]
+            assert passed == ([] if word == "--evaluate" else [word])
 
 
 def test_a_password_in_a_location_is_refused_and_not_repeated():
@@ -163,7 +194,7 @@ def test_a_large_upload_is_refused_with_its_largest_files(folder, monkeypatch):
 
 
 def test_the_uploaded_config_is_the_validated_one(folder):
-    job = job_of(training("lora.rank=4", "ray.address=auto"))
+    job = job_of(training("lora.rank=4", "ray.address=auto"), commands())
     shipped = parse_config(yaml.safe_load(job.config.to_yaml()))
     assert shipped == job.config and shipped.lora.rank == 4
     assert shipped.ray.address is None  # the job is on its cluster already
@@ -199,7 +230,7 @@ def test_the_card_is_the_smallest_that_ray_names():
 
 def test_memory_is_planned_and_what_needs_more_than_the_card_is_refused(tiny_model_directory):
     config = parse_config({"model": {"name_or_path": str(tiny_model_directory)}})
-    assert planned_memory(config, None).endswith("a worker, as planned")
+    assert planned_memory(config, None).endswith("per worker, as planned")
     config.resources.gpus_per_worker = 1
     assert " of 22.10 GiB" in planned_memory(config, card_bytes("A10G"))
     with pytest.raises(UserError, match="will have 100 MiB"):
