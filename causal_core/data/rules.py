@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from causal_core.data.folding import folded
 from causal_core.data.schema import (
     CANONICAL_NAME,
     LEAKING_FAMILY,
@@ -134,6 +135,8 @@ def _check_values(row: dict[str, Any], broken: set[str], errors: list[Finding]) 
         ):
             if field not in broken and row[field].strip() == row["benign_input"].strip():
                 errors.append((field, why))
+    if row["witness"] is not None and "witness" not in broken and not folded(row["witness"]):
+        errors.append(("witness", "only characters that nobody sees: no answer can show it"))
     judged = row["witness"] is not None and not broken & {"witness", "injection_output"}
     if judged and contains_witness(row["injection_output"], row["witness"]):
         found = quoted(row["witness"])

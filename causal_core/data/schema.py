@@ -6,13 +6,13 @@ U' (the same task on other data) and injected U* (U with an adversarial instruct
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
 
+from causal_core.data.folding import folded, holds_word
 from causal_core.errors import UserError
 from causal_core.visible_text import shown
 
@@ -196,13 +196,8 @@ class DataError(UserError):
 
 
 def contains_witness(text: str, witness: str) -> bool:
-    """Whether `witness` occurs in `text` as whole words, whatever the case and the spacing.
+    """Whether `witness` occurs in `text` as whole words, as a reader sees it (see `folded`).
 
     Whole words, because a witness such as `1` or `no` is part of countless harmless texts.
     """
-    words = witness.split()
-    # The plain search is a quick exit: it cannot miss what the pattern would find.
-    if not words or words[0].casefold() not in text.casefold():
-        return False
-    pattern = r"\s+".join(re.escape(word.casefold()) for word in words)
-    return re.search(rf"(?<!\w){pattern}(?!\w)", text.casefold()) is not None
+    return holds_word(folded(text), folded(witness))

@@ -1,0 +1,115 @@
+"""When two texts say the same to a reader: one way to compare them, for witnesses and for leaks."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+
+# Part of what is remembered about folded texts: another way of folding is another number.
+FOLDING = 1
+
+_QUOTES = {
+    "'": "‘’‚‛′‹›ʼʹ´`",
+    '"': "“”„‟″«»〝〞",
+    "-": "‐‑",
+}
+# Marks that are drawn as nothing, besides the format characters (category Cf).
+_UNSEEN = ("\u034f", "\u115f", "\u1160", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10)))
+
+# Scripts that put no space between words, or that join particles to a word (Hangul), as
+# `unicodedata.name` begins.
+_RUN_TOGETHER = {
+    "CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO", "HANGUL", "IDEOGRAPHIC", "YI",
+    "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI", "NEW", "JAVANESE", "BALINESE",
+}  # fmt: skip
+
+
+def folded(text: str) -> str:
+    """A text without differences of case, width, composition, quotes, spacing and the unseen."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_foldings()))
+        # Folding case can undo the composition.
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(text.replace("`", "'").casefold().split())
+
+
+def holds_word(text: str, word: str) -> bool:
+    """Whether a folded text holds a folded `word` that is not part of a longer one.
+
+    Linear in both. Characters are part of one word only where they belong to one script that
+    separates words by spaces; digits go with any of these. `.5` belongs to the number before it.
+    """
+    if not word or word not in text:
+        return False
+    return any(
+        not _joined(text, start, word) and not _joined_after(text, start + len(word), word)
+        for start in _occurrences(text, word)
+    )
+
+
+def _occurrences(text: str, word: str) -> Iterator[int]:
+    """Where `word` begins in `text`, overlaps too, in linear time (Knuth, Morris, Pratt)."""
+    borders = [0] * len(word)
+    matched = 0
+    for i in range(1, len(word)):
+        while matched and word[i] != word[matched]:
+            matched = borders[matched - 1]
+        matched += word[i] == word[matched]
+        borders[i] = matched
+    matched = 0
+    for i in range(text.index(word), len(text)):
+        while matched and text[i] != word[matched]:
+            matched = borders[matched - 1]
+        matched += text[i] == word[matched]
+        if matched == len(word):
+            yield i + 1 - len(word)
+            matched = borders[matched - 1]
+
+
+def _joined(text: str, start: int, word: str) -> bool:
+    """Whether what stands before `start` belongs to the same word or number."""
+    if start == 0:
+        return False
+    before = text[start - 1]
+    if before in ".," and word[0].isdecimal() and text[start - 2 : start - 1].isdecimal():
+        return before == "." or _digits(word) == 3
+    return _same_word(before, word[0])
+
+
+def _joined_after(text: str, end: int, word: str) -> bool:
+    if end == len(text):
+        return False
+    after = text[end]
+    if after in ".," and word[-1].isdecimal() and text[end + 1 : end + 2].isdecimal():
+        return after == "." or (_digits(text[end + 1 : end + 5]) == 3 and _digits(word[::-1]) <= 3)
+    return _same_word(word[-1], after)
+
+
+def _digits(text: str) -> int:
+    """How many digits a text begins with."""
+    return next((i for i, c in enumerate(text) if not c.isdecimal()), len(text))
+
+
+def _same_word(one: str, two: str) -> bool:
+    scripts = {_script(one), _script(two)}
+    return None not in scripts and (len(scripts) == 1 or bool(scripts & {"DIGIT", "COMBINING"}))
+
+
+@cache
+def _script(character: str) -> str | None:
+    """The script of a letter or digit that stands in words between spaces, else None."""
+    if character.isdecimal():
+        return "DIGIT"
+    if not (character.isalnum() or unicodedata.category(character).startswith("M")):
+        return None
+    script = unicodedata.name(character, "").partition(" ")[0]
+    return None if script in _RUN_TOGETHER else script
+
+
+@cache
+def _foldings() -> dict[int, str]:
+    table = {ord(variant): plain for plain, variants in _QUOTES.items() for variant in variants}
+    unseen = (c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) == "Cf")
+    return table | {ord(c): "" for c in (*unseen, *_UNSEEN)}
