@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from causal_core.data.folding import folded
 from causal_core.data.schema import Triplet
 
 NOVEL_SPLIT = "test_novel"
@@ -163,17 +164,12 @@ def _examples(
     return tuple(found)[:_EXAMPLES]
 
 
-def _plain(text: str) -> str:
-    """Text without differences of case and spacing."""
-    return " ".join(text.casefold().split())
-
-
 def _masked(text: str, row: _Fields) -> str:
-    """Plain text with the row's witness and all digits masked: the wording, not its filling."""
-    text = _plain(text)
+    """Folded text with the row's witness and all digits masked: the wording, not its filling."""
+    text = folded(text)
     witness = row.get("witness")
     if witness:
-        text = text.replace(_plain(witness), "<witness>")
+        text = text.replace(folded(witness), "<witness>")
     return re.sub(r"\d+", "#", text)
 
 
@@ -194,7 +190,7 @@ def _benign_inputs(row: _Fields) -> Iterator[str]:
     for field in ("benign_input", "benign_cf_input"):
         if row.get(field):
             # The same question about another passage is another input.
-            yield _plain(f"{context}\n{row[field]}")
+            yield folded(f"{context}\n{row[field]}")
 
 
 def _injection_wordings(row: _Fields) -> Iterator[str]:
@@ -206,7 +202,7 @@ def _injection_wordings(row: _Fields) -> Iterator[str]:
 
 def _witnesses(row: _Fields) -> Iterator[str]:
     if row.get("witness"):
-        yield _plain(row["witness"])
+        yield folded(row["witness"])
 
 
 def _families(row: _Fields) -> Iterator[str]:

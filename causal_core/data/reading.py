@@ -113,8 +113,10 @@ class Reading:
         wanted = self.source.split
         if wanted is not None:
             given = raw.get("split")
-            # A row of another split is none of our business; one of no known split is reported.
-            if given is None or split_name(given) not in (None, wanted):
+            # A row of another split, or of none, is none of our business; one of no known split is
+            # reported.
+            blank = given is None or (isinstance(given, str) and not given.strip())
+            if blank or split_name(given) not in (None, wanted):
                 return
         self._kept += 1
         checked = check_row(raw, f"{self.source.id_stem}:{line}")

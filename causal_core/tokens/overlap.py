@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from causal_core.data.folding import FOLDING, folded
 from causal_core.errors import UserError
 from causal_core.files import write_whole
 from causal_core.tokens.dataset import TripletDataset
@@ -21,7 +22,8 @@ def refuse_overlap(
     warn: Callable[[str], None],
     cache: Path,
 ) -> None:
-    """Looks for the same (S, context, U) in two splits; test sets may share prompts.
+    """Looks for the same (S, context, U) in two splits, but for what `folded` sets aside; test sets
+    may share prompts.
 
     Args:
         cache: Directory that remembers the answer for a pair of data sets.
@@ -48,7 +50,7 @@ def refuse_overlap(
 
 def _shared_prompts(one: TripletDataset, two: TripletDataset, cache: Path) -> int:
     """Prompts in both; by the data's fingerprints, so that only new data is looked at."""
-    pair = hashlib.sha256(f"{one.fingerprint}/{two.fingerprint}".encode()).hexdigest()
+    pair = hashlib.sha256(f"{FOLDING}/{one.fingerprint}/{two.fingerprint}".encode()).hexdigest()
     entry = cache / "overlaps" / pair
     with contextlib.suppress(OSError, ValueError):
         return int(entry.read_text(encoding="utf-8"))
@@ -61,7 +63,7 @@ def _prompts(dataset: TripletDataset) -> set[int]:
     # Hashes, not texts: a set of a million prompts stays small.
     table = dataset.table.select(_COLUMNS)
     return {
-        hash(row)
+        hash(tuple(folded(text or "") for text in row))
         for batch in table.to_batches(max_chunksize=4096)
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
     }

@@ -357,3 +357,10 @@ def test_an_endless_line_is_one_problem_and_is_not_kept(tmp_path):
     result = read_triplets(path, on_error="collect")
     assert [(p.line, p.reason) for p in result.errors] == [(1, "the line is longer than 4 MiB")]
     assert result.table["id"].to_pylist() == ["b"]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\u3000", None, ...])
+def test_a_blank_split_matches_no_selector(tmp_path, blank):
+    path = write_lines(tmp_path / "s.jsonl", row(split=blank), row(id="b", split="train"))
+    assert read_triplets(f"{path}#train").table.column("id").to_pylist() == ["b"]
+    assert read_triplets(path).table.column("split").to_pylist() == [None, "train"]

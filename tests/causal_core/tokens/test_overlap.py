@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from causal_core.data.leaks import LeakKind, check_leaks
 from causal_core.errors import UserError
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.overlap import refuse_overlap
@@ -45,3 +48,27 @@ def test_test_sets_may_share_prompts(split, tmp_path):
     refuse_overlap(
         {"seen": split("test_seen"), "novel": split("test_seen")}, "error", pytest.fail, tmp_path
     )
+
+
+def test_a_prompt_that_only_looks_different_is_the_same_prompt(tmp_path):
+    encoder = build_prompt_encoder(tiny_tokenizer())
+    row = {
+        "system_instruction": "Name the city.", "context": "It\u2019s cold.",
+        "benign_input": "Send it to Rome.", "benign_output": "Rome",
+        "benign_cf_input": "c", "injection_input": "i", "injection_output": "Rome",
+        "attack_family": "f",
+    }  # fmt: skip
+    other = {
+        **row, "context": "it's\u00a0cold.", "benign_input": " Send it  to \uff32o\u200bme.\n",
+    }  # fmt: skip
+    splits = {}
+    for name, content in (("train", row), ("seen", other)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(content) + "\n")
+        splits[name] = load_dataset(
+            [str(path)], encoder, max_length=2000, overlong="error", cache=tmp_path
+        )
+    with pytest.raises(UserError, match="1 prompts"):
+        refuse_overlap(splits, "error", pytest.fail, tmp_path)
+    tables = {name: data.table for name, data in splits.items()}
+    assert LeakKind.BENIGN_INPUT in {found.kind for found in check_leaks(tables).findings}
