@@ -25,6 +25,7 @@ from causal_core.loss.objective import Denominators
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
+from causal_core.model.attention import attention_windows
 from causal_core.model.causal_model import CausalModel, CausalOutput, build_model
 from causal_core.step.train_step import TrainStep
 from causal_core.tokens.triplet import TripletTokens
@@ -77,12 +78,14 @@ def trace_step(
     for layer in model.peft_model.get_base_model().get_decoder().layers:
         for module in layer.children():
             kernels.inside(module)
+    text = architecture.get_text_config()
+    kinds = len(attention_windows(text, longest_path=shape.nodes))
     block_masks: list[Tensor] = []  # they live as long as their micro-batch: to the step's end
 
     def begin(_: TreeBatch) -> None:
         dtype = dtype_of(config.model.dtype)
         before = tracker.making("attention_masks")
-        block_masks.append(torch.empty(shape.block_scores, dtype=dtype, device="meta"))
+        block_masks.append(torch.empty(kinds * shape.block_scores, dtype=dtype, device="meta"))
         tracker.making(before)
 
     meta = torch.device("meta")
@@ -143,13 +146,13 @@ def meta_model(config: Config, architecture: Any, layers: int) -> CausalModel:
     text = described.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+        text.layer_types = _some_of_each(text.layer_types)[:layers]
     meta = torch.device("meta")
     with meta:
         base = AutoModelForCausalLM.from_config(
             described,
             dtype=dtype_of(config.model.dtype),
-            attn_implementation="sdpa",
+            attn_implementation="eager",
             trust_remote_code=config.model.trust_remote_code,
         )
     base.requires_grad_(False)
@@ -158,6 +161,11 @@ def meta_model(config: Config, architecture: Any, layers: int) -> CausalModel:
     checkpointing = config.train.gradient_checkpointing
     with meta:
         return build_model(base, config.lora, config.run.seed, checkpointing)
+
+
+def _some_of_each(kinds: list[str]) -> list[str]:
+    """One layer of each kind first: masks are kept for each, and few layers are traced."""
+    return [*dict.fromkeys(kinds), *kinds]
 
 
 def quantize_nf4(base: nn.Module, compute: torch.dtype) -> None:

@@ -23,7 +23,12 @@ from causal_core.model.attention import ATTENTION
 from causal_core.model.frozen_layers import use_fused_layers
 from causal_core.model.lora import use_fused_lora
 from causal_core.model.matmul import use_frozen_linear
+from causal_core.model.output_tail import OutputTail
+from causal_core.trees.blocks import TreeRows
 from causal_core.trees.prefix_tree import TreeBatch
+
+# Kinds of layers, as transformers' configs name them, that attend to a path and nothing else.
+TREE_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 class CausalProjection(nn.Module):
@@ -56,23 +61,21 @@ class CausalModel(nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self.projection = CausalProjection(hidden_size)
+        self._logits_of = OutputTail(peft_model.get_base_model())
 
     def forward(self, batch: TreeBatch) -> CausalOutput:
         """One forward over packed trees; see `TreeBatch` for the shapes."""
         base = self.peft_model.get_base_model()
+        tree = batch.blocks or TreeRows(batch.attention_mask, batch.position_ids)
+        tree.calls = 0
         hidden_RNH = base.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
-            **({"tree_blocks": batch.blocks} if batch.blocks is not None else {}),
+            prefix_tree=tree,
         ).last_hidden_state
-        if batch.blocks is not None and batch.blocks.calls == 0:
-            raise ModelError(
-                f"{type(base).__name__} does not hand `tree_blocks` to its attention function, so "
-                "prefix trees cannot be computed with it: use an architecture whose attention goes "
-                "through transformers' AttentionInterface (Llama, Mistral, Qwen and most others)"
-            )
+        _check_layers(base, tree.calls)
         # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
         hidden_wide = at_least_float32(hidden_RNH)
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
@@ -86,14 +89,33 @@ class CausalModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states [..., H] -> [..., V]."""
-        base = self.peft_model.get_base_model()
-        logits: Tensor = base.get_output_embeddings()(hidden)
-        cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return self._logits_of(hidden)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained, in a fixed order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def _check_layers(base: Any, attended: int) -> None:
+    """Every layer must have looked at the tree: in any other, branches would see each other."""
+    layers = base.config.get_text_config().num_hidden_layers
+    if attended != layers:
+        raise ModelError(
+            f"{type(base).__name__}: {attended} of {layers} layers go through transformers' "
+            "AttentionInterface, and in the others prefix trees cannot be computed: use one of the "
+            "architectures in docs/models.md"
+        )
+
+
+def _check_layer_types(base: Any) -> None:
+    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    unknown = sorted(set(kinds) - TREE_LAYERS)
+    if unknown:
+        raise ModelError(
+            f"{type(base).__name__} has layers of {', '.join(unknown)}, which prefix trees cannot "
+            f"be computed with (they can with {', '.join(sorted(TREE_LAYERS))}): use one of the "
+            "architectures in docs/models.md"
+        )
 
 
 def build_model(
@@ -106,6 +128,7 @@ def build_model(
     """
     from peft import LoraConfig, get_peft_model
 
+    _check_layer_types(base)
     linear = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
     missing = [module for module in lora.target_modules if module not in linear]
     if missing:
@@ -154,7 +177,6 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 def parameter_counts(config: Config) -> dict[str, int]:
     """Adapter, projection and base parameters, counted on a model without weights."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from causal_core.pretrained.loading import resolve_model

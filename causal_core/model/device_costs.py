@@ -152,7 +152,7 @@ def _block_step(heads: int, grouped: int, width: int, nodes: int) -> Callable[[]
 
     query, key, value = values(heads), values(grouped), values(grouped)
     allowed = np.tril(np.ones((nodes, nodes), dtype=bool))
-    tree = TreeBlocks((Block(0, nodes, ((0, nodes),), allowed),))
+    tree = TreeBlocks((Block(0, nodes, ((0, nodes),), allowed),), np.arange(nodes))
 
     def step() -> None:
         out, _ = tree_attention_forward(

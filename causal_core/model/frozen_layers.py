@@ -7,6 +7,7 @@ activation. Where a module computes something else than expected, it stays as it
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -82,7 +83,7 @@ def use_fused_layers(base: nn.Module) -> int:
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             count += _replace(module, _norm_forward, _is_rms_norm(module))
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            count += _replace(module, _gated_forward, _is_silu(module.act_fn))
+            count += _replace(module, _gated_forward, _is_swiglu(module))
     return count
 
 
@@ -93,11 +94,27 @@ def _replace(module: nn.Module, forward: Any, agrees: bool) -> int:
     return 0
 
 
-def _is_silu(activation: Any) -> bool:
+class _Times(nn.Module):
+    """In the place of a projection: a product with a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self._factor
+
+
+def _is_swiglu(module: Any) -> bool:
+    """By the module's own code around projections that are numbers: some scale, clip or drop."""
     probe = torch.linspace(-4.0, 4.0, 17, device="cpu")
+    own = copy.copy(module)
+    numbers = {"gate_proj": _Times(0.75), "up_proj": _Times(-1.5), "down_proj": _Times(0.5)}
+    own._modules = {**module._modules, **numbers}
     try:
-        return torch.equal(activation(probe), F.silu(probe))
-    except (RuntimeError, TypeError):
+        found = type(module).forward(own, probe)
+        return torch.allclose(found, F.silu(probe * 0.75) * (probe * -1.5) * 0.5, atol=1e-6)
+    except (AttributeError, RuntimeError, TypeError):
         return False
 
 

@@ -59,7 +59,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
         "dtype": dtype,
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
-        "attn_implementation": "sdpa",
+        "attn_implementation": "eager",  # what every architecture has; `build_model` sets its own
         "low_cpu_mem_usage": True,
     }
     if config.quantization == "nf4":

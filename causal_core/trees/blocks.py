@@ -48,14 +48,51 @@ class TreeBlocks:
     """The blocks of one micro-batch; passed to every attention layer of its forward."""
 
     blocks: tuple[Block, ...]
+    depths: np.ndarray  # [N]: position of each node on its path
     calls: int = 0  # layers that attended by these blocks: checked after the forward
-    _masks: dict[torch.dtype, list[Tensor | None]] = field(default_factory=dict)
+    _within: dict[int, tuple[Block, ...]] = field(default_factory=dict)
+    _masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(default_factory=dict)
 
-    def masks(self, dtype: torch.dtype) -> list[Tensor | None]:
+    def within(self, window: int | None) -> tuple[Block, ...]:
+        """The blocks where a node attends to the last `window` nodes of its path (None: to all)."""
+        if window is None or window > int(self.depths.max(initial=0)):
+            return self.blocks
+        if window not in self._within:
+            self._within[window] = tuple(_cut_keys(b, self.depths, window) for b in self.blocks)
+        return self._within[window]
+
+    def masks(self, dtype: torch.dtype, window: int | None = None) -> list[Tensor | None]:
         """The additive mask [q, k] of every block (0 or -inf), made once for all layers."""
-        if dtype not in self._masks:
-            self._masks[dtype] = [_additive(block.allowed, dtype) for block in self.blocks]
-        return self._masks[dtype]
+        blocks = self.within(window)
+        key = (dtype, None if blocks is self.blocks else window)
+        if key not in self._masks:
+            self._masks[key] = [_additive(block.allowed, dtype) for block in blocks]
+        return self._masks[key]
+
+
+def _cut_keys(block: Block, depths: np.ndarray, window: int) -> Block:
+    """The block without the keys that lie `window` or more nodes before each of its queries.
+
+    Its first query is the shallowest, and its ancestors come in the order of their depth: what no
+    query reaches is the beginning of the keys.
+    """
+    unreached = max(0, int(depths[block.start]) - window + 1)
+    ranges, left = [], unreached
+    for start, stop in block.keys:
+        cut = min(left, stop - start)
+        left -= cut
+        if start + cut < stop:
+            ranges.append((start + cut, stop))
+    queries = np.arange(block.start, block.stop)
+    keys = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    near = depths[queries][:, None] - depths[keys][None] < window
+    if block.allowed is None:
+        if near[np.tril_indices(len(queries))].all():
+            return block
+        allowed = near & (keys[None] <= queries[:, None])
+    else:
+        allowed = near & block.allowed[:, unreached:]
+    return Block(block.start, block.stop, tuple(ranges), allowed)
 
 
 def _additive(allowed: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
@@ -63,6 +100,25 @@ def _additive(allowed: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
         return None
     mask = torch.full(allowed.shape, -torch.inf, dtype=dtype)
     return mask.masked_fill_(torch.from_numpy(allowed), 0.0)
+
+
+@dataclass
+class TreeRows:
+    """The dense layout of one micro-batch: rows of padded trees under a mask each."""
+
+    mask: Tensor  # [R, 1, N, N] bool: True where the row's node may attend
+    depths: Tensor  # [R, N] long: position of each node on its path
+    calls: int = 0  # as in `TreeBlocks`
+    _within: dict[int, Tensor] = field(default_factory=dict)
+
+    def within(self, window: int | None) -> Tensor:
+        """[R, 1, N, N] bool: the mask where a node attends to the last `window` of its path."""
+        if window is None or window >= self.mask.shape[-1]:
+            return self.mask
+        if window not in self._within:
+            near = self.depths[:, :, None] - self.depths[:, None, :] < window
+            self._within[window] = near.unsqueeze(1).logical_and_(self.mask)
+        return self._within[window]
 
 
 def depth_first_order(parents: Sequence[int]) -> np.ndarray:
@@ -94,7 +150,11 @@ def plan_blocks(parents: Sequence[int], call_cost: float = DEFAULT_CALL_COST) ->
         parents: Parent of each node in depth-first order, -1 for a root.
         call_cost: Price of a block in scores; any value gives the same attention.
     """
-    return TreeBlocks(tuple(_Planner(parents, call_cost).blocks()))
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    blocks = tuple(_Planner(parents, call_cost).blocks())
+    return TreeBlocks(blocks, np.array(depths, dtype=np.int64))
 
 
 class _Planner:

@@ -1,7 +1,7 @@
 """The cut of tree attention into blocks: complete, exact in what it allows, and cheap.
 
 1. Whatever the price of a call, blocks partition the queries, and each query may attend to exactly
-   its ancestors and itself.
+   its ancestors and itself; with a window, to the last ones of that path.
 2. A free call computes (almost) no score in vain; an expensive one makes a single block.
 3. Depth-first order keeps parents before children and every subtree contiguous.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_core.trees.blocks import depth_first_order, plan_blocks
+from causal_core.trees.blocks import TreeRows, depth_first_order, plan_blocks
 from causal_core.trees.prefix_tree import PrefixTree
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12)
@@ -61,6 +62,33 @@ def test_blocks_allow_exactly_the_ancestors(sequences, call_cost):
     allowed, computed = allowed_by(blocks, len(parents))
     np.testing.assert_array_equal(computed, 1)
     np.testing.assert_array_equal(allowed, ancestors(parents))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sequences=SEQUENCES,
+    call_cost=st.sampled_from([0.0, 20.0, 1e9]),
+    window=st.integers(1, 13),
+)
+def test_a_window_counts_the_nodes_of_the_path(sequences, call_cost, window):
+    parents = flat_parents(sequences)
+    tree = plan_blocks(parents, call_cost)
+    above = ancestors(parents)
+    depth = above.sum(1) - 1
+    near = depth[:, None] - depth[None, :] < window
+    allowed, computed = allowed_by(tree.within(window), len(parents))
+    np.testing.assert_array_equal(computed, 1)
+    np.testing.assert_array_equal(allowed, above & near)
+    rows = TreeRows(torch.from_numpy(above)[None, None], torch.from_numpy(depth)[None])
+    np.testing.assert_array_equal(rows.within(window)[0, 0].numpy(), above & near)
+
+
+def test_keys_that_no_query_of_a_block_reaches_are_not_touched():
+    trunk = list(range(100))
+    tree = plan_blocks(flat_parents([trunk + [1000 + b] * 50 for b in range(3)]), 0.0)
+    assert sum(b.scores() for b in tree.within(10)) < sum(b.scores() for b in tree.blocks)
+    assert [b.keys[0][0] for b in tree.within(10)] == [0, 91, 91, 91]
+    assert tree.within(1000) is tree.blocks
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,138 @@
+"""Every architecture is exact or refused by name (invariant I1).
+
+1. Loss and every gradient over packed trees equal those of separate forwards through the model's
+   own code, in both layouts, with prompts longer than the windows. In float64 to 1e-5, which is
+   some hundred roundings to float32: the library rounds norms and attention weights to it inside a
+   float64 model. A window that is off by one node is off by more than 1e-3.
+2. What cannot be exact is refused, with a name.
+3. Without a tree, the same model gives what its own attention gives: generation in padded batches.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from causal_core.config import LoraSection, LossSection
+from causal_core.errors import ModelError
+from causal_core.loss.objective import needs_of
+from causal_core.model.causal_model import build_model
+from causal_core.trees.packing import FLAT, ROWS, cut_micro_batches
+from tests.causal_core.model.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.tiny import (
+    VOCABULARY,
+    gradients,
+    micro_batch_gradient,
+    plain_loss,
+    random_triplets,
+    relative_error,
+)
+
+LOSS = LossSection(lambda_causal=0.5, lambda_spurious=0.5, lambda_robust=0.7, lambda_invariance=0.3)
+TOLERANCE = 1e-5
+EXACT = [a for a in ARCHITECTURES if a.refused is None]
+REFUSED = [a for a in ARCHITECTURES if a.refused is not None]
+BOTH_LAYOUTS = pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+
+
+def model_of(architecture: Architecture):
+    """With the adapter away from its zero initialisation."""
+    lora = LoraSection(rank=4, alpha=8, dropout=0.0, target_modules=architecture.modules)
+    model = build_model(architecture.base(), lora, seed=0).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.trainable_parameters().values():
+        with torch.no_grad():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * noise)
+    return model
+
+
+@contextmanager
+def own_attention(model):
+    """The library's reference attention, which each architecture brings itself."""
+    base = model.peft_model.get_base_model()
+    ours = base.config._attn_implementation
+    base.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(ours)
+
+
+def by_separate_forwards(model, triplets):
+    """Loss and gradients through the model's own attention, with masks of its own."""
+    with own_attention(model):
+        value, _ = plain_loss(model, triplets, LOSS)
+        model.zero_grad(set_to_none=True)
+        value.backward()
+        return float(value.detach()), gradients(model)
+
+
+def by_trees(model, triplets, packing):
+    model.zero_grad(set_to_none=True)
+    value = sum(
+        micro_batch_gradient(model, micro.batch, LOSS, triplets)
+        for micro in cut_micro_batches(triplets, needs_of(LOSS), 120, packing)
+    )
+    return value, gradients(model)
+
+
+@BOTH_LAYOUTS
+@pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
+def test_trees_equal_separate_forwards(architecture, packing):
+    model, triplets = model_of(architecture), random_triplets(6, seed=1)
+    longest = max(len(t.system + t.injection) for t in triplets)
+    assert longest > 2 * WINDOW
+    expected, reference = by_separate_forwards(model, triplets)
+    found, trees = by_trees(model, triplets, packing)
+    assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert relative_error(trees, reference) < TOLERANCE
+
+
+@BOTH_LAYOUTS
+@pytest.mark.parametrize(
+    "architecture", [a for a in EXACT if "window" in a.own], ids=lambda a: a.kind
+)
+def test_a_window_of_one_node_more_is_noticed(architecture, packing, monkeypatch):
+    from causal_core.model import attention
+
+    def one_more(module, query, options, of=attention.attention_of):
+        found = of(module, query, options)
+        return replace(found, window=found.window and found.window + 1)
+
+    model, triplets = model_of(architecture), random_triplets(6, seed=1)
+    _, reference = by_separate_forwards(model, triplets)
+    monkeypatch.setattr(attention, "attention_of", one_more)
+    _, trees = by_trees(model, triplets, packing)
+    assert relative_error(trees, reference) > 1e-3
+
+
+@BOTH_LAYOUTS
+@pytest.mark.parametrize("architecture", REFUSED, ids=lambda a: a.kind)
+def test_what_cannot_be_exact_is_refused_by_name(architecture, packing):
+    with pytest.raises(ModelError, match=architecture.refused):
+        by_trees(model_of(architecture), random_triplets(2, seed=1), packing)
+
+
+@pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
+def test_generation_is_that_of_the_model_s_own_attention(architecture):
+    model = model_of(architecture).float()  # the library's mask is no number in its float64 softmax
+    ids = torch.randint(3, VOCABULARY, (2, 14), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0  # a shorter prompt, padded on the left
+
+    def generated():
+        return model.peft_model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False,
+            output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+
+    found = generated()
+    with own_attention(model):
+        expected = generated()
+    assert torch.equal(found.sequences, expected.sequences)
+    for a, b in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
