@@ -121,3 +121,38 @@ ARCHITECTURES = (
         ATTENTION_ONLY, refused="chunked_attention",
     ),
 )  # fmt: skip
+_PAGE = """# Models
+
+*Written by `python -m tests.causal_core.model.architectures > docs/models.md`.*
+
+A prefix tree is computed by the model's own layers, with its own windows, soft caps, attention
+sinks and multipliers, and its logits by its own code from the last hidden state on: what is trained
+is what will be served. "Exact" is what `tests/causal_core/model/test_architectures.py` shows for a tiny
+model of each architecture, in both layouts (rows for GPUs, flat for CPUs) and with prompts longer
+than its windows: loss and every gradient equal those of separate forwards through the library's
+reference attention, and so does generation.
+
+| architecture | transformers' `model_type` | beside a Llama it has | prefix trees |
+|---|---|---|---|
+{rows}
+
+Other architectures work where transformers' `AttentionInterface` serves all their layers. What the
+attention of a layer asks for and is not known here (an option, a kind of layer, dropped attention
+weights) is an error that names it.
+
+Windows count the tokens of a path, as they do in a forward of that path alone. In flat trees, keys
+outside of the window of every query of a block are not touched.
+"""
+
+
+def page() -> str:
+    """`docs/models.md`."""
+    rows = []
+    for a in ARCHITECTURES:
+        verdict = "exact" if a.refused is None else f"refused: `{a.refused}`"
+        rows.append(f"| {a.name} | `{a.kind}` | {a.own} | {verdict} |")
+    return _PAGE.format(rows="\n".join(rows))
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -6,22 +6,27 @@
    float64 model. A window that is off by one node is off by more than 1e-3.
 2. What cannot be exact is refused, with a name.
 3. Without a tree, the same model gives what its own attention gives: generation in padded batches.
+4. The memory planner follows.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from causal_core.config import LoraSection, LossSection
+from causal_core.config_file import parse_config
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
+from causal_core.memory.shapes import assumed_shape
+from causal_core.memory.trace import trace_step
 from causal_core.model.causal_model import build_model
 from causal_core.trees.packing import FLAT, ROWS, cut_micro_batches
-from tests.causal_core.model.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.causal_core.model.architectures import ARCHITECTURES, WINDOW, Architecture, page
 from tests.tiny import (
     VOCABULARY,
     gradients,
@@ -94,7 +99,7 @@ def test_trees_equal_separate_forwards(architecture, packing):
 
 @BOTH_LAYOUTS
 @pytest.mark.parametrize(
-    "architecture", [a for a in EXACT if "window" in a.own], ids=lambda a: a.kind
+    "architecture", [a for a in EXACT if a.kind in ("mistral", "gemma2")], ids=lambda a: a.kind
 )
 def test_a_window_of_one_node_more_is_noticed(architecture, packing, monkeypatch):
     from causal_core.model import attention
@@ -136,3 +141,23 @@ def test_generation_is_that_of_the_model_s_own_attention(architecture):
     assert torch.equal(found.sequences, expected.sequences)
     for a, b in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_can_be_planned(architecture, device):
+    config = parse_config(
+        {"lora": {"target_modules": architecture.modules}, "data": {"max_length": 64}}
+    )
+
+    def peak(tokens: int) -> int:
+        shape = assumed_shape(config, tokens, flat=device == "cpu")
+        trace = trace_step(config, architecture.config(), shape, device, layers=2)
+        return max(p.total for p in trace.peaks.values())
+
+    assert peak(256) < peak(512)
+
+
+def test_the_table_in_the_documents_is_this_one():
+    document = Path(__file__).parents[3] / "docs" / "models.md"
+    assert document.read_text(encoding="utf-8") == page()
