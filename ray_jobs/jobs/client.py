@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 import typer
 
 from causal_core.errors import RunFailedError, UserError
+from causal_core.visible_text import visible
+from ray_jobs.jobs.bounded import job_client, state_client
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_MOST_SHOWN = 300  # characters of a server's own words
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,12 +44,11 @@ def connect(address: str) -> JobSubmissionClient:
     """
     # Ray reads it when it is imported. A token is sent unless the user has turned this off.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from ray.job_submission import JobSubmissionClient
-
     for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and socket
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     with explained(address):
-        return JobSubmissionClient(address)
+        client: JobSubmissionClient = job_client()(address)
+        return client
 
 
 @contextlib.contextmanager
@@ -54,6 +56,7 @@ def explained(address: str) -> Iterator[None]:
     """Turns what Ray raises for a request into errors that say what to do."""
     import requests
     from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
 
     try:
         yield
@@ -70,27 +73,50 @@ def explained(address: str) -> Iterator[None]:
             f"nothing answers at {address}. Is the cluster up, and the tunnel or port-forward to "
             "its dashboard port (8265) open?"
         ) from error
+    except requests.exceptions.Timeout as error:
+        raise RunFailedError(
+            f"{address} accepts connections and does not answer: is it Ray's job server (the port "
+            "of the dashboard, 8265)?"
+        ) from error
+    except (RunFailedError, UserError):
+        raise
     except RuntimeError as error:
         if "status code 404" in str(error):
             raise UserError(f"{address}: {_first_line(error)}") from error
         raise RunFailedError(f"{address}: {_first_line(error)}") from error
+    except (
+        requests.exceptions.RequestException,
+        RayStateApiException,
+        ValueError,  # no JSON, or JSON of another shape
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise UserError(
+            f"{address} answers, but not as a job server of Ray does ({_first_line(error)}): give "
+            "the port of the dashboard"
+        ) from error
 
 
 def exposure(address: str) -> list[str]:
-    """What is unsafe about reaching a job server this way; one sentence each."""
-    found = []
+    """What is unsafe about a job server that was reached; one sentence each."""
+    if not _answers_without_token(address):
+        return []
+    return [
+        f"{address} accepts jobs from anyone who reaches it: start Ray with "
+        "RAY_AUTH_MODE=token (cluster/README.md)"
+    ]
+
+
+def unencrypted(address: str) -> list[str]:
+    """What is unsafe about the way to an address, known before anything is sent there."""
     parts = urlsplit(address)
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        found.append(
-            f"the token travels unencrypted to {parts.hostname}: use an SSH tunnel, "
-            "kubectl port-forward or https"
-        )
-    if _answers_without_token(address):
-        found.append(
-            f"{address} accepts jobs from anyone who reaches it: start Ray with "
-            "RAY_AUTH_MODE=token (cluster/README.md)"
-        )
-    return found
+    if parts.scheme != "http" or parts.hostname in _LOOPBACK:
+        return []
+    return [
+        f"the token travels unencrypted to {parts.hostname}: use an SSH tunnel, "
+        "kubectl port-forward or https"
+    ]
 
 
 def _answers_without_token(address: str) -> bool:
@@ -104,21 +130,23 @@ def _answers_without_token(address: str) -> bool:
 
 def cluster_nodes(address: str) -> list[dict[str, Any]]:
     """`name` and `resources` (name -> amount) of every node that is alive."""
-    from ray.util.state import list_nodes
+    from ray.util.state.common import ListApiOptions, StateResource
 
     with explained(address):
         # Ray takes a node that died for output that is missing, and would raise.
-        nodes = list_nodes(
-            address=address,
-            filters=[("state", "=", "ALIVE")],
-            limit=10_000,
+        nodes = state_client()(address=address).list(
+            StateResource.NODES,
+            options=ListApiOptions(limit=10_000, filters=[("state", "=", "ALIVE")]),
             raise_on_missing_output=False,
         )
     return [{"name": node.node_name, "resources": node.resources_total or {}} for node in nodes]
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    """Short and harmless: whoever answers may have written it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = visible(lines[0])
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 Address = Annotated[

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from typing import TYPE_CHECKING
-
-from ray_jobs.jobs.client import explained
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
 import asyncio
+import functools
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -20,6 +13,7 @@ from typing import TYPE_CHECKING
 from causal_core.errors import RunFailedError
 from causal_core.visible_text import visible
 from ray_jobs.console.exit_codes import OK, RUN_FAILED, USAGE, USER_INPUT
+from ray_jobs.jobs.client import explained
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -28,6 +22,7 @@ _SILENCE_SECONDS = 20.0  # after so long without a line, ask whether the server 
 _RETRY_SECONDS = 2.0
 PATIENCE_SECONDS = 600.0
 
+_LONGEST_LINE = 2**16  # characters; a longer one is written in pieces
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -51,6 +46,9 @@ class LogLines:
         *whole, self._rest = (self._rest + new).split("\n")
         for line in whole:
             self._write(printable(line))
+        while len(self._rest) > _LONGEST_LINE:
+            self._write(printable(self._rest[:_LONGEST_LINE]))
+            self._rest = self._rest[_LONGEST_LINE:]
 
     def finish(self) -> None:
         """Writes what came without a line end."""

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_core.config import Config
-from causal_core.errors import UserError
-from ray_jobs.jobs.client import cluster_nodes, connect, explained, exposure, job_server_address
+from causal_core.errors import RunFailedError, UserError
+from ray_jobs.jobs.client import (
+    cluster_nodes,
+    connect,
+    explained,
+    exposure,
+    job_server_address,
+    unencrypted,
+)
 from ray_jobs.jobs.entrypoint import job_of
 from ray_jobs.jobs.follow import (
     RUN_DIR,
@@ -28,6 +36,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from typer.core import TyperCommand
 
+
+# How long a head may take until it can run a job, and how often it is asked.
+_AGENT_SECONDS, _AGENT_PAUSE_SECONDS = 60.0, 2.0
 
 # Ray gives a stopped job 3 seconds by default; a run saves a checkpoint at the next step boundary.
 _JOB_ENVIRONMENT = {
@@ -64,6 +75,8 @@ def submit_command(
     if job.config is not None:
         _say("config", f"valid; writes {job.run_dir}")
     url = job_server_address(address)
+    for warning in unencrypted(url):
+        _say("warning", warning)
     client = connect(url)
     for warning in exposure(url):
         _say("warning", warning)
@@ -81,17 +94,31 @@ def submit_command(
         upload = pack(Path(folder) / "job.zip", texts, job.data)
         _say("upload", f"{upload}: " + ", ".join(["code", *texts, *map(str, job.data)]))
         environment["working_dir"] = str(upload.archive)
-        with explained(url):
-            identity = client.submit_job(
-                entrypoint=shlex.join(job.entrypoint),
-                runtime_env=environment,
-                metadata={RUN_DIR: job.run_dir, "command": command[0]},
-            )
+        identity = _submitted(
+            client,
+            url,
+            entrypoint=shlex.join(job.entrypoint),
+            runtime_env=environment,
+            metadata={RUN_DIR: job.run_dir, "command": command[0]},
+        )
     _say("job", identity)
     if not follow_log:
         _say("follow", f"causal jobs logs {identity} --follow")
         return 0
     return follow_to_the_end(client, identity)
+
+
+def _submitted(client: JobSubmissionClient, url: str, **request: Any) -> str:
+    """The new job's name. A head that has just started has no agent for jobs yet, and says so."""
+    end = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            with explained(url):
+                return str(client.submit_job(**request))
+        except RunFailedError as error:
+            if "no available agent" not in str(error).lower() or time.monotonic() > end:
+                raise
+        time.sleep(_AGENT_PAUSE_SECONDS)
 
 
 def _runtime_environment(path: Path | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from causal_core.errors import ConfigError, RunFailedError, UserError
 from ray_jobs.cli import commands
 from ray_jobs.jobs import follow as following
 from ray_jobs.jobs import packaging
-from ray_jobs.jobs.client import exposure, job_server_address
+from ray_jobs.jobs.client import exposure, job_server_address, unencrypted
 from ray_jobs.jobs.entrypoint import job_of
 from ray_jobs.jobs.follow import LogLines, exit_code, follow, follow_to_the_end, printable
 from ray_jobs.jobs.submit import _runtime_environment, planned_memory
@@ -144,7 +144,8 @@ def test_an_address_that_is_no_job_server_is_refused(address):
 
 
 def test_a_token_over_plain_http_to_elsewhere_is_warned_of():
-    assert "unencrypted" in exposure("http://192.0.2.1:1")[0]
+    assert "unencrypted" in unencrypted("http://192.0.2.1:1")[0]
+    assert unencrypted("http://127.0.0.1:1") == unencrypted("https://192.0.2.1:1") == []
     assert exposure("http://127.0.0.1:1") == []
 
 

@@ -1,0 +1,166 @@
+"""Whatever answers at a job server's address costs one line, bounded memory and bounded time."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+
+from causal_core.errors import RunFailedError, UserError
+from ray_jobs.jobs import bounded
+from ray_jobs.jobs.client import cluster_nodes, connect, explained
+from ray_jobs.jobs.follow import LogLines
+
+VERSION = {"ray_version": "2.60.0", "ray_commit": "", "version": "4", "session_name": "s"}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers every request as `answer(handler)` does, and keeps what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, answer):
+        self.answer, self.seen = answer, []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.seen.append((self.command, self.path, dict(self.headers)))
+        self.server.answer(self)
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+    def send(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-secret-token-of-this-test")
+    servers = []
+
+    def start(answer):
+        server = Server(answer)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b"x" * 2**16)
+    except OSError:  # the client has left
+        pass
+
+
+ANSWERS = {
+    "html": lambda h: h.send(200, b"<html>\x1b[31m\x1b]8;;http://evil\x07 hello</html>"),
+    "empty": lambda h: h.send(200),
+    "another shape": lambda h: h.send(200, b"[1, 2]", Content_Type="application/json"),
+    "null": lambda h: h.send(200, b"null", Content_Type="application/json"),
+    "500": lambda h: h.send(500, b"\x1b[31mRED\x1b]0;title\x07\x1b[2J error\n"),
+    "redirect": lambda h: h.send(302, Location="http://127.0.0.1:1/elsewhere"),
+    "endless": endless,
+    "cut off": lambda h: h.send(200, b"{", Content_Length="10"),
+    "no gzip": lambda h: h.send(200, b"{}", Content_Encoding="gzip"),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_an_answer_of_any_kind_is_one_harmless_line(kind, serve, monkeypatch):
+    monkeypatch.setattr(bounded, "MOST_BYTES", 2**20)
+    server = serve(ANSWERS[kind])
+    for ask in (lambda: connect(server.url), lambda: cluster_nodes(server.url)):
+        with pytest.raises((UserError, RunFailedError)) as caught:
+            ask()
+        message = str(caught.value)
+        assert message.isprintable() and len(message) < 600
+        assert "a-secret-token-of-this-test" not in message
+    if kind == "redirect":  # a token goes to no other place than the one that was named
+        assert all(path != "/elsewhere" for _, path, _ in server.seen)
+
+
+def test_silence_and_a_trickle_end(serve, monkeypatch):
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(bounded, "ANSWER_SECONDS", 1.0)
+    left = threading.Event()
+
+    def trickle(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while not left.wait(0.05):
+            handler.wfile.write(b" ")
+
+    def half(handler):
+        handler.send(200, b"{", Content_Length="10")
+        handler.wfile.flush()
+        left.wait(20)
+
+    begin = time.monotonic()
+    with pytest.raises(RunFailedError, match="does not answer"):
+        connect(serve(lambda h: left.wait(20)).url)
+    with pytest.raises(RunFailedError, match="does not answer"):
+        connect(serve(half).url)
+    with pytest.raises(RunFailedError, match="did not finish its answer"):
+        connect(serve(trickle).url)
+    left.set()
+    assert time.monotonic() - begin < 15
+
+
+def test_no_agent_yet_is_asked_again(serve, monkeypatch):
+    from ray_jobs.jobs import submit
+
+    monkeypatch.setattr(submit, "_AGENT_PAUSE_SECONDS", 0.01)
+    posts = []
+
+    def answer(handler):
+        if handler.command == "GET":
+            return handler.send(200, json.dumps(VERSION).encode())
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        posts.append(handler.path)
+        if len(posts) < 3:
+            return handler.send(500, b"No available agent to submit job, please try again later.")
+        return handler.send(200, b'{"job_id": "j", "submission_id": "j"}')
+
+    server = serve(answer)
+    client = connect(server.url)
+    assert submit._submitted(client, server.url, entrypoint="true") == "j"
+    assert len(posts) == 3
+
+
+def test_a_line_without_an_end_takes_bounded_memory():
+    written = []
+    lines = LogLines(written.append)
+    for _ in range(50):
+        lines.take("x" * 10_000)
+        assert len(lines._rest) <= 2**16
+    lines.finish()
+    assert sum(map(len, written)) == 500_000
+
+
+def test_errors_of_this_program_pass_unchanged():
+    with pytest.raises(RunFailedError, match=r"^as it was$"), explained("http://127.0.0.1:1"):
+        raise RunFailedError("as it was")
