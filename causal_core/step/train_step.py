@@ -5,10 +5,9 @@ The step is an object apart from the loop: it knows nothing of epochs, checkpoin
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 
 import torch
@@ -16,10 +15,8 @@ from torch import Tensor
 
 from causal_core.config import LossSection, TrainSection
 from causal_core.engines.base import Engine
-from causal_core.errors import OneWorkerFailedError, RunFailedError
-from causal_core.loss.contrastive import causal_metrics, cosines
+from causal_core.loss.contrastive import causal_metrics
 from causal_core.loss.objective import (
-    TERMS,
     Denominators,
     computed_terms,
     is_contrastive,
@@ -27,22 +24,12 @@ from causal_core.loss.objective import (
     needs_of,
 )
 from causal_core.model.causal_model import CausalOutput
-from causal_core.step.out_of_memory import is_out_of_memory, release_cached_memory
-from causal_core.step.random_state import RandomState
+from causal_core.step.out_of_memory import NodeBudget
+from causal_core.step.totals import StepTotals
 from causal_core.tokens.triplet import TripletTokens
-from causal_core.trees.needs import (
-    Needs,
-)
-from causal_core.trees.packing import (
-    MicroBatch,
-    Packing,
-    cut_micro_batches,
-    packing_for,
-    tree_nodes,
-)
+from causal_core.trees.needs import Needs
+from causal_core.trees.packing import MicroBatch, Packing, cut_micro_batches, packing_for
 from causal_core.trees.prefix_tree import TreeBatch
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,41 +57,30 @@ class StepReport:
 
 @dataclass
 class TrainStep:
-    """Runs optimizer steps on one worker of an engine.
-
-    `budget` is the token budget of a micro-batch. When the device's memory runs out, it is halved
-    on all workers and the step is done again from the same state: by invariant I2 the gradient of
-    the global batch is the same. It stays halved.
-    """
+    """Runs optimizer steps on one worker of an engine: cut, accumulate, agree, finish."""
 
     engine: Engine
     loss: LossSection
     train: TrainSection
     device: torch.device
-    budget: int = 0  # 0: the config's
+    nodes: InitVar[int] = 0  # tree nodes of a micro-batch at most; 0: the config's
     on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs
     packing: Packing | None = None  # None: the device's, with an unmeasured cost
     needs: Needs = field(init=False)
+    budget: NodeBudget = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, nodes: int) -> None:
         self.needs = needs_of(self.loss)
-        if not self.budget:
+        if not nodes:
             if self.train.micro_batch_tokens == "auto":
                 raise ValueError("train.micro_batch_tokens=auto is resolved before a step is made")
-            self.budget = self.train.micro_batch_tokens
-        self._first_budget = self.budget
+            nodes = self.train.micro_batch_tokens
+        self.budget = NodeBudget(nodes, self.needs, self.engine, self.device)
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
-        """This worker's share as micro-batches under the token budget.
-
-        A budget that was halved for one step leaves room for the largest triplet of a later one.
-        """
+        """This worker's share as micro-batches under the budget."""
         packing = self.packing or packing_for(self.device)
-        budget = self.budget
-        if budget < self._first_budget:
-            largest = max(tree_nodes(triplet, self.needs) for triplet in triplets)
-            budget = max(budget, min(largest, self._first_budget))
-        return cut_micro_batches(triplets, self.needs, budget, packing)
+        return cut_micro_batches(triplets, self.needs, self.budget.room_for(triplets), packing)
 
     def run(
         self,
@@ -127,10 +103,7 @@ class TrainStep:
         Raises:
             RunFailedError: memory ran out and no smaller micro-batch is possible.
         """
-        random = RandomState.of(self.device)
-        while (totals := self._gradients(mine, denominators, stand_in, ready)) is None:
-            random.restore()
-            ready = None  # cut for the budget that was too large
+        totals = self._gradients(mine, denominators, stand_in, ready)
         return self._finish(totals, denominators, learning_rate)
 
     def rehearse(self, triplets: Sequence[TripletTokens]) -> None:
@@ -142,8 +115,7 @@ class TrainStep:
             RunFailedError: memory ran out.
         """
         ready = [micro_batch for triplet in triplets for micro_batch in self.cut([triplet])]
-        while self._gradients(triplets, Denominators.of(triplets), triplets[0], ready) is None:
-            ready = []
+        self._gradients(triplets, Denominators.of(triplets), triplets[0], ready)
         self.engine.discard()
 
     def _gradients(
@@ -152,130 +124,76 @@ class TrainStep:
         denominators: Denominators,
         stand_in: TripletTokens,
         ready: Sequence[MicroBatch] | None,
-    ) -> Tensor | None:
-        """Gradients of the global batch and this worker's totals; None: do it again."""
+    ) -> StepTotals:
+        """Leaves the gradients of the global batch in the engine; this worker's totals."""
         self.engine.model.train()
-        own = self._cut_unless(ready, mine)
-        missing = self.engine.rounds(len(own)) - len(own)
-        micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
-        totals = torch.zeros(len(TERMS) + 5, dtype=torch.float64)
-
-        def loss_of(output: CausalOutput, batch: TreeBatch, counts: bool) -> Tensor:
-            value, sums = micro_batch_loss(
-                self.engine.model, output, batch, self.loss, denominators
-            )
-            # The head without a weighted term stays in the graph with a factor of 0: in
-            # DistributedDataParallel every trainable parameter takes part in every backward.
-            value = value + 0.0 * output.z.sum()
-            if not counts:
-                return value * 0.0
-            self._add_totals(totals, sums, output, batch)
-            return value
-
-        def accumulate(first: int, end: int) -> bool:
-            """Runs micro-batches [first, end); False: this worker's memory ran out."""
-            try:
-                for number in range(first, end):
-                    batch = micro_batches[number].batch.to(self.device)
-                    if self.on_micro_batch is not None:
-                        self.on_micro_batch(batch)
-                    weighed = partial(loss_of, counts=number < len(own))
-                    self.engine.accumulate(batch, weighed, last=number == len(micro_batches) - 1)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                return False
-            return True
-
-        # Up to the last micro-batch no worker waits for another, so there they can agree.
-        count = len(micro_batches)
-        if not self.engine.local_until_last:
-            if not accumulate(0, count):
-                where = "under an engine that cannot go back"
-                raise OneWorkerFailedError(self._out_of_memory(where))
-            enough = True
-        elif self.engine.world_size == 1:
-            enough = accumulate(0, count)
-        else:
-            enough = accumulate(0, count - 1)
-            if self._all_workers(enough):
-                if not accumulate(count - 1, count):
-                    where = "in the last micro-batch of a step"
-                    raise OneWorkerFailedError(self._out_of_memory(where))
-            else:
-                self._halve_budget(mine, enough)
-                return None
-        if not enough:
-            self._halve_budget(mine, enough)
-            return None
+        for attempt in self.budget.attempts(mine):
+            own = self._cut_unless(None if attempt.again else ready, mine)
+            missing = self.engine.rounds(len(own)) - len(own)
+            micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
+            totals = StepTotals()
+            accumulate = partial(self._accumulate, micro_batches, len(own), denominators, totals)
+            attempt.run(accumulate, len(micro_batches))
         return totals
 
     def _cut_unless(
         self, ready: Sequence[MicroBatch] | None, mine: Sequence[TripletTokens]
     ) -> list[MicroBatch]:
         """`ready`, unless the budget has been halved since."""
-        if ready is not None and all(m.batch.input_ids.numel() <= self.budget for m in ready):
+        if ready is not None and all(m.batch.input_ids.numel() <= self.budget.nodes for m in ready):
             return list(ready)
         return self.cut(mine) if mine else []
 
-    def _all_workers(self, enough: bool) -> bool:
-        short = torch.tensor([float(not enough)], dtype=torch.float64)
-        return not bool(self.engine.sum_over_workers(short)[0] > 0)
-
-    def _halve_budget(self, mine: Sequence[TripletTokens], enough: bool) -> None:
-        """Half of it, but room for this worker's largest triplet (`RunFailedError` if it is that
-        already, on all workers)."""
-        self.engine.discard()
-        release_cached_memory(self.device)
-        largest, name = max(((tree_nodes(t, self.needs), t.id) for t in mine), default=(1, ""))
-        if not self._all_workers(enough or self.budget > largest):
-            raise RunFailedError(
-                self._out_of_memory(f"with a single triplet (here at most {name!r}, {largest} tree "
-                                    "nodes) as micro-batch")
-            )  # fmt: skip
-        before, self.budget = self.budget, max(self.budget // 2, largest)
-        log.warning(
-            "memory ran out: micro-batches have at most %d tree nodes from now on (before: %d); "
-            "the optimizer step is done again. To plan for it: train.micro_batch_tokens=%d",
-            self.budget, before, self.budget,
-        )  # fmt: skip
-
-    def _out_of_memory(self, where: str) -> str:
-        return (
-            f"the device's memory ran out {where}, with micro-batches of at most {self.budget} "
-            "tree nodes. Set train.gradient_checkpointing=true, model.quantization=nf4, a smaller "
-            "lora.rank, data.max_length or train.micro_batch_tokens: `causal plan` shows what each "
-            "saves. The same command then continues from the last checkpoint"
-        )
-
-    @torch.no_grad()
-    def _add_totals(
-        self, totals: Tensor, sums: dict[str, Tensor], output: CausalOutput, batch: TreeBatch
+    def _accumulate(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        own: int,
+        denominators: Denominators,
+        totals: StepTotals,
+        first: int,
+        end: int,
     ) -> None:
-        for i, term in enumerate(TERMS):
-            if term.name in sums:
-                totals[i] += float(sums[term.name])
-        if is_contrastive(self.loss):
-            cos_cf, cos_inj = cosines(output.z)
-            totals[len(TERMS)] += float(cos_cf.sum())
-            totals[len(TERMS) + 1] += float(cos_inj.sum())
-        totals[len(TERMS) + 2] += batch.nodes
-        totals[len(TERMS) + 3] += batch.path_tokens
-        totals[len(TERMS) + 4] += batch.input_ids.numel()
+        """Runs micro-batches [first, end), of which those from `own` on are stand-ins."""
+        for number in range(first, end):
+            batch = micro_batches[number].batch.to(self.device)
+            if self.on_micro_batch is not None:
+                self.on_micro_batch(batch)
+            loss_of = partial(
+                self._loss_of, denominators=denominators, totals=totals if number < own else None
+            )
+            self.engine.accumulate(batch, loss_of, last=number == len(micro_batches) - 1)
+
+    def _loss_of(
+        self,
+        output: CausalOutput,
+        batch: TreeBatch,
+        denominators: Denominators,
+        totals: StepTotals | None,
+    ) -> Tensor:
+        """A micro-batch's share of the loss, added to the totals; 0 for a stand-in, without."""
+        value, sums = micro_batch_loss(self.engine.model, output, batch, self.loss, denominators)
+        # The head without a weighted term stays in the graph with a factor of 0: in
+        # DistributedDataParallel every trainable parameter takes part in every backward.
+        value = value + 0.0 * output.z.sum()
+        if totals is None:
+            return value * 0.0
+        totals.add(sums, output.z if is_contrastive(self.loss) else None, batch)
+        return value
 
     def _finish(
-        self, totals: Tensor, denominators: Denominators, learning_rate: float
+        self, own: StepTotals, denominators: Denominators, learning_rate: float
     ) -> StepReport:
-        # The norm is the same on all workers, and so are the summed totals: every worker takes the
-        # same decision without asking.
+        """Clips and moves, or discards what is not finite.
+
+        The norm is the same on all workers, and so are the summed totals: every worker takes the
+        same decision without asking.
+        """
         grad_norm = self.engine.clip(self.train.clip_norm)
-        totals = self.engine.sum_over_workers(totals)
+        totals = StepTotals.from_tensor(self.engine.sum_over_workers(own.to_tensor()))
         counts, weights = denominators.by_term, self.loss.weights()
-        computed = computed_terms(self.loss)
         terms = {
-            term.name: float(totals[i]) / max(1, counts[term.name])
-            for i, term in enumerate(TERMS)
-            if term in computed
+            term.name: totals.terms[term.name] / max(1, counts[term.name])
+            for term in computed_terms(self.loss)
         }
         loss = sum(weights[name] * value for name, value in terms.items())
         applied = math.isfinite(grad_norm) and math.isfinite(loss)
@@ -283,15 +201,17 @@ class TrainStep:
             self.engine.step(learning_rate)
         else:
             self.engine.discard()
-        cos_cf, cos_inj, nodes, path_tokens, padded = totals[len(TERMS) :].tolist()
-        causal = causal_metrics(cos_cf / denominators.triplets, cos_inj / denominators.triplets)
+        causal = causal_metrics(
+            totals.cos_counterfactual / denominators.triplets,
+            totals.cos_injection / denominators.triplets,
+        )
         return StepReport(
             loss=loss,
             terms=terms,
             causal=causal if is_contrastive(self.loss) else {},
             grad_norm=grad_norm,
             applied=applied,
-            nodes=int(nodes),
-            path_tokens=int(path_tokens),
-            padded_nodes=int(padded),
+            nodes=int(totals.nodes),
+            path_tokens=int(totals.path_tokens),
+            padded_nodes=int(totals.padded_nodes),
         )

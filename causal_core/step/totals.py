@@ -1,0 +1,58 @@
+"""What a step adds up: over the micro-batches of a worker, then over the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from causal_core.loss.contrastive import cosines
+from causal_core.loss.objective import TERMS
+from causal_core.trees.prefix_tree import TreeBatch
+
+
+@dataclass
+class StepTotals:
+    """Sums over micro-batches, in float64."""
+
+    terms: dict[str, float] = field(default_factory=lambda: {term.name: 0.0 for term in TERMS})
+    cos_counterfactual: float = 0.0
+    cos_injection: float = 0.0
+    nodes: float = 0.0
+    path_tokens: float = 0.0
+    padded_nodes: float = 0.0
+
+    @torch.no_grad()
+    def add(self, sums: Mapping[str, Tensor], z_T3H: Tensor | None, batch: TreeBatch) -> None:
+        """Adds a micro-batch.
+
+        Args:
+            sums: Of the computed terms, by name.
+            z_T3H: Representations of T triplets, where there is a metric to make of them.
+        """
+        for name, total in sums.items():
+            self.terms[name] += float(total)
+        if z_T3H is not None:
+            cos_counterfactual_T, cos_injection_T = cosines(z_T3H)
+            self.cos_counterfactual += float(cos_counterfactual_T.sum())
+            self.cos_injection += float(cos_injection_T.sum())
+        self.nodes += batch.nodes
+        self.path_tokens += batch.path_tokens
+        self.padded_nodes += batch.input_ids.numel()
+
+    def to_tensor(self) -> Tensor:
+        """Float64, in an order that is the same on all workers."""
+        values = [
+            *self.terms.values(), self.cos_counterfactual, self.cos_injection,
+            self.nodes, self.path_tokens, self.padded_nodes,
+        ]  # fmt: skip
+        return torch.tensor(values, dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, values: Tensor) -> StepTotals:
+        """What `to_tensor` made, summed over workers or not."""
+        numbers = values.tolist()
+        terms = {term.name: numbers[i] for i, term in enumerate(TERMS)}
+        return cls(terms, *numbers[len(TERMS) :])
