@@ -43,3 +43,7 @@ class OneWorkerFailedError(RunFailedError):
 
 class StorageError(OneWorkerFailedError):
     """A checkpoint could not be written (storage full, read-only or gone)."""
+
+
+class StorageRefusedError(StorageError, UserError):
+    """The file system refused a write in the middle of a run: the user can act on it (exit 1)."""

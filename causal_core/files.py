@@ -79,8 +79,10 @@ def writes_to(place: Path, moved_by: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # a library's own, not the file system's
+            raise
         raise UnwritableError(
-            f"{place} cannot be written: {error.strerror or error}. Make room or give permission "
+            f"{place} cannot be written: {error.strerror}. Make room or give permission "
             f"there, or choose another place with {moved_by}"
         ) from error
 
@@ -147,6 +149,7 @@ def file_digest(path: Path, cache: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
+        UnwritableError: the cache cannot be written.
     """
     before = _stamp(path)
     entry = cache / "digests" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
@@ -159,7 +162,8 @@ def file_digest(path: Path, cache: Path) -> str:
     with path.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     if _stamp(path) == before and _is_settled(path):
-        write_whole(entry, json.dumps({"stamp": before, "sha256": digest}))
+        with writes_to(cache, CACHE_SETTING):
+            write_whole(entry, json.dumps({"stamp": before, "sha256": digest}))
     return digest
 
 

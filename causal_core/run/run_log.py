@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.config import LoggingSection
+from causal_core.errors import StorageRefusedError
 from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records, write_whole
 from causal_core.run.context import RunContext
 from causal_core.run.trackers import Tracker, open_trackers
@@ -80,7 +81,14 @@ class RunLog:
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         plain = {k: None if _is_nan(v) else v for k, v in record.items()}
-        self._files[name].write(json.dumps(plain, allow_nan=False) + "\n")
+        try:
+            self._files[name].write(json.dumps(plain, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageRefusedError(
+                f"{self._directory / name} cannot be written: {error.strerror}. Make room there "
+                "and run the same command again: it continues from the last checkpoint. Another "
+                "run.dir would start over"
+            ) from error
 
     def _scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from causal_core.checkpoints.checkpoint import (
     TrainerState,
     checkpoint_name,
@@ -18,7 +20,7 @@ from causal_core.checkpoints.checkpoint import (
 )
 from causal_core.config import Config
 from causal_core.engines.base import EngineState
-from causal_core.errors import StorageError
+from causal_core.errors import StorageRefusedError
 from causal_core.files import BEST
 from causal_core.run.context import RunContext
 from causal_core.run.position import Position
@@ -69,7 +71,7 @@ class Saving:
             validation: Metrics at this step; empty where it was not validated.
 
         Raises:
-            StorageError: the checkpoint could not be written. Earlier ones are untouched.
+            StorageRefusedError: the checkpoint could not be written. Earlier ones are untouched.
         """
         is_best = position.best.update(position.step, validation, self.session.selection)
         is_best = is_best or self.session.data.validation is None
@@ -86,12 +88,13 @@ class Saving:
         except BaseException as error:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError | SafetensorError):
                 raise
-            raise StorageError(
+            raise StorageRefusedError(
                 f"the checkpoint of step {position.step} could not be written: {error}. Earlier "
-                f"checkpoints in {self.context.store.location} are untouched; free or repair the "
-                "storage and run the same command again"
+                f"checkpoints in {self.context.store.location} are untouched; make room there, in "
+                f"{self.context.directory} and in {tempfile.gettempdir()} (checkpoint.storage, "
+                "run.dir and $TMPDIR choose other places) and run the same command again"
             ) from error
 
     def _written(

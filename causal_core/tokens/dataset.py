@@ -23,7 +23,7 @@ from causal_core.data.reader import read_triplets
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.data.sources import split_selector
 from causal_core.errors import UserError
-from causal_core.files import file_digest, whole_or_absent
+from causal_core.files import CACHE_SETTING, file_digest, whole_or_absent, writes_to
 from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.visible_text import quoted
@@ -289,6 +289,7 @@ def _read_cache(target: Path) -> pa.Table | None:
 
 def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
     with (
+        writes_to(target.parent, CACHE_SETTING),
         whole_or_absent(target) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, _SCHEMA) as writer,

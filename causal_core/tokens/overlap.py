@@ -10,7 +10,7 @@ from pathlib import Path
 
 from causal_core.data.folding import FOLDING, folded
 from causal_core.errors import UserError
-from causal_core.files import write_whole
+from causal_core.files import CACHE_SETTING, write_whole, writes_to
 from causal_core.tokens.dataset import TripletDataset
 
 _COLUMNS = ("system_instruction", "context", "benign_input")
@@ -55,7 +55,8 @@ def _shared_prompts(one: TripletDataset, two: TripletDataset, cache: Path) -> in
     with contextlib.suppress(OSError, ValueError):
         return int(entry.read_text(encoding="utf-8"))
     count = len(_prompts(one) & _prompts(two))
-    write_whole(entry, str(count))
+    with writes_to(cache, CACHE_SETTING):
+        write_whole(entry, str(count))
     return count
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
-from causal_core.errors import RunFailedError, UserError
+from causal_core.errors import RunFailedError, UnwritableError, UserError
+from causal_core.files import CACHE_SETTING
 from ray_jobs.console.logs import say_error
 
 _INTERRUPTED_HINT = "interrupted; the same command continues from the last checkpoint"
+
+# Read-only, full, over a quota, not permitted: whatever the program wanted there, the user can act.
+_NO_PLACE = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM}
+_MOVE_IT = (
+    "Make room or give permission there, or choose another place: run.dir for the run, "
+    f"{CACHE_SETTING} for the cache, checkpoint.storage for checkpoints, $TMPDIR for what is "
+    "temporary"
+)
 
 OK, USER_INPUT, USAGE, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -31,8 +42,18 @@ def exit_with_code(command: Callable[[], object]) -> None:
         if leaving.code == INTERRUPTED:
             print(_INTERRUPTED_HINT, file=sys.stderr)
         raise
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            _unexpected()
+        where = f"{error.filename}: " if error.filename else ""
+        say_error("error", UnwritableError(f"{where}{error.strerror}. {_MOVE_IT}"))
+        sys.exit(USER_INPUT)
     except Exception:  # noqa: BLE001 - whatever it is, it is not the user's input
-        traceback.print_exc()
-        print("run failed: unexpected error, see above", file=sys.stderr)
-        sys.exit(RUN_FAILED)
+        _unexpected()
     sys.exit(OK)
+
+
+def _unexpected() -> NoReturn:
+    traceback.print_exc()
+    print("run failed: unexpected error, see above", file=sys.stderr)
+    sys.exit(RUN_FAILED)

@@ -12,7 +12,7 @@ from typing import Any
 
 from causal_core.checkpoints.store import checkpoint_location
 from causal_core.config import Config, run_directory
-from causal_core.errors import RunFailedError, UserError
+from causal_core.errors import RunFailedError, StorageRefusedError, UserError
 from ray_jobs.training.ray_session import ray_session, worker_threads
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,11 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
                 wait.look(stop_file.exists())
             result = fitting.result()
     except TrainingFailedError as error:
-        raise RunFailedError(f"the training workers failed: {_root_cause(error)}") from error
+        cause = _root_cause(error)
+        refused = f"{StorageRefusedError.__module__}.{StorageRefusedError.__name__}: "
+        if cause.startswith(refused):
+            raise StorageRefusedError(cause.removeprefix(refused)) from error
+        raise RunFailedError(f"the training workers failed: {cause}") from error
     except RayActorError as error:
         raise RunFailedError(
             "the training controller died; the same command continues from the last checkpoint "

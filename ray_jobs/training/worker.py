@@ -44,10 +44,10 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
         if context.rank == 0:
             workers_are_up(context.directory, job["start"])
         return train(config, context)
-    except UserError as error:
-        return {"user_error": str(error)}
     except OneWorkerFailedError:  # the others wait for it: Ray restarts them all
         raise
+    except UserError as error:
+        return {"user_error": str(error)}
     except RunFailedError as error:
         return {"run_failed": str(error)}
 
