@@ -32,18 +32,18 @@ CARDS = {
 
 def card_bytes(name: str) -> int:
     """Memory of a card that programs can have (`ConfigError` names the nearest known one)."""
-    plain = {_plain(card): card for card in CARDS}
-    found = plain.get(_plain(name))
+    bare = {_bare(card): card for card in CARDS}
+    found = bare.get(_bare(name))
     if found is None:
-        near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.4)
-        hint = f"; did you mean {plain[near[0]]}?" if near else ""
+        near = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=0.4)
+        hint = f"; did you mean {bare[near[0]]}?" if near else ""
         raise ConfigError(
             f"--gpu {name}: unknown card{hint} Known: {', '.join(CARDS)}. Or give --gpu-memory"
         )
     return int(CARDS[found] * 2**30)
 
 
-def _plain(name: str) -> str:
+def _bare(name: str) -> str:
     return re.sub(r"nvidia|geforce|[\s_-]", "", name.lower())
 
 

@@ -308,7 +308,7 @@ def _console() -> Console:
     return Console()
 
 
-def _plain(value: object, limit: int = 60) -> str:
+def _one_line(value: object, limit: int = 60) -> str:
     """A value from a file, safe to print: as it is if short and printable, else escaped."""
     from causal_core.visible_text import quoted
 
@@ -328,7 +328,7 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
         grid = Table("what", "value", "rows", box=None, pad_edge=False)
         for title, column in (("split", "split"), ("family", "attack_family"), ("task", "task")):
             for value, count in _counts(table, column).items():
-                grid.add_row(title, Text(_plain(value)), f"{count:,}")
+                grid.add_row(title, Text(_one_line(value)), f"{count:,}")
         witnesses = table.num_rows - table["witness"].null_count
         grid.add_row("witness", f"{witnesses / table.num_rows:.0%} of rows", f"{witnesses:,}")
         console.print(grid)
@@ -342,7 +342,7 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
     if report is not None:
         for leak in report.findings:
             where = f"{leak.split_a} and {leak.split_b} share {leak.count:,} {leak.kind}"
-            console.print(Text(f"leak: {where}, such as {_plain(leak.examples[0], 80)}"))
+            console.print(Text(f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"))
         if report.ok:
             console.print(f"no leaks between {', '.join(report.splits)}", highlight=False)
 
@@ -383,5 +383,5 @@ def _show_triplet(console: Console, split: str, triplet: Triplet) -> None:
         (triplet.attack_family, triplet.injection_input),
         ("witness", triplet.witness or "-"),
     ):
-        lines.add_row(Text(title, style="bold"), Text(_plain(text, 400)))
+        lines.add_row(Text(title, style="bold"), Text(_one_line(text, 400)))
     console.print(lines)

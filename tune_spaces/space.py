@@ -156,10 +156,6 @@ class SearchSpace(RootModel[dict[str, Dimension]]):
                 seen.add(key)
                 yield point
 
-    def overrides(self, seed: int, trial: int) -> list[str]:
-        """Point number `trial` of a random search as config overrides."""
-        return [f"{path}={json.dumps(v)}" for path, v in self.point(seed, trial).items()]
-
     def apply(self, config: Config, point: Point) -> Config:
         """The run's config at a point (`ConfigError` where the values do not go together)."""
         tree = config.model_dump(mode="json")

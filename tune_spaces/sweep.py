@@ -11,6 +11,7 @@ from causal_core.amounts import gib
 from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, RunFailedError, UserError
+from causal_core.evaluation.metrics import SHARE
 from causal_core.files import cache_root, write_whole
 from causal_core.run.lock import only_writer
 from causal_core.tokens.overlap import refuse_overlap
@@ -241,8 +242,8 @@ def _show_plan(console: Console, sweep: SweepConfig, plan: dict[str, Any]) -> No
         share = plan["fitting"] / plan["points"]
         table.add_row(
             "memory",
-            f"{of} fit {budget_text(sweep.budgets)} a worker ({share:.0%}); the smallest needs "
-            f"{gib(plan['smallest_bytes'])}: {describe(plan['smallest'])}",
+            f"{of} fit {budget_text(sweep.budgets)} per worker ({SHARE.text(share, 0)}); "
+            f"the smallest needs {gib(plan['smallest_bytes'])}: {describe(plan['smallest'])}",
         )
     if plan["invalid"]:
         table.add_row("", f"{plan['invalid']} points hold values that do not go together")

@@ -30,7 +30,7 @@ from ray_jobs.console.logs import event
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
-_PLAIN_EVERY_SECONDS = 10.0
+_LINE_EVERY_SECONDS = 10.0
 
 
 class Tail:
@@ -100,7 +100,7 @@ def _watch(
     console: Console, name: str, total: int, poll: Callable[[], tuple[int, str]]
 ) -> Iterator[None]:
     stop = threading.Event()
-    show = _bar if console.is_terminal else _plain
+    show = _bar if console.is_terminal else _lines
     thread = threading.Thread(target=show, args=(console, name, total, poll, stop), daemon=True)
     thread.start()
     try:
@@ -136,7 +136,7 @@ def _bar(
             stop.wait(_POLL_SECONDS)
 
 
-def _plain(
+def _lines(
     console: Console,
     name: str,
     total: int,
@@ -147,7 +147,7 @@ def _plain(
     while True:
         finished = stop.is_set()
         done, text = poll()
-        due = time.monotonic() - last > _PLAIN_EVERY_SECONDS
+        due = time.monotonic() - last > _LINE_EVERY_SECONDS
         if done != shown and (finished or due):
             done_now = min(done, total)
             event(log, f"{name} progress", done=done_now, total=total, text=text)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from causal_core.evaluation.metrics import METRIC
+
 # Scalar of the run log -> (metric, what it is). The skipped steps are counted below.
 EXPORTED: dict[str, tuple[str, str]] = {
     "performance/seconds": ("causal_step_seconds", "Seconds of the last optimizer step."),
     "performance/triplets_per_second": ("causal_triplets_per_second", "Of the last step."),
     "performance/nodes_per_second": (
         "causal_tokens_per_second",
-        "Distinct tokens (nodes of the prefix trees) computed a second by rank 0.",
+        "Distinct tokens (nodes of the prefix trees) computed per second by rank 0.",
     ),
     "performance/peak_memory_bytes": (
         "causal_memory_peak_bytes",
@@ -29,10 +31,10 @@ EXPORTED: dict[str, tuple[str, str]] = {
     ),
     "train/loss": ("causal_loss", "Of the last step."),
     "train/skipped": ("causal_skipped_steps_total", "Steps whose gradient was not finite."),
-    "validation/uplift": ("causal_validation_uplift", "Pull towards the witness, in nats."),
+    "validation/uplift": ("causal_validation_uplift", f"{METRIC['uplift'].title}, in nats."),
     "validation/attack_success": (
         "causal_validation_attack_success",
-        "Share of validation attacks that succeed (checkpoint.metric=attack_success).",
+        f"{METRIC['attack_success'].title} on validation data (checkpoint.metric=attack_success).",
     ),
 }
 STEP = "causal_step"

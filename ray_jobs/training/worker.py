@@ -57,7 +57,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
 
     Args:
         job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
-            None for the base as it comes), `heads` (names of models with a trained head), `shard`
+            None for the base itself), `heads` (names of models with a trained head), `shard`
             and `shards`, `progress` (a file that gets one number per piece of work done).
 
     Returns:
@@ -80,7 +80,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
     encoder = load_encoder(config)
-    # A fresh adapter changes nothing (B is zero), so this is the base as it comes.
+    # A fresh adapter changes nothing (B is zero), so this is the base itself.
     base = load_base(config.model, device, config.data.cache_dir)
     model = build_model(base, config.lora, config.run.seed)
     cache = cache_root(config.data.cache_dir)

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from causal_core.config import Config
-from causal_core.config_file import load_config
 from causal_core.errors import ConfigError
 from tune_spaces.space import SearchSpace
 
@@ -25,14 +24,14 @@ def test_points_are_fixed_by_seed_and_trial_and_are_valid_configs():
     SPACE.check_against(Config())
     weights = []
     for trial in range(60):
-        overrides = SPACE.overrides(seed=1, trial=trial)
-        assert overrides == SPACE.overrides(seed=1, trial=trial)
-        config = load_config(None, overrides)
+        point = SPACE.point(seed=1, trial=trial)
+        assert point == SPACE.point(seed=1, trial=trial)
+        config = SPACE.apply(Config(), point)
         assert config.lora.rank in (4, 8) and 0 <= config.lora.dropout <= 0.2
         weights.append(config.loss.lambda_robust)
     assert 0.0 in weights
     assert all(w == 0 or 0.1 <= w <= 10 for w in weights)
-    assert SPACE.overrides(seed=2, trial=0) != SPACE.overrides(seed=1, trial=0)
+    assert SPACE.point(seed=2, trial=0) != SPACE.point(seed=1, trial=0)
 
 
 @pytest.mark.parametrize(
