@@ -131,7 +131,9 @@ class ModelSection(Section):
         description="Variables for the chat template, e.g. {enable_thinking: false} (Qwen3).",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that ships with the model. Off unless asked for."
+        False,
+        description="Run Python code that ships with the model. Off unless the command line "
+        "asks for it: no file can.",
     )
 
 

@@ -29,6 +29,8 @@ _DEEPEST = 16
 _PROBLEMS_TOLD = 20
 _LONGEST_KEY = 100
 
+_TRUST = "trust_remote_code"
+
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file, applies `key.sub=value` overrides, validates.
@@ -60,6 +62,7 @@ def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[st
                 f"found {type(loaded).__name__}"
             )
         tree = loaded or {}
+    trusting = _without_trust(tree)
     items = list(overrides)
     if any(item.startswith("loss.preset=") for item in items) and isinstance(
         tree.get("loss"), dict
@@ -68,7 +71,23 @@ def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[st
         tree["loss"] = {k: v for k, v in tree["loss"].items() if not k.startswith("lambda_")}
     for item in items:
         apply_override(tree, item)
+    model = tree.get("model")
+    if trusting and not (isinstance(model, dict) and _TRUST in model):
+        raise ConfigError(
+            f"{source_of(path)} asks to run Python code that ships with the model "
+            f"(model.{_TRUST}). That is never taken from a file: once you have read that code, say "
+            f"model.{_TRUST}=true on the command line, or take it out of the file"
+        )
     return tree
+
+
+def _without_trust(tree: dict[str, Any]) -> bool:
+    """Takes a file's own word that its model's code may run out of its tree; whether it was given.
+
+    Files come from others, with runs and with models; trust comes from who runs the command.
+    """
+    model = tree.get("model")
+    return isinstance(model, dict) and model.pop(_TRUST, False) is not False
 
 
 def source_of(path: str | Path | None) -> str:

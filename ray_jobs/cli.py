@@ -141,6 +141,13 @@ def evaluate(
             help="A quick look at this many rows per test set; the run's files stay as they are.",
         ),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that ships with the run's model, which you have read.",
+        ),
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Evaluate a run on its test sets, beside its base model and other runs.
@@ -156,7 +163,9 @@ def evaluate(
 
     others = {name: Path(path) for name, path in (item.split("=", 1) for item in against or ())}
     console = Console(stderr=as_json)
-    result = run_evaluation(run.resolve(), console, others, limit)
+    result = run_evaluation(
+        run.resolve(), console, others, limit, trust_remote_code=trust_remote_code
+    )
     if as_json:
         print(json.dumps(result["evaluation"]))
     else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causal_core.checkpoints.checkpoint import CONFIG
+from causal_core.checkpoints.checkpoint import CONFIG, verify_checkpoint
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import UserError
@@ -62,9 +62,7 @@ def evaluated_rows(
     """Every row's answers and scores by model and test set; see `evaluate`."""
     if not config.data.test:
         raise UserError("data.test is empty: name test sets, e.g. data.test={seen: seen.jsonl}")
-    for name, checkpoint in checkpoints.items():
-        if checkpoint is not None and not checkpoint.is_dir():
-            raise UserError(f"{name}: no checkpoint at {checkpoint}; has the run finished?")
+    check_checkpoints(checkpoints)
     heads = [
         name
         for name, checkpoint in checkpoints.items()
@@ -105,6 +103,16 @@ def evaluated_rows(
     }
 
 
+def check_checkpoints(checkpoints: Mapping[str, Path | None]) -> None:
+    """Refuses checkpoints that are missing or damaged, before anything is loaded for them."""
+    for name, checkpoint in checkpoints.items():
+        if checkpoint is None:
+            continue
+        if not checkpoint.is_dir():
+            raise UserError(f"{name}: no checkpoint at {checkpoint}; has the run finished?")
+        verify_checkpoint(checkpoint)
+
+
 def expected_progress(config: Config, models: int) -> int:
     """The sum of the numbers that an evaluation writes to its progress file."""
     return 2 * models * sum(len(dataset) for dataset in test_sets(config).values())
@@ -132,7 +140,8 @@ def _has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
         UserError: the checkpoint belongs to another base model or another adapter: in this run's
             model its weights would mean something else.
     """
-    theirs = load_config(checkpoint / CONFIG)
+    trust = f"model.trust_remote_code={str(config.model.trust_remote_code).lower()}"
+    theirs = load_config(checkpoint / CONFIG, [trust])  # another run's word is not taken for it
     for section in ("model", "lora"):
         ours, other = getattr(config, section), getattr(theirs, section)
         if ours != other:

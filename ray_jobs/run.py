@@ -25,6 +25,7 @@ from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.console.result import show_result
 from ray_jobs.evaluate import (
     PROGRESS,
+    check_checkpoints,
     evaluate,
     expected_progress,
     record_evaluation,
@@ -112,13 +113,18 @@ def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
             "command continues from there"
         )
     if test and config.data.test:
-        return _evaluated_for_the_record(directory, console, {})
+        return _evaluated_for_the_record(config, directory, console, {})
     write_report(directory)
     return result
 
 
 def run_evaluation(
-    directory: Path, console: Console, against: Mapping[str, Path], limit: int | None = None
+    directory: Path,
+    console: Console,
+    against: Mapping[str, Path],
+    limit: int | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a finished run beside its base and other runs, and rewrites its report.
 
@@ -129,17 +135,19 @@ def run_evaluation(
         directory: A run directory.
         against: Other runs' directories by the name to show them under.
         limit: Rows per test set; None takes the config's.
+        trust_remote_code: Whether Python code that ships with the run's model may run; what the
+            run's own config says of it, and of the cluster to connect to, is not heeded.
 
     Returns:
         The content of summary.json, with this evaluation.
     """
     quiet_libraries()
     summary = read_summary(directory)
+    config = _recorded_config(directory, trust_remote_code)
     if limit is None:
         with only_writer(directory):
-            return _evaluated_for_the_record(directory, console, against)
+            return _evaluated_for_the_record(config, directory, console, against)
     place = directory / QUICK_LOOKS / f"limit-{limit}"
-    config = load_config(directory / CONFIG)
     config.run.dir = str(place)
     config.evaluation.limit = limit
     with only_writer(place):
@@ -154,12 +162,19 @@ def run_evaluation(
     return {**summary, "evaluation": evaluation}
 
 
+def _recorded_config(directory: Path, trust_remote_code: bool) -> Config:
+    """The config of a run directory, which may be another's: it says what was trained, not what
+    code may run here (a Ray cluster can run any in whoever connects to it)."""
+    trust = f"model.trust_remote_code={str(trust_remote_code).lower()}"
+    return load_config(directory / CONFIG, [trust, "ray.address=null"])
+
+
 def _evaluated_for_the_record(
-    directory: Path, console: Console, against: Mapping[str, Path]
+    config: Config, directory: Path, console: Console, against: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Evaluates a run whose lock is held, and puts the result into all of its files."""
     result = read_summary(directory)
-    config = load_config(directory / CONFIG)
+    config = config.model_copy(deep=True)
     config.run.dir = str(directory)
     evaluation = _evaluated(config, directory, console, against)
     record_evaluation(directory, result["run"]["steps"], evaluation)
@@ -176,6 +191,7 @@ def _evaluated(
     checkpoints: dict[str, Path | None] = {"base": None}
     checkpoints.update({name: other / BEST for name, other in against.items()})
     checkpoints["trained"] = directory / BEST
+    check_checkpoints(checkpoints)
     total = expected_progress(config, len(checkpoints))
     with evaluation_progress(console, run_directory(config) / PROGRESS, total):
         return evaluate(config, checkpoints)

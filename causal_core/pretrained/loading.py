@@ -96,8 +96,9 @@ def _cannot_load(what: str, source: str, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
         f"the {what} of {source} cannot be loaded: {first[:300]}. Check model.name_or_path, the "
-        "network or the hub token; a local directory works offline. Models that need their own "
-        "Python code want model.trust_remote_code=true, after you have read that code."
+        "network or the hub token; a local directory works offline. A model that needs "
+        "its own Python code wants model.trust_remote_code=true on the command line (of evaluate: "
+        "--trust-remote-code), after you have read that code."
     )
 
 

@@ -76,7 +76,14 @@ def job_of(
     # The program of the commands above this package, which it must not import.
     module = ["-m", "ray_jobs.train", "--config"] if name == "train" else ["-m", PROGRAM, name]
     return Job(
-        entrypoint=["python", *module, JOB_CONFIG, *_flags(commands[name], parsed.params)],
+        entrypoint=[
+            "python",
+            *module,
+            JOB_CONFIG,
+            *_flags(commands[name], parsed.params),
+            # Not taken from the uploaded file: it came from this command line, so it goes by that.
+            *(["model.trust_remote_code=true"] if config.model.trust_remote_code else []),
+        ],
         run_dir=config.run.dir,
         config=config,
         sweep=sweep,

@@ -77,6 +77,8 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     from causal_core.tokens.run_data import load_encoder, load_split
 
     config = parse_config(job["config"])
+    for checkpoint in filter(None, job["checkpoints"].values()):
+        verify_checkpoint(Path(checkpoint))  # before a model is loaded for it
     device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
     encoder = load_encoder(config)
@@ -90,7 +92,6 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:
         for name, checkpoint in checkpoints:
             if checkpoint is not None:
-                verify_checkpoint(Path(checkpoint))
                 load_weights(Path(checkpoint), model)
             results[name] = {}
             for set_name, paths in config.data.test.items():
