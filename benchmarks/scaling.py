@@ -74,7 +74,7 @@ class State:
         return (FLOAT32 + 2 * bytes_per_moment) * self.trained
 
     def step_flops(self, tokens: int) -> float:
-        """Of `tokens` tree tokens with gradient checkpointing.
+        """Of `tokens` tree nodes with gradient checkpointing.
 
         2 per parameter and token forward, again when recomputed, and backward 2 for frozen
         matrices (towards their input only) or 4 for the adapter's (Kaplan et al., 2020, app. B,
@@ -136,7 +136,7 @@ def efficiency(
 
 
 def measure_data(model: str, triplets: int) -> tuple[np.ndarray, float, float]:
-    """On generated triplets: tree tokens of each under the default loss, bytes a tokenised row, and
+    """On generated triplets: tree nodes of each under the default loss, bytes a tokenised row, and
     rows tokenised a second by one process."""
     config = parse_config({"model": {"name_or_path": model}})
     encoder = load_encoder(config)
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     nodes, row_bytes, rate = measure_data(options.tokenizer, 2000)
     costs = nodes * options.lengthen
     print(
-        f"Measured on {len(nodes):,} generated triplets: {nodes.mean():.0f} tree tokens each "
+        f"Measured on {len(nodes):,} generated triplets: {nodes.mean():.0f} tree nodes each "
         f"({nodes.min()} to {nodes.max()}), {row_bytes:.0f} bytes a tokenised row, "
         f"{rate:,.0f} rows tokenised a second by one process.\n"
     )

@@ -242,8 +242,8 @@ class TrainSection(Section):
     )
     micro_batch_tokens: Annotated[int, Field(ge=16, le=MOST)] | Literal["auto"] = Field(
         2048,
-        description="Padded tree nodes of one forward: what bounds memory. auto: the largest that "
-        "fits the device; the global batch, and so the result, stays the same.",
+        description="Tree nodes of one forward, padding included: what bounds memory. auto: the "
+        "largest that fits the device; the global batch, and so the result, stays the same.",
     )
     epochs: int = Field(3, ge=1, le=10**6)
     max_steps: int | None = Field(

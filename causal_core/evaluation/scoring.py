@@ -105,7 +105,8 @@ def score_triplets(
     """Scores triplets with the model as it is (adapter on or off), in evaluation mode.
 
     Args:
-        budget: Padded tree nodes of one forward; a larger single triplet gets its own forward.
+        budget: Tree nodes of one forward, padding included; a larger single triplet gets its own
+            forward.
         head_trained: Pool all three branches for the causal metrics; otherwise U alone, and U' is
             not computed at all.
         progress: Called with the number of triplets done after each forward.

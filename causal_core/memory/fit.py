@@ -26,7 +26,7 @@ def largest_micro_batch(
     data: DataProfile | None = None,
     calibration: Calibration | None = None,
 ) -> int | None:
-    """The largest micro-batch, in padded tree nodes, whose step fits `budget_bytes` of a device.
+    """The most tree nodes of a micro-batch whose step fits `budget_bytes` of a device.
 
     What fits is the *allocated* peak plus what lies outside of torch's allocator.
 

@@ -116,7 +116,7 @@ def predict(
     a new shape; a known one is looked up.
 
     Args:
-        micro_batch_tokens: Padded tree nodes of a micro-batch; default: the config's,
+        micro_batch_tokens: Tree nodes of a micro-batch, padding included; default: the config's,
             unless that is `auto`.
         world_size: Workers; default: the config's most.
         device: "cuda" or "cpu"; default: what the config's workers train on.

@@ -36,7 +36,7 @@ class BatchShape:
 
     @property
     def tokens(self) -> int:
-        """Padded nodes: what `train.micro_batch_tokens` bounds."""
+        """Tree nodes, padding included: what `train.micro_batch_tokens` bounds."""
         return self.rows * self.nodes
 
     @classmethod
@@ -152,7 +152,7 @@ _PROFILED = 64  # triplets
 def assumed_shape(
     config: Config, tokens: int, data: DataProfile | None = None, flat: bool = False
 ) -> BatchShape:
-    """The micro-batch of `tokens` padded nodes that needs most memory.
+    """The micro-batch of `tokens` tree nodes, padding included, that needs most memory.
 
     Rows are as wide as the largest triplet's tree; without data, as one whose branches have
     `data.max_length` tokens each and share nothing. Wide rows cost most, because attention masks
@@ -183,8 +183,9 @@ def longest_tree(config: Config) -> int:
 
 
 def candidates(shapes: Iterable[BatchShape]) -> list[BatchShape]:
-    """The shapes of which one needs most: the most padded tokens (then width, then labels), and
-    the most labels, whose logits outweigh the rest where the vocabulary is large for the model."""
+    """The shapes of which one needs most: the most tree nodes (then width, then
+    labels), and the most labels, whose logits outweigh the rest where the vocabulary is large for
+    the model."""
     seen = list(shapes)
     if not seen:
         return []

@@ -15,7 +15,6 @@ from causal_core.config import CheckpointSection, Config, run_directory
 from causal_core.device import device_memory_bytes
 from causal_core.engines.base import Engine
 from causal_core.engines.build import build_engine
-from causal_core.errors import UserError
 from causal_core.files import cache_root
 from causal_core.loss.objective import needs_of
 from causal_core.model import matmul
@@ -32,7 +31,7 @@ from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from causal_core.trees.needs import Needs
-from causal_core.trees.packing import Packing, packing_from, tree_nodes
+from causal_core.trees.packing import Packing, packing_from, too_large, tree_nodes
 
 if TYPE_CHECKING:
     from causal_core.memory.plan import Calibration
@@ -134,11 +133,7 @@ def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int)
         triplet = dataset.tokens(int(index))
         worst = max(worst, (tree_nodes(triplet, needs), triplet.id))
     if worst[0] > budget:
-        raise UserError(
-            f"triplet {worst[1]!r} needs {worst[0]} tree tokens, more than "
-            f"train.micro_batch_tokens={budget}: raise it to at least {worst[0]}, or lower "
-            "data.max_length with data.overlong=drop"
-        )
+        raise too_large(worst[1], worst[0], budget)
 
 
 def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:

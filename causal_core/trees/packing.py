@@ -111,6 +111,15 @@ def tree_nodes(triplet: TripletTokens, needs: Needs) -> int:
     return len(row.tree)
 
 
+def too_large(triplet: str, nodes: int, budget: int) -> UserError:
+    """The error for a triplet whose own tree has more nodes than a micro-batch may have."""
+    return UserError(
+        f"triplet {triplet!r} needs {nodes} tree nodes, more than "
+        f"train.micro_batch_tokens={budget}: raise it to at least {nodes}, or lower "
+        "data.max_length with data.overlong=drop"
+    )
+
+
 def build_rows(
     triplets: Sequence[TripletTokens], needs: Needs, budget: int, cost: RowCost
 ) -> list[TreeRow]:
@@ -236,11 +245,7 @@ def _cut_flat(
 def _checked_nodes(triplet: TripletTokens, needs: Needs, budget: int) -> int:
     nodes = tree_nodes(triplet, needs)
     if nodes > budget:
-        raise UserError(
-            f"triplet {triplet.id!r} needs {nodes} tree nodes, more than "
-            f"train.micro_batch_tokens={budget}: raise it to at least {nodes}, or lower "
-            "data.max_length"
-        )
+        raise too_large(triplet.id, nodes, budget)
     return nodes
 
 

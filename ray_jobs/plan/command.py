@@ -176,7 +176,7 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
         ("steps", f"{plan['optimizer_steps']:,} optimizer steps of {plan['global_batch']} "
                   f"triplets ({plan['warmup_steps']} warm-up), "
                   f"{plan['train_tokens']:,} tokens in all"),
-        ("micro-batch", f"at most {plan['micro_batch_tokens']:,} tree tokens"),
+        ("micro-batch", f"at most {plan['micro_batch_tokens']:,} tree nodes"),
         ("loss", weights),
         ("runs on", placed),
     ]  # fmt: skip

@@ -339,8 +339,6 @@ def test_without_a_witness_the_best_is_chosen_by_the_benign_answer(
 
 def test_a_triplet_that_fits_no_micro_batch_is_named_before_the_first_step(config, tmp_path):
     config.train.micro_batch_tokens = 64
-    with pytest.raises(
-        UserError, match=r"triplet '.*' needs \d+ tree tokens.*raise it to at least"
-    ):
+    with pytest.raises(UserError, match=r"triplet '.*' needs \d+ tree nodes.*raise it to at least"):
         run(config, tmp_path)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
