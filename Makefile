@@ -1,15 +1,17 @@
-# make demo | make test | make test-all | make bench | make clean; `make demo ARGS=--fresh` passes options on
+# make demo | make check | make test | make test-all | make mutants | make bench | make clean; `make demo ARGS=--fresh` passes options on
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint types bench clean help
+.PHONY: demo check test test-all mutants lint types bench clean help
 
 help:
 	@echo "make demo      set up .venv and run the main job on the built-in data and model"
+	@echo "make check     lint, types and the fast tests of what changed: the loop of work"
 	@echo "make test      set up .venv and run lint, types and the fast tests"
 	@echo "make test-all  the slow tests as well"
+	@echo "make mutants   do the fast tests notice small deliberate bugs? (tests/mutants.py)"
 	@echo "make bench     the training step against its rivals, side by side (benchmarks/README.md)"
 	@echo "make clean     remove .venv and caches (runs/ stays)"
 
@@ -38,11 +40,17 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@$(BIN)/mypy
 
+check: lint types
+	@$(BIN)/python -m pytest -q $$($(BIN)/python -m tests.changed)
+
 test: lint types
 	@$(BIN)/python -m pytest
 
 test-all: lint types
 	@$(BIN)/python -m pytest -m 'not gpu'
+
+mutants: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.step $(ARGS)

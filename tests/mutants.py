@@ -1,0 +1,372 @@
+"""Deliberate small bugs: what each changes, and the fast tests of which one must fail.
+
+`python -m tests.mutation` (make mutants) puts each in and runs its tests. A bug whose original text
+is no longer there exactly once is refused, by a test as well, so that this list follows the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: `original`, which stands in the file once, becomes `replacement`."""
+
+    file: str
+    original: str
+    replacement: str
+    tests: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        one_line = (" ".join(text.split()) for text in (self.original, self.replacement))
+        return f"{self.file}: " + " -> ".join(one_line)
+
+    def problem(self, root: Path) -> str | None:
+        """Why this bug cannot be put into the tree below `root`; None where it can."""
+        count = (root / self.file).read_text(encoding="utf-8").count(self.original)
+        if count != 1:
+            return f"{self.title}: the original text is there {count} times, not once"
+        if self.original == self.replacement:
+            return f"{self.title}: changes nothing"
+        missing = [t for t in self.tests if not (root / t.partition("::")[0]).is_file()]
+        return f"{self.title}: no such test file: {', '.join(missing)}" if missing else None
+
+    def applied(self, text: str) -> str:
+        return text.replace(self.original, self.replacement)
+
+
+def _mutants(
+    file: str, tests: str | tuple[str, ...], *changes: tuple[str, str]
+) -> tuple[Mutant, ...]:
+    names = (tests,) if isinstance(tests, str) else tests
+    return tuple(
+        Mutant(file, original, replacement, tuple(f"tests/{name}" for name in names))
+        for original, replacement in changes
+    )
+
+
+EXACT = "causal_core/step/test_exactness.py"
+LOOP = "causal_core/run/test_loop.py"
+ROWS = "causal_core/evaluation/test_rows.py"
+BATCHES = "causal_core/tokens/test_batches.py"
+BLOCKS = "causal_core/trees/test_blocks.py"
+PEFT = "causal_core/checkpoints/test_peft_interchange.py"
+ENGINE_STATE = "causal_core/engines/test_engines.py::test_what_is_not_whole_gets_no_manifest"
+
+LOSSES = (
+    *_mutants(
+        "causal_core/loss/contrastive.py",
+        ("causal_core/loss/test_contrastive.py", EXACT),
+        ("return -cos_counterfactual_T.sum() / temperature",
+         "return cos_counterfactual_T.sum() / temperature"),
+        ("return -cos_counterfactual_T.sum() / temperature",
+         "return -cos_counterfactual_T.mean() / temperature"),
+        ("return cos_injection_T.sum() / temperature", "return cos_injection_T.sum()"),
+        ("(z[:, 0] * z[:, 2]).sum(-1)", "(z[:, 1] * z[:, 2]).sum(-1)"),
+        ("z = F.normalize(at_least_float32(z_T3H), dim=-1)", "z = at_least_float32(z_T3H)"),
+        ("-F.log_softmax(scores, dim=-1)[:, 0].sum()",
+         "-F.log_softmax(scores, dim=-1)[:, 1].sum()"),
+        ("F.relu(margin - cos_counterfactual_T + cos_injection_T).sum()",
+         "(margin - cos_counterfactual_T + cos_injection_T).sum()"),
+        ("F.relu(margin - cos_counterfactual_T + cos_injection_T).sum()",
+         "F.relu(margin + cos_counterfactual_T - cos_injection_T).sum()"),
+    ),
+    *_mutants(
+        "causal_core/loss/label_loss.py",
+        "causal_core/loss/test_label_loss.py",
+        ("-log_p_cV[answer.position, answer.target].sum()",
+         "-log_p_cV[answer.position, answer.target].mean()"),
+        ("(teacher_mV * (log_teacher_mV - log_p_cV[student.position])).sum()",
+         "(teacher_mV * (log_p_cV[student.position] - log_teacher_mV)).sum()"),
+        ("Pull(student.position, teacher_mV)", "Pull(teacher.position, teacher_mV)"),
+        ("gradient_nH.index_add_(0, chunk.slots, by_part_cH)",
+         "gradient_nH[chunk.slots[1:]] += by_part_cH[1:]"),
+        ("return gradient_nH * grads[0].to(gradient_nH.dtype), None, None, None",
+         "return gradient_nH, None, None, None"),
+        ("less_m, accumulate=True)", "less_m, accumulate=False)"),
+        ("len(pull.position_m),), -factor)", "len(pull.position_m),), -1.0)"),
+        ("pull.towards, alpha=-factor)", "pull.towards, alpha=factor)"),
+        ("dim=-1, dtype=wide)", "dim=-1)"),
+        ("(sums_W * sums_W.new_tensor([term.factor for term in terms])).sum()", "sums_W.sum()"),
+    ),
+)  # fmt: skip
+
+DENOMINATORS = (
+    *_mutants(
+        "causal_core/loss/objective.py",
+        EXACT,
+        ("count=lambda triplet: len(triplet.benign_answer)", "count=_each"),
+        ("count=lambda triplet: len(triplet.injection_answer)",
+         "count=lambda triplet: len(triplet.benign_answer)"),
+        ("count=lambda triplet: len(triplet.shared_answer())",
+         "count=lambda triplet: len(triplet.benign_answer)"),
+        ("name: weight / max(1, counts[name]) for", "name: weight / max(2, counts[name]) for"),
+        ("total * factors[name] for name, total in sums.items()",
+         "total * factors[\"causal\"] for name, total in sums.items()"),
+        ("groups=(SHARED_CLEAN, SHARED_ATTACKED)", "groups=(SHARED_ATTACKED, SHARED_CLEAN)"),
+        ("if term.always or weights[term.name] > 0]", "if weights[term.name] > 0]"),
+        ("value = value + contrast\n", "value = value + contrast.detach()\n"),
+    ),
+    *_mutants(
+        "causal_core/step/train_step.py",
+        ("causal_core/step/test_out_of_memory.py", LOOP),
+        ("            random.restore()\n", "            pass\n"),
+        ("applied = math.isfinite(grad_norm) and math.isfinite(loss)", "applied = True"),
+    ),
+)  # fmt: skip
+
+PREFIX_TREE = (
+    *_mutants(
+        "causal_core/trees/prefix_tree.py",
+        EXACT,
+        ("self._children.get((parent, token))", "self._children.get((depth, token))"),
+        ("self.depths.append(depth)", "self.depths.append(depth + 1)"),
+        ("mask[node] = mask[parent]  #", "mask[node, parent] = True  #"),
+        ("first = len(prompt) - 1  #", "first = len(prompt) - 2  #"),
+        ("path = self.tree.add([*prompt, *answer[:-1]])",
+         "path = self.tree.add([*prompt, *answer])"),
+        ("mask[r, 0, :size, :size] = row.tree.ancestor_mask()",
+         "mask[r, 0, :size, :size] = np.tril(np.ones((size, size), dtype=bool))"),
+        ("pool[r, b, path] = 1.0 / len(path)", "pool[r, b, path] = 1.0 / width"),
+        ("pool[0, b, rank[path]] = 1.0 / len(path)", "pool[0, b, path] = 1.0 / len(path)"),
+        ("parents[parents >= 0] = rank[parents[parents >= 0]]", "pass"),
+        ("slot = label_slots.setdefault(int(rank[node]), len(label_slots))",
+         "slot = label_slots.setdefault(int(node), len(label_slots))"),
+        ("torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None])",
+         "torch.arange(len(order))[None]"),
+        ("if not prompt:", "if prompt is None:"),
+    ),
+    *_mutants(
+        "causal_core/trees/labels.py",
+        "causal_core/loss/test_label_loss.py",
+        ("if len(slots) + len(new) > at_once:", "if len(slots) + len(new) > 2 * at_once:"),
+        ("slots.setdefault(position, len(slots))", "slots.setdefault(position, position)"),
+        ("for part in parts.values():\n                part.clear()", "pass"),
+    ),
+    *_mutants(
+        "causal_core/tokens/triplet.py",
+        EXACT,
+        ("return self.benign_answer if self.benign_answer == self.injection_answer else []",
+         "return self.benign_answer"),
+    ),
+)  # fmt: skip
+
+BATCHING = (
+    *_mutants(
+        "causal_core/trees/needs.py",
+        EXACT,
+        ("    ROBUST: INJECTION,", "    ROBUST: BENIGN,"),
+        ("    SHARED_ATTACKED: INJECTION,", "    SHARED_ATTACKED: BENIGN,"),
+    ),
+    *_mutants(
+        "causal_core/trees/needs.py",
+        ROWS,
+        ("    WITNESS_CLEAN: BENIGN,", "    WITNESS_CLEAN: INJECTION,"),
+    ),
+    *_mutants(
+        "causal_core/trees/packing.py",
+        EXACT,
+        ("ROBUST: triplet.injection_answer", "ROBUST: triplet.benign_answer"),
+        ("row.add_prompt(prompts[branch])", "row.add_prompt(prompts[BENIGN])"),
+        ("add_triplet(row, triplets[index], needs, owner=index)\n    return row",
+         "add_triplet(row, triplets[index], needs, owner=0)\n    return row"),
+        ("if current and merged <= budget and pays:", "if current and pays:"),
+        ("start += len(chosen)", "start += max(1, budget // width)"),
+        ("if fits and len(row.tree) <= budget:", "if fits:"),
+    ),
+    *_mutants(
+        "causal_core/tokens/batches.py",
+        BATCHES,
+        ("np.random.default_rng([seed, epoch])", "np.random.default_rng(seed)"),
+        ("math.ceil(self.rows / self.global_batch)", "self.rows // self.global_batch or 1"),
+        ("min(within * self.global_batch, self.rows)", "within * self.global_batch"),
+        ("if self.samples_after(step) != samples:", "if self.samples_after(step) > samples:"),
+        ("(within + 1) * self.global_batch]", "(within + 1) * self.global_batch - 1]"),
+        ("loads.index(min(loads))", "loads.index(max(loads))"),
+        ("loads[worker] += costs[position]", "loads[worker] += 1"),
+        ("return steps if self.max_steps is None else min(steps, self.max_steps)", "return steps"),
+    ),
+)  # fmt: skip
+
+ATTENTION = (
+    *_mutants(
+        "causal_core/model/attention.py",
+        EXACT,
+        ("_add_ranges(grad_key, block.keys, dk.sum(1))",
+         "_add_ranges(grad_key, block.keys, dk[:, 0])"),
+        ("_add_ranges(grad_value, block.keys, dv.sum(1))",
+         "_add_ranges(grad_value, block.keys, dk.sum(1))"),
+        ("target[:, start:stop] += values", "target[:, start:stop] = values"),
+        ("offset += stop - start", "pass"),
+        ("scale = options.get(\"scaling\") or query.shape[-1] ** -0.5",
+         "scale = query.shape[-1] ** -1.0"),
+    ),
+    *_mutants(
+        "causal_core/trees/blocks.py",
+        BLOCKS,
+        ("mask.masked_fill_(torch.from_numpy(allowed), 0.0)",
+         "mask.masked_fill_(torch.from_numpy(~allowed), 0.0)"),
+        ("own[node - start] = own[parent - start]", "own[node - start, parent - start] = True"),
+        ("own[node - start, node - start] = True", "pass"),
+        ("ranges.append((self.starts[above], self.ends[above]))",
+         "ranges.append((self.starts[above], self.subtree_end[above]))"),
+        ("if parent < 0 or forks[parent] or parent", "if parent < 0 or parent"),
+        ("stack.extend(reversed(children[node]))", "stack.extend(children[node])"),
+        ("runs[chain] = partition if split < whole else None", "runs[chain] = None"),
+        ("if start == joined[-1][1]:", "if start >= joined[-1][1]:"),
+    ),
+)  # fmt: skip
+
+CHECKPOINT = (
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        LOOP,
+        ("if _sha256(file) != expected[\"sha256\"]:", "if False:"),
+        ("if not file.is_file():", "if False:"),
+        ("if version > FORMAT_VERSION:", "if version > FORMAT_VERSION + 1:"),
+        ("if manifest[\"config_fingerprint\"] != config.fingerprint():", "if False:"),
+        ("(\"base model\", manifest[\"base_fingerprint\"], base),", ""),
+        ("load_file(directory / OPTIMIZER),\n", "{},\n"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        ENGINE_STATE,
+        ("if written.get(name) != tuple(shape)", "if name not in written"),
+        ("elif key in MOMENTS and shape != tuple(shapes[name]):", "elif False:"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        PEFT,
+        ("if name in stored and stored[name].shape != shape", "if False"),
+        ("is unexpected\" for name in stored if name not in shapes]",
+         "is unexpected\" for name in stored if name is None]"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/store.py",
+        LOOP,
+        ("for name in reversed(self.names()):", "for name in self.names():"),
+        ("for name in self.names()[:-count]:", "for name in self.names()[: -count - 1]:"),
+        ("files = sorted(directory.iterdir(), key=lambda p: p.name == MANIFEST)",
+         "files = sorted(directory.iterdir(), key=lambda p: p.name != MANIFEST)"),
+    ),
+    *_mutants(
+        "causal_core/step/random_state.py",
+        LOOP,
+        ("f\"{seed}/{step}/{rank}\"", "f\"{seed}/{torch.initial_seed()}/{rank}\""),
+    ),
+)  # fmt: skip
+
+WITNESS = (
+    *_mutants(
+        "causal_core/evaluation/rows.py",
+        ROWS,
+        ("succeeded = contains_witness(attacked, triplet.witness) and not contains_witness(\n"
+         "                clean, triplet.witness\n            )",
+         "succeeded = contains_witness(attacked, triplet.witness)"),
+        ("attacked_exact=attacked.strip() == triplet.injection_output.strip()",
+         "attacked_exact=attacked.strip() == triplet.benign_output.strip()"),
+    ),
+    *_mutants(
+        "causal_core/evaluation/scoring.py",
+        ROWS,
+        ("difference = self.witness_logp_attacked - self.witness_logp_clean",
+         "difference = self.witness_logp_clean - self.witness_logp_attacked"),
+        ("columns[name][without] = np.nan", "pass"),
+        ("np.logical_and.at(greedy, owners,", "np.logical_or.at(greedy, owners,"),
+        ("np.add.at(logp, owners, token_logp", "np.maximum.at(logp, owners, token_logp"),
+        ("z[owner], pooled[owner] = projected, mean", "z[owner], pooled[owner] = mean, mean"),
+        ("float(-logp.sum() / max(1, int(tokens.sum())))", "float(-(logp / tokens).mean())"),
+    ),
+)  # fmt: skip
+
+STATISTICS = (
+    *_mutants(
+        "causal_core/evaluation/statistics.py",
+        "causal_core/evaluation/test_statistics.py",
+        ("Z95 = 1.959963984540054", "Z95 = 1.644853626951472"),
+        ("centre = (p + Z95**2 / (2 * n)) / denominator", "centre = p / denominator"),
+        ("+ Z95**2 / (4 * n * n)) / denominator", ") / denominator"),
+        ("math.sqrt(array.size)\n", "array.size\n"),
+        ("array.std(ddof=1)", "array.std(ddof=0)"),
+        ("return float(np.exp(-(p * np.log(p)).sum()))", "return float(-(p * np.log(p)).sum())"),
+        ("if one.high < other.low:", "if one.value < other.low:"),
+    ),
+    *_mutants(
+        "causal_core/evaluation/row_by_row.py",
+        "causal_core/evaluation/test_row_by_row.py",
+        ("return min(1.0, 2 * tail)", "return tail"),
+        ("range(extreme, n + 1)", "range(extreme + 1, n + 1)"),
+        ("one = sum(a and not b for a, b in pairs)", "one = sum(bool(a) for a, b in pairs)"),
+        ("rows.only_reference > rows.only_trained", "rows.only_reference < rows.only_trained"),
+    ),
+)  # fmt: skip
+
+BUDGET = (
+    *_mutants(
+        "tune_spaces/budget.py",
+        "tune_spaces/test_campaign.py",
+        ("if smallest.required_bytes <= budget]", "if smallest.peak_bytes // 2 <= budget]"),
+        ("chosen = min(fitting, key=lambda name: full.get(name, 0.0))", "chosen = fitting[0]"),
+        ("largest_micro_batch(config, self.budgets[chosen], data=data)",
+         "largest_micro_batch(config, self.budget_bytes, data=data)"),
+        ("return self.smallest_plan(config).required_bytes <= self.budget_bytes", "return True"),
+        ("if share < 1 else int(gpus / share", "if share < 0 else int(gpus / share"),
+        ("slots = workers // resources.max_workers", "slots = workers"),
+    ),
+    *_mutants(
+        "causal_core/memory/fit.py",
+        "causal_core/memory/test_plan.py",
+        ("if low_bytes > budget:", "if low_bytes > 2 * budget:"),
+        ("        if found <= budget:", "        if found <= 1.02 * budget:"),
+    ),
+)  # fmt: skip
+
+SELECTION = _mutants(
+    "causal_core/run/selection.py",
+    "causal_core/run/test_selection.py",
+    ("value = max(0.0, value)", "value = abs(value)"),
+    ("slack = max(config.benign_tolerance * self.lowest_benign_nll, _SLACK_NATS)",
+     "slack = config.benign_tolerance * self.lowest_benign_nll"),
+    ("if nll > bound:", "if nll > 10 * bound:"),
+    ("sign = -1.0 if config.metric", "sign = 1.0 if config.metric"),
+    ("if better or unseated:", "if better:"),
+    ("sign * (self.value - value) > config.min_improvement", "sign * (self.value - value) > 0"),
+    ("if not (math.isfinite(value) and math.isfinite(nll)):", "if not math.isfinite(nll):"),
+)  # fmt: skip
+
+SCHEDULE = (
+    *_mutants(
+        "causal_core/run/schedule.py",
+        BATCHES,
+        ("return math.ceil(total_steps * warmup_ratio)", "return int(total_steps * warmup_ratio)"),
+        ("return peak * (step + 1) / warmup", "return peak * step / warmup"),
+        ("math.cos(math.pi * progress)", "math.cos(2 * math.pi * progress)"),
+        ("progress = (step - warmup) / max(1, total_steps - warmup)",
+         "progress = step / max(1, total_steps)"),
+        ("return peak * (1.0 - progress)", "return peak * (1.0 - progress / 2)"),
+    ),
+    *_mutants(
+        "causal_core/run/position.py",
+        LOOP,
+        ("self.skipped_in_a_row = 0\n            return", "return"),
+        ("if self.skipped_in_a_row > max_skipped:", "if self.skipped > max_skipped + 1:"),
+    ),
+)  # fmt: skip
+
+OPTIMIZER = _mutants(
+    "causal_core/engines/optimizer.py",
+    "causal_core/engines/test_optimizer.py",
+    ("rest = [p for p in parameters.values() if p.ndim < 2]",
+     "rest = [p for p in parameters.values() if p.ndim < 1]"),
+    ("{\"params\": rest, \"weight_decay\": 0.0}",
+     "{\"params\": rest, \"weight_decay\": config.weight_decay}"),
+    ("if stateless and len(stateless) < len(restored):", "if False:"),
+)  # fmt: skip
+
+MUTANTS = (
+    *LOSSES, *DENOMINATORS, *PREFIX_TREE, *BATCHING, *ATTENTION, *CHECKPOINT, *WITNESS,
+    *STATISTICS, *BUDGET, *SELECTION, *SCHEDULE, *OPTIMIZER,
+)  # fmt: skip
