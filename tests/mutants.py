@@ -54,6 +54,7 @@ ROWS = "causal_core/evaluation/test_rows.py"
 BATCHES = "causal_core/tokens/test_batches.py"
 BLOCKS = "causal_core/trees/test_blocks.py"
 PEFT = "causal_core/checkpoints/test_peft_interchange.py"
+TREES = "causal_core/trees/test_prefix_tree.py"
 ENGINE_STATE = "causal_core/engines/test_engines.py::test_what_is_not_whole_gets_no_manifest"
 
 LOSSES = (
@@ -97,6 +98,11 @@ LOSSES = (
 DENOMINATORS = (
     *_mutants(
         "causal_core/loss/objective.py",
+        "causal_core/loss/test_objective.py",
+        ("if term.always or weights[term.name] > 0]", "if weights[term.name] > 0]"),
+    ),
+    *_mutants(
+        "causal_core/loss/objective.py",
         EXACT,
         ("count=lambda triplet: len(triplet.benign_answer)", "count=_each"),
         ("count=lambda triplet: len(triplet.injection_answer)",
@@ -107,13 +113,16 @@ DENOMINATORS = (
         ("total * factors[name] for name, total in sums.items()",
          "total * factors[\"causal\"] for name, total in sums.items()"),
         ("groups=(SHARED_CLEAN, SHARED_ATTACKED)", "groups=(SHARED_ATTACKED, SHARED_CLEAN)"),
-        ("if term.always or weights[term.name] > 0]", "if weights[term.name] > 0]"),
         ("value = value + contrast\n", "value = value + contrast.detach()\n"),
     ),
     *_mutants(
-        "causal_core/step/train_step.py",
-        ("causal_core/step/test_out_of_memory.py", LOOP),
+        "causal_core/step/out_of_memory.py",
+        "causal_core/step/test_out_of_memory.py",
         ("            random.restore()\n", "            pass\n"),
+    ),
+    *_mutants(
+        "causal_core/step/train_step.py",
+        LOOP,
         ("applied = math.isfinite(grad_norm) and math.isfinite(loss)", "applied = True"),
     ),
 )  # fmt: skip
@@ -123,11 +132,8 @@ PREFIX_TREE = (
         "causal_core/trees/prefix_tree.py",
         EXACT,
         ("self._children.get((parent, token))", "self._children.get((depth, token))"),
-        ("self.depths.append(depth)", "self.depths.append(depth + 1)"),
         ("mask[node] = mask[parent]  #", "mask[node, parent] = True  #"),
         ("first = len(prompt) - 1  #", "first = len(prompt) - 2  #"),
-        ("path = self.tree.add([*prompt, *answer[:-1]])",
-         "path = self.tree.add([*prompt, *answer])"),
         ("mask[r, 0, :size, :size] = row.tree.ancestor_mask()",
          "mask[r, 0, :size, :size] = np.tril(np.ones((size, size), dtype=bool))"),
         ("pool[r, b, path] = 1.0 / len(path)", "pool[r, b, path] = 1.0 / width"),
@@ -138,6 +144,13 @@ PREFIX_TREE = (
         ("torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None])",
          "torch.arange(len(order))[None]"),
         ("if not prompt:", "if prompt is None:"),
+    ),
+    *_mutants(
+        "causal_core/trees/prefix_tree.py",
+        TREES,
+        ("self.depths.append(depth)", "self.depths.append(depth + 1)"),
+        ("path = self.tree.add([*prompt, *answer[:-1]])",
+         "path = self.tree.add([*prompt, *answer])"),
     ),
     *_mutants(
         "causal_core/trees/labels.py",
@@ -171,10 +184,14 @@ BATCHING = (
         EXACT,
         ("ROBUST: triplet.injection_answer", "ROBUST: triplet.benign_answer"),
         ("row.add_prompt(prompts[branch])", "row.add_prompt(prompts[BENIGN])"),
+        ("start += len(chosen)", "start += max(1, budget // width)"),
+    ),
+    *_mutants(
+        "causal_core/trees/packing.py",
+        TREES,
         ("add_triplet(row, triplets[index], needs, owner=index)\n    return row",
          "add_triplet(row, triplets[index], needs, owner=0)\n    return row"),
         ("if current and merged <= budget and pays:", "if current and pays:"),
-        ("start += len(chosen)", "start += max(1, budget // width)"),
         ("if fits and len(row.tree) <= budget:", "if fits:"),
     ),
     *_mutants(
@@ -182,7 +199,6 @@ BATCHING = (
         BATCHES,
         ("np.random.default_rng([seed, epoch])", "np.random.default_rng(seed)"),
         ("math.ceil(self.rows / self.global_batch)", "self.rows // self.global_batch or 1"),
-        ("min(within * self.global_batch, self.rows)", "within * self.global_batch"),
         ("if self.samples_after(step) != samples:", "if self.samples_after(step) > samples:"),
         ("(within + 1) * self.global_batch]", "(within + 1) * self.global_batch - 1]"),
         ("loads.index(min(loads))", "loads.index(max(loads))"),
@@ -195,20 +211,18 @@ ATTENTION = (
     *_mutants(
         "causal_core/model/attention.py",
         EXACT,
-        ("_add_ranges(grad_key, block.keys, dk.sum(1))",
-         "_add_ranges(grad_key, block.keys, dk[:, 0])"),
-        ("_add_ranges(grad_value, block.keys, dv.sum(1))",
-         "_add_ranges(grad_value, block.keys, dk.sum(1))"),
+        ("_add_ranges(grad_key, piece.keys, dk.sum(1))",
+         "_add_ranges(grad_key, piece.keys, dk[:, 0])"),
+        ("_add_ranges(grad_value, piece.keys, dv.sum(1))",
+         "_add_ranges(grad_value, piece.keys, dk.sum(1))"),
         ("target[:, start:stop] += values", "target[:, start:stop] = values"),
         ("offset += stop - start", "pass"),
-        ("scale = options.get(\"scaling\") or query.shape[-1] ** -0.5",
-         "scale = query.shape[-1] ** -1.0"),
+        ("scale=query.shape[-1] ** -0.5 if scale is None else float(scale)",
+         "scale=query.shape[-1] ** -1.0"),
     ),
     *_mutants(
         "causal_core/trees/blocks.py",
         BLOCKS,
-        ("mask.masked_fill_(torch.from_numpy(allowed), 0.0)",
-         "mask.masked_fill_(torch.from_numpy(~allowed), 0.0)"),
         ("own[node - start] = own[parent - start]", "own[node - start, parent - start] = True"),
         ("own[node - start, node - start] = True", "pass"),
         ("ranges.append((self.starts[above], self.ends[above]))",

@@ -66,6 +66,10 @@ def test_a_term_asks_for_what_it_reads_and_nothing_else(term):
     assert [t.name for t in computed_terms(loss)] == list(dict.fromkeys(("task", term.name)))
 
 
+def test_the_task_is_reported_without_weight_too():
+    assert "task" in {term.name for term in computed_terms(only("robust"))}
+
+
 def test_denominators_count_what_the_terms_sum():
     triplets = random_triplets(9, seed=3)
     shared = [t for t in triplets if t.benign_answer == t.injection_answer]

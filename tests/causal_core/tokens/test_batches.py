@@ -39,6 +39,11 @@ def test_every_epoch_sees_every_row_once_and_the_counts_agree(plan, seed):
     assert plan.steps_per_epoch == math.ceil(plan.rows / plan.global_batch)
 
 
+def test_a_limit_of_steps_ends_a_run_early_and_never_prolongs_it():
+    for limit, steps in ((None, 6), (4, 4), (100, 6)):
+        assert StepPlan(rows=10, global_batch=4, epochs=2, max_steps=limit).total_steps == steps
+
+
 def test_epochs_differ_and_seeds_differ():
     plan = StepPlan(rows=50, global_batch=50, epochs=2)
     assert not np.array_equal(plan.batch(0, 0), plan.batch(1, 0))
@@ -56,6 +61,10 @@ def test_shares_partition_the_batch_and_are_balanced(costs, workers):
     assert sorted(i for s in shares for i in s) == list(range(len(costs)))
     loads = [sum(costs[i] for i in s) for s in shares]
     assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+def test_shares_are_balanced_by_cost_not_by_count():
+    assert share([10, *[1] * 10], 2) == [[0], list(range(1, 11))]
 
 
 @given(total=st.integers(1, 300), ratio=st.floats(0, 0.9))

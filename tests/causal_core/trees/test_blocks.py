@@ -102,6 +102,10 @@ def test_depth_first_order_keeps_subtrees_contiguous(sequences):
         np.testing.assert_array_equal(subtree, np.arange(node, node + len(subtree)))
 
 
+def test_children_come_in_the_order_of_their_creation():
+    assert depth_first_order([-1, 0, 0, 1, -1]).tolist() == [0, 1, 3, 2, 4]
+
+
 @settings(max_examples=60, deadline=None)
 @given(sequences=SEQUENCES)
 def test_a_higher_price_of_a_call_never_makes_more_calls(sequences):
