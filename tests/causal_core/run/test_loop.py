@@ -17,7 +17,7 @@ import types
 import pytest
 import torch
 
-from causal_core.checkpoints.checkpoint import verify_checkpoint
+from causal_core.checkpoints.checkpoint import FORMAT_VERSION, verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import (
     CheckpointError,
@@ -292,10 +292,10 @@ def test_a_foreign_base_and_a_newer_format_are_refused(config, tmp_path, key):
     run(config, tmp_path)
     for directory in (tmp_path / "run" / "checkpoints").iterdir():
         manifest = json.loads((directory / "manifest.json").read_text())
-        manifest[key] = 99 if key == "format_version" else "another"
+        manifest[key] = FORMAT_VERSION + 1 if key == "format_version" else "another"
         (directory / "manifest.json").write_text(json.dumps(manifest))
     if key == "format_version":
-        with pytest.raises(NewerFormatError, match="format version 99"):
+        with pytest.raises(NewerFormatError, match=f"format version {FORMAT_VERSION + 1}"):
             run(config, tmp_path)
     else:
         with pytest.raises(ForeignCheckpointError, match="other base model"):
