@@ -309,7 +309,7 @@ class CheckpointSection(Section):
         description="Stop early after this many checkpoints without a better one.",
     )
     min_improvement: float = Field(
-        0.0, ge=0, le=MOST_WEIGHT, description="What counts as better, in units of `metric`."
+        0.0, ge=0, le=MOST, description="What counts as better, in units of `metric`."
     )
     storage: str | None = Field(
         None,

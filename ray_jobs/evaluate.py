@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causal_core.checkpoints.checkpoint import CONFIG, verify_checkpoint
+from causal_core.checkpoints.contents import CONFIG, verify_checkpoint
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import UserError

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from causal_core.checkpoints.checkpoint import ADAPTER, OPTIMIZER, PROJECTION, tensor_sha256
+from causal_core.checkpoints.contents import ADAPTER, OPTIMIZER, PROJECTION, tensor_sha256
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.config import Config
 from causal_core.config_file import parse_config

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from causal_core.checkpoints.checkpoint import verify_checkpoint
+from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.files import METRICS_FILE
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
@@ -121,10 +121,10 @@ class Command:
 
     def final_state(self) -> dict[str, str]:
         newest = sorted((self.directory / "checkpoints").glob("step-*"))[-1]
-        files = verify_checkpoint(newest)["files"]
+        files = verify_checkpoint(newest).files
         lines = (self.directory / METRICS_FILE).read_text().splitlines()
         train = [line for line in lines if '"kind": "train"' in line]
-        return {name: files[name]["sha256"] for name in FILES} | {"metrics": "\n".join(train)}
+        return {name: files[name].sha256 for name in FILES} | {"metrics": "\n".join(train)}
 
 
 def _title(process: psutil.Process) -> list[str]:

@@ -25,7 +25,7 @@ def test_counts_are_those_of_the_published_model_and_of_the_adapter_formula(stat
 
 def test_the_bytes_of_a_checkpoint_are_those_of_real_files(tmp_path):
     """Adapter, head and moments of a tiny run against the formula."""
-    from causal_core.checkpoints.checkpoint import ADAPTER, OPTIMIZER, PROJECTION
+    from causal_core.checkpoints.contents import ADAPTER, OPTIMIZER, PROJECTION
     from causal_core.checkpoints.store import CheckpointStore
     from ray_jobs.training.trainer import fit
     from tests.tiny_run import tiny_config, write_tiny_data, write_tiny_model

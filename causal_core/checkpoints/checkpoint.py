@@ -13,60 +13,55 @@ A directory without a manifest, or with one that does not match its files, is no
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from causal_core.checkpoints.contents import (
+    ADAPTER,
+    CONFIG,
+    FORMAT_VERSION,
+    MANIFEST,
+    OPTIMIZER,
+    PEFT_PREFIX,
+    PROJECTION,
+    STATE,
+    Manifest,
+    adapter_parameter,
+    file_sha256,
+    read_state,
+    stored_optimizer,
+    stored_shapes,
+    stored_weights,
+    tensor_sha256,
+    verify_checkpoint,
+)
+from causal_core.checkpoints.state import TrainerState
 from causal_core.config import Config
+from causal_core.config_file import parse_config
 from causal_core.engines.base import Engine, EngineState
 from causal_core.engines.optimizer import MOMENTS
 from causal_core.errors import (
+    ConfigError,
     DamagedCheckpointError,
     ForeignCheckpointError,
-    NewerFormatError,
     StorageError,
 )
 from causal_core.files import write_whole
 from causal_core.model.causal_model import CausalModel
+from causal_core.visible_text import quoted, shown
+from causal_core.yaml_file import read_yaml
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-ADAPTER = "adapter_model.safetensors"
-PROJECTION = "causal_projection.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-STATE = "trainer_state.json"
-CONFIG = "config.yaml"
-_REQUIRED = {ADAPTER, "adapter_config.json", PROJECTION, OPTIMIZER, STATE, CONFIG}
-_PEFT_PREFIX = "peft_model."
 _HEAD_PREFIX = "projection."
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "ray", "safetensors")
-
-
-@dataclass
-class TrainerState:
-    """Where a run stands; with the config and the data, all that a resume needs."""
-
-    step: int
-    samples: int  # the data position: triplets consumed
-    seed: int  # random state of step s on rank r is derived from (seed, s, r)
-    learning_rate: float  # of the last step; the schedule itself is a function of the step
-    total_steps: int
-    skipped: int  # non-finite steps so far
-    skipped_in_a_row: int
-    best: dict[str, Any]  # see `selection.Best`
-    data_fingerprint: str
-    base_fingerprint: str
-    config_fingerprint: str
 
 
 def checkpoint_name(step: int) -> str:
@@ -115,52 +110,10 @@ def save_checkpoint(
         "data_fingerprint": state.data_fingerprint,
         "base_fingerprint": state.base_fingerprint,
         "libraries": _library_versions(),
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files},
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files},
         "tensors": {name: tensor_sha256(w) for name, w in weights.items()},
     }
     _write_json(directory / MANIFEST, manifest)
-
-
-def verify_checkpoint(directory: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint.
-
-    Raises:
-        DamagedCheckpointError: names the missing, truncated or altered file.
-        NewerFormatError: written by a newer version.
-    """
-    path = directory / MANIFEST
-    if not directory.is_dir():
-        raise DamagedCheckpointError(f"{directory}: no such checkpoint directory")
-    if not path.is_file():
-        raise DamagedCheckpointError(
-            f"{directory}: no {MANIFEST}: the save was interrupted, or this is no checkpoint"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, files = int(manifest["format_version"]), dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{path}: not a readable manifest ({error!r})") from error
-    if version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{directory}: format version {version}, this program reads up to {FORMAT_VERSION}: "
-            "update causal-ray"
-        )
-    if unlisted := sorted(_REQUIRED - files.keys()):
-        raise DamagedCheckpointError(f"{path} does not list {', '.join(unlisted)}")
-    for name, expected in files.items():
-        if Path(name).name != name:
-            raise DamagedCheckpointError(f"{path}: {name!r} is not a plain file name")
-        file = directory / name
-        if not file.is_file():
-            raise DamagedCheckpointError(f"{directory}: {name} is missing")
-        if file.stat().st_size != expected["bytes"]:
-            raise DamagedCheckpointError(
-                f"{directory}: {name} has {file.stat().st_size} bytes, the manifest says "
-                f"{expected['bytes']}: truncated or altered"
-            )
-        if _sha256(file) != expected["sha256"]:
-            raise DamagedCheckpointError(f"{directory}: {name} does not match its sha256: altered")
-    return dict(manifest)
 
 
 def load_checkpoint(
@@ -176,21 +129,20 @@ def load_checkpoint(
         CheckpointError: damaged, or of another base model, config or data.
     """
     manifest = verify_checkpoint(directory)
-    raw = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    saved = read_state(directory)
     _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
     engine.load(
         EngineState(
             read_weights(directory, engine.shapes),
-            load_file(directory / OPTIMIZER),
-            raw.pop("optimizer_values"),
+            stored_optimizer(directory),
+            saved.optimizer_values,
         )
     )
-    raw.pop("metrics")
     loaded = engine.weights()
-    for name, expected in manifest["tensors"].items():
+    for name, expected in manifest.tensors.items():
         if tensor_sha256(loaded[name]) != expected:
             raise DamagedCheckpointError(f"{directory}: tensor {name} differs from the manifest")
-    return TrainerState(**raw)
+    return saved.trainer_state()
 
 
 def load_weights(directory: Path, model: CausalModel) -> None:
@@ -212,13 +164,7 @@ def read_weights(directory: Path, shapes: Mapping[str, torch.Size]) -> dict[str,
     Raises:
         ForeignCheckpointError: names every missing, unexpected or wrongly shaped tensor.
     """
-    try:
-        stored = {
-            _adapter_parameter(key): value for key, value in load_file(directory / ADAPTER).items()
-        }
-        stored.update(load_file(directory / PROJECTION))
-    except (OSError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{directory}: cannot be read: {error}") from error
+    stored = stored_weights(directory)
     problems = [f"{name} is missing" for name in shapes if name not in stored]
     problems += [f"{name} is unexpected" for name in stored if name not in shapes]
     problems += [
@@ -248,18 +194,10 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def tensor_sha256(tensor: Tensor) -> str:
-    """sha256 over a tensor's bytes, type and shape."""
-    value = _for_file(tensor)
-    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
-    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _refuse_foreign(
-    directory: Path, manifest: Mapping[str, Any], config: Config, data: str, base: str
+    directory: Path, manifest: Manifest, config: Config, data: str, base: str
 ) -> None:
-    if manifest["config_fingerprint"] != config.fingerprint():
+    if manifest.config_fingerprint != config.fingerprint():
         raise ForeignCheckpointError(
             f"{directory} was made with another config:\n"
             + _config_difference(directory, config)
@@ -269,27 +207,26 @@ def _refuse_foreign(
         (
             "training or validation rows, or other tokens for them (tokenizer, chat template, "
             "version of causal-ray)",
-            manifest["data_fingerprint"],
+            manifest.data_fingerprint,
             data,
         ),
-        ("base model", manifest["base_fingerprint"], base),
+        ("base model", manifest.base_fingerprint, base),
     ):
         if found != expected:
             raise ForeignCheckpointError(
-                f"{directory} was made with other {what} ({found[:12]}..., this run has "
+                f"{directory} was made with other {what} ({shown(found[:12])}..., this run has "
                 f"{expected[:12]}...). Restore it, or choose another run.dir (or --fresh)"
             )
 
 
 def _config_difference(directory: Path, config: Config) -> str:
-    import yaml
-
-    from causal_core.config_file import parse_config
-
-    saved = parse_config(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
+    try:
+        saved = parse_config(read_yaml(directory / CONFIG))
+    except ConfigError as error:
+        return f"  (its {CONFIG} cannot be read: {error})"
     before, now = saved.result_fields(), config.result_fields()
     return "\n".join(
-        f"  {key}: {before.get(key)!r} -> {now.get(key)!r}"
+        f"  {key}: {quoted(before.get(key))} -> {quoted(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     )
@@ -301,15 +238,15 @@ def _check_whole(directory: Path, shapes: Mapping[str, torch.Size]) -> None:
     A sharded engine that saves its own part writes adapters that load as empty tensors
     (DeepSpeed#4295); such a directory must never get a manifest.
     """
-    written = {_adapter_parameter(k): s for k, s in _stored_shapes(directory / ADAPTER).items()}
-    written.update(_stored_shapes(directory / PROJECTION))
+    written = {adapter_parameter(k): s for k, s in stored_shapes(directory / ADAPTER).items()}
+    written.update(stored_shapes(directory / PROJECTION))
     wrong = [
         f"{name}: {written.get(name)} instead of {tuple(shape)}"
         for name, shape in shapes.items()
         if written.get(name) != tuple(shape)
     ]
     wrong += [f"{name}: not a trained parameter" for name in written if name not in shapes]
-    for full_name, shape in _stored_shapes(directory / OPTIMIZER).items():
+    for full_name, shape in stored_shapes(directory / OPTIMIZER).items():
         name, _, key = full_name.rpartition("//")
         if name not in shapes or 0 in shape:
             wrong.append(f"{full_name}: {shape}")
@@ -320,11 +257,6 @@ def _check_whole(directory: Path, shapes: Mapping[str, torch.Size]) -> None:
             f"a checkpoint would not be whole: {'; '.join(wrong[:5])}"
             + (f"; ... {len(wrong)} in all" if len(wrong) > 5 else "")
         )
-
-
-def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, framework="pt") as stored:
-        return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str, keep_prefix: bool) -> dict[str, Tensor]:
@@ -339,7 +271,7 @@ def _save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Ten
     # `save_embedding_layers=False`: PEFT would otherwise ask a hub whether the vocabulary grew.
     model.peft_model.save_pretrained(
         str(directory),
-        state_dict=_part(weights, _PEFT_PREFIX, keep_prefix=False),
+        state_dict=_part(weights, PEFT_PREFIX, keep_prefix=False),
         save_embedding_layers=False,
     )
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -350,23 +282,8 @@ def _save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Ten
     _write_json(path, described)
 
 
-def _adapter_parameter(key: str) -> str:
-    """PEFT drops the adapter's name in files: `..lora_A.weight` is `..lora_A.default.weight`."""
-    stem, _, leaf = key.rpartition(".")
-    return f"{_PEFT_PREFIX}{stem}.default.{leaf}"
-
-
-def _for_file(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
 def _write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _library_versions() -> dict[str, str]:

@@ -16,8 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from causal_core.checkpoints.checkpoint import MANIFEST, copy_checkpoint, verify_checkpoint
+from causal_core.checkpoints.checkpoint import copy_checkpoint
+from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
+from causal_core.credentials import without_credentials
 from causal_core.errors import DamagedCheckpointError, UserError
+from causal_core.visible_text import quoted, shown
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,10 @@ class CheckpointStore:
             try:
                 self._remote, self._root = fs.FileSystem.from_uri(location)
             except (pa.ArrowException, ValueError, OSError) as error:
-                raise UserError(f"checkpoint.storage={location}: {error}") from error
+                raise UserError(
+                    f"checkpoint.storage={shown(without_credentials(location))}: "
+                    f"{quoted(str(error), 200)}"
+                ) from None
 
     def names(self) -> list[str]:
         """Names of all checkpoints there, whole or not, oldest first."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from causal_core.config import TrainSection
 from causal_core.errors import CheckpointError
+from causal_core.visible_text import quoted
 
 log = logging.getLogger(__name__)
 
@@ -76,25 +77,90 @@ def load_optimizer_state(
     values: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Puts saved state back, parameter by parameter (`CheckpointError` on any mismatch)."""
-    restored: dict[str, dict[str, Any]] = {name: dict(values.get(name, {})) for name in parameters}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("//")
-        if name not in restored:
-            raise CheckpointError(
-                f"optimizer state of {name!r}, which is no trainable parameter of this model"
-            )
-        restored[name][key] = tensor
-    stateless = [name for name, state in restored.items() if not state]
-    if stateless and len(stateless) < len(restored):
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if problems := optimizer_problems(shapes, tensors, values):
         raise CheckpointError(
-            f"no optimizer state for {len(stateless)} of {len(restored)} parameters, "
-            f"e.g. {stateless[0]!r}"
+            problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
         )
+    restored = _by_parameter(tensors, values)
     for name, parameter in parameters.items():
-        if restored[name]:
+        if name in restored:
             optimizer.state[parameter] = {
                 key: _placed(key, value, parameter.device) for key, value in restored[name].items()
             }
+
+
+def optimizer_problems(
+    shapes: Mapping[str, torch.Size],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """Why saved state is not one that an optimizer of these parameters has after some steps.
+
+    State of no parameter at all is one: nothing has moved yet. A moment of the wrong size would be
+    read beyond its end by an 8-bit kernel, and a NaN in it would end the run steps later.
+    """
+    restored = _by_parameter(tensors, values)
+    problems = [
+        f"optimizer state of {quoted(name)}, which is no trainable parameter of this model"
+        for name in restored
+        if name not in shapes
+    ]
+    missing = [name for name in shapes if name not in restored]
+    if missing and len(missing) < len(shapes):
+        problems.append(
+            f"no optimizer state for {len(missing)} of {len(shapes)} parameters, "
+            f"e.g. {quoted(missing[0])}"
+        )
+    for name, state in restored.items():
+        if name in shapes and (problem := _state_problem(shapes[name], state)):
+            problems.append(f"optimizer state of {quoted(name)}: {problem}")
+    return problems
+
+
+_ADAMW = frozenset({"exp_avg", "exp_avg_sq", "step"})
+_EIGHT_BIT = frozenset({"state1", "state2", "step"})  # small parameters keep 32 bits
+_QUANTISED = _EIGHT_BIT | {"qmap1", "qmap2", "absmax1", "absmax2"}
+_BLOCK = 256  # elements that share a scale in bitsandbytes' block-wise optimizers
+_SECOND_MOMENTS = ("exp_avg_sq", "state2")
+
+
+def _state_problem(shape: torch.Size, state: Mapping[str, Any]) -> str | None:
+    keys = frozenset(state)
+    if keys not in (_ADAMW, _EIGHT_BIT, _QUANTISED):
+        return f"no optimizer here keeps {quoted(', '.join(sorted(keys)))}"
+    step = state["step"]
+    if isinstance(step, Tensor) and (step.numel() != 1 or not step.isfinite().all()):
+        return "its step is not one finite number"
+    if isinstance(step, bool | str | None) or not 0 <= float(step) < 2**53:
+        return f"its step is {quoted(step)}"
+    moment_type = torch.uint8 if keys == _QUANTISED else torch.float32
+    blocks = -(-shape.numel() // _BLOCK)
+    expected = dict.fromkeys(MOMENTS, (shape, moment_type))
+    expected |= {f"qmap{n}": (torch.Size([256]), torch.float32) for n in (1, 2)}
+    expected |= {f"absmax{n}": (torch.Size([blocks]), torch.float32) for n in (1, 2)}
+    for key in keys - {"step"}:
+        value, (wanted, kind) = state[key], expected[key]
+        if not isinstance(value, Tensor):
+            return f"{key} is no tensor"
+        if value.shape != wanted or value.dtype != kind:
+            found = f"{tuple(value.shape)} {value.dtype}"
+            return f"{key} is {found} instead of {tuple(wanted)} {kind}"
+        if kind.is_floating_point and not value.isfinite().all():
+            return f"{key} holds values that are not finite"
+        if key in _SECOND_MOMENTS and (value < 0).any():
+            return f"{key} holds negative values, and squares are none"
+    return None
+
+
+def _by_parameter(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    restored = {name: dict(plain) for name, plain in values.items() if plain}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("//")
+        restored.setdefault(name, {})[key] = tensor
+    return restored
 
 
 def _placed(key: str, value: Any, device: torch.device) -> Any:

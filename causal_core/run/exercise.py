@@ -279,7 +279,7 @@ def run_exercise(
 
 def trainer_state(config: Config, step: int) -> Any:
     """What a checkpoint of an exercise says about itself, besides the weights."""
-    from causal_core.checkpoints.checkpoint import TrainerState
+    from causal_core.checkpoints.state import TrainerState
 
     return TrainerState(
         step=step,

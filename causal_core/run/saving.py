@@ -12,12 +12,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from causal_core.checkpoints.checkpoint import (
-    TrainerState,
     checkpoint_name,
     copy_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from causal_core.checkpoints.state import TrainerState
 from causal_core.config import Config
 from causal_core.engines.base import EngineState
 from causal_core.errors import StorageRefusedError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from causal_core.checkpoints.state import BestSoFar
 from causal_core.config import CheckpointSection
 
 # Near a perfect benign answer a relative tolerance alone would leave one checkpoint to choose from.
@@ -16,21 +17,12 @@ _HIGHER_IS_BETTER = {"causal_stability", "causal_discrimination"}
 
 
 @dataclass
-class Best:
-    """The best checkpoint so far and what is needed to judge the next one."""
-
-    step: int | None = None
-    value: float | None = None
-    lowest_benign_nll: float | None = None
-    benign_nll: float | None = None
-    stale: int = 0  # checkpoints since the best one
+class Best(BestSoFar):
+    """The best checkpoint so far, and the judgement of the next one."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Best:
         return cls(**raw)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def update(self, step: int, metrics: Mapping[str, float], config: CheckpointSection) -> bool:
         """Whether the checkpoint at `step` is the best so far.

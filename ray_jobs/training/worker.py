@@ -66,7 +66,8 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     quiet_libraries()
     import torch
 
-    from causal_core.checkpoints.checkpoint import load_weights, verify_checkpoint
+    from causal_core.checkpoints.checkpoint import load_weights
+    from causal_core.checkpoints.contents import verify_checkpoint
     from causal_core.device import prepare_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
     from causal_core.files import cache_root

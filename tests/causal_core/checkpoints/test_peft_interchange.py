@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from causal_core.checkpoints.checkpoint import MANIFEST, load_weights
+from causal_core.checkpoints.checkpoint import load_weights
+from causal_core.checkpoints.contents import MANIFEST
 from causal_core.config import LoraSection
 from causal_core.errors import CheckpointError
 from causal_core.model.causal_model import build_model

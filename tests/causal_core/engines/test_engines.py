@@ -30,7 +30,8 @@ from benchmarks.engines import (
     parity,
     resume_matrix,
 )
-from causal_core.checkpoints.checkpoint import MANIFEST, save_checkpoint
+from causal_core.checkpoints.checkpoint import save_checkpoint
+from causal_core.checkpoints.contents import MANIFEST
 from causal_core.config import TrainSection
 from causal_core.engines.base import EngineState
 from causal_core.engines.plain import PlainEngine

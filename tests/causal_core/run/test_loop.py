@@ -17,7 +17,7 @@ import types
 import pytest
 import torch
 
-from causal_core.checkpoints.checkpoint import FORMAT_VERSION, verify_checkpoint
+from causal_core.checkpoints.contents import FORMAT_VERSION, verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import (
     CheckpointError,
@@ -62,7 +62,7 @@ def run(config, tmp_path, name="run"):
 
 def final_files(directory):
     with CheckpointStore(str(directory / "checkpoints")).newest_whole() as newest:
-        return {name: f["sha256"] for name, f in verify_checkpoint(newest)["files"].items()}
+        return {name: f.sha256 for name, f in verify_checkpoint(newest).files.items()}
 
 
 def test_a_run_leaves_what_it_promises(config, tmp_path):
@@ -200,9 +200,9 @@ def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(c
     (stored / "step-00000004" / "optimizer.safetensors").write_bytes(b"damaged")
     run(config, tmp_path, "remote")  # from step 2: step 4 is damaged
     names = ["adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors"]
-    final = verify_checkpoint(stored / "step-00000005")["files"]
+    final = verify_checkpoint(stored / "step-00000005").files
     expected = final_files(tmp_path / "local")
-    assert {n: final[n]["sha256"] for n in names} == {n: expected[n] for n in names}
+    assert {n: final[n].sha256 for n in names} == {n: expected[n] for n in names}
 
 
 def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monke
     assert not loop.train(config, context)["finished"]
     assert run(config, tmp_path, "remote")["finished"]
     with CheckpointStore("s3://bucket/runs/checkpoints").newest_whole() as newest:
-        found = {n: f["sha256"] for n, f in verify_checkpoint(newest)["files"].items()}
+        found = {n: f.sha256 for n, f in verify_checkpoint(newest).files.items()}
     expected = final_files(tmp_path / "local")
     weights = [name for name in expected if name.endswith(".safetensors")]
     assert len(weights) == 3

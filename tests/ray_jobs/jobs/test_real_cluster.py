@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from causal_core.checkpoints.checkpoint import MANIFEST, verify_checkpoint
+from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
 from causal_core.config_file import parse_config
 from ray_jobs.training.trainer import fit
 from tests.ray_nodes import RayNodes

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from causal_core.checkpoints.checkpoint import MANIFEST, verify_checkpoint
+from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
 from tests.run_process import CONTROLLER, WORKER, Command, assert_same_course
 from tests.tiny_run import tiny_config, write_tiny_model
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causal_core.checkpoints.checkpoint import verify_checkpoint
+from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import UserError
 from ray_jobs.training.trainer import fit
@@ -43,8 +43,8 @@ def final_checkpoint(config):
 
 def sha256_of_files(config):
     # The stored config names the number of workers, which differs on purpose.
-    files = verify_checkpoint(final_checkpoint(config))["files"]
-    return {name: f["sha256"] for name, f in files.items() if name != "config.yaml"}
+    files = verify_checkpoint(final_checkpoint(config)).files
+    return {name: f.sha256 for name, f in files.items() if name != "config.yaml"}
 
 
 def metric_lines_of(config):
