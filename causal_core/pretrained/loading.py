@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from causal_core.config import Config, ModelSection
 from causal_core.device import bnb_device_map, dtype_of
 from causal_core.errors import ModelError
 from causal_core.pretrained.demo_model import demo_model_directory
+from causal_core.pretrained.model_files import check_model_directory, check_weight_files
+from causal_core.visible_text import shown
 
 
 def loading_device(config: Config, device: torch.device) -> torch.device:
@@ -27,13 +30,46 @@ def resolve_model(config: ModelSection, cache_dir: str | None = None) -> str:
     if config.name_or_path == "demo":
         return str(demo_model_directory(cache_dir))
     path = Path(config.name_or_path).expanduser()
-    looks_local = config.name_or_path.startswith((".", "/", "~"))
-    if looks_local and not (path / "config.json").is_file():
+    if path.is_dir():
+        check_model_directory(path)
+        return str(path)
+    if config.name_or_path.startswith((".", "/", "~")):
         raise ModelError(
-            f"model.name_or_path={config.name_or_path}: no model there (no config.json in it); "
-            "give a directory in Hugging Face layout, a hub id, or `demo`"
+            f"model.name_or_path={shown(config.name_or_path)}: no such directory; give one in "
+            "Hugging Face layout, a hub id, or `demo`"
         )
-    return str(path) if path.is_dir() else config.name_or_path
+    return config.name_or_path
+
+
+def check_weights(config: ModelSection, cache_dir: str | None = None) -> None:
+    """Refuses a local model whose weights are missing or damaged; those of a hub are its own."""
+    directory = Path(resolve_model(config, cache_dir))
+    if directory.is_dir():
+        check_weight_files(directory)
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model can take, by its own config; None where that does not say."""
+
+    vocabulary: int | None  # rows of its embedding
+    positions: int | None
+
+
+def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLimits:
+    """The limits of the base model (`ModelError` when its config cannot be loaded)."""
+    from transformers import AutoConfig
+
+    source = resolve_model(config, cache_dir)
+    try:
+        described = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("configuration", source, error)) from error
+    return ModelLimits(
+        getattr(described, "vocab_size", None), getattr(described, "max_position_embeddings", None)
+    )
 
 
 def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:
@@ -54,6 +90,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     source = resolve_model(config, cache_dir)
+    check_weights(config, cache_dir)
     dtype = dtype_of(config.dtype)
     options: dict[str, Any] = {
         "dtype": dtype,

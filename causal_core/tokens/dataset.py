@@ -91,6 +91,21 @@ class TripletDataset:
         }
         return sum(lengths.values()) + lengths["benign_answer"]
 
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return int(pc.max(self.table.column("longest")).as_py() or 0)
+
+    def first_token_from(self, limit: int) -> tuple[str, int] | None:
+        """The id of the first row with a token of `limit` or more, and that token."""
+        for span in _SPANS:
+            column = self.table.column(f"{span}_tokens")
+            if (pc.max(pc.list_flatten(column)).as_py() or 0) < limit:
+                continue
+            for index, tokens in enumerate(column):
+                if (token := max(tokens.as_py(), default=0)) >= limit:
+                    return self.table.column("id")[index].as_py(), token
+        return None
+
     def has_witness(self) -> bool:
         """Whether any row has a witness."""
         return bool(self.table.column("witness").null_count < len(self))

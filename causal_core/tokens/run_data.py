@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from causal_core.config import Config
 from causal_core.errors import UserError
 from causal_core.files import cache_root
-from causal_core.pretrained.loading import load_tokenizer
+from causal_core.pretrained.loading import ModelLimits, load_tokenizer, model_limits
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import Progress, TripletDataset, load_dataset
 from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
+from causal_core.visible_text import quoted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def load_split(
     config: Config, encoder: PromptEncoder, paths: list[str], progress: Progress | None = None
 ) -> TripletDataset:
     """One split of the run's data, tokenised and mapped."""
-    return load_dataset(
+    dataset = load_dataset(
         paths,
         encoder,
         max_length=config.data.max_length,
@@ -50,6 +51,34 @@ def load_split(
         on_dropped=log.warning,
         progress=progress,
     )
+    check_limits(dataset, encoder, model_limits(config.model, config.data.cache_dir))
+    return dataset
+
+
+def check_limits(dataset: TripletDataset, encoder: PromptEncoder, limits: ModelLimits) -> None:
+    """Refuses rows that the model cannot take: known before it is loaded.
+
+    Raises:
+        UserError: a row longer than the model's positions, or with a token that has no embedding.
+    """
+    longest = dataset.longest()
+    if limits.positions is not None and longest > limits.positions:
+        raise UserError(
+            f"the longest triplet has {longest} tokens, more than the {limits.positions} positions "
+            "of the model (max_position_embeddings): set data.max_length="
+            f"{limits.positions}, with data.overlong=drop to leave longer ones out"
+        )
+    rows = limits.vocabulary
+    if rows is None or max(encoder.tokenizer.get_vocab().values()) < rows:
+        return
+    if (found := dataset.first_token_from(rows)) is not None:
+        identity, token = found
+        text = encoder.tokenizer.convert_ids_to_tokens(token)
+        raise UserError(
+            f"triplet {quoted(identity)} has the token {token} ({quoted(text)}), but the model's "
+            f"embedding has {rows} rows: the tokenizer is another model's, or tokens were added to "
+            "it and not to the model. Give the tokenizer that belongs to the model"
+        )
 
 
 def load_run_data(config: Config, progress: Progress | None = None) -> RunData:

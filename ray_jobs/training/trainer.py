@@ -13,6 +13,7 @@ from typing import Any
 from causal_core.checkpoints.store import checkpoint_location
 from causal_core.config import Config, run_directory
 from causal_core.errors import RunFailedError, StorageRefusedError, UserError
+from causal_core.pretrained.loading import check_weights
 from ray_jobs.training.ray_session import ray_session, worker_threads
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def fit(
         UserError: something the user gave cannot work.
         RunFailedError: workers failed more often than `ray.max_failures`.
     """
+    check_weights(config.model, config.data.cache_dir)  # before workers are asked for
     if config.resources.max_workers == 0:
         return _fit_in_process(config, stop_at)
     with ray_session(config):

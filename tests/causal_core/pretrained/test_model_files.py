@@ -1,0 +1,162 @@
+"""What is wrong with a model's files is one clear sentence, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from causal_core.config import ModelSection
+from causal_core.errors import ModelError, UserError
+from causal_core.pretrained.loading import (
+    check_weights,
+    load_base,
+    load_tokenizer,
+    model_limits,
+    resolve_model,
+)
+from causal_core.tokens.run_data import load_encoder, load_run_data, load_split
+from tests.tiny_run import tiny_config
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def model(tiny_model_directory, tmp_path):
+    return shutil.copytree(tiny_model_directory, tmp_path / "model")
+
+
+def cut(path, kept):
+    path.write_bytes(path.read_bytes()[:kept])
+
+
+def of_torch(model):
+    weights = load_file(model / WEIGHTS)
+    torch.save(weights, model / "pytorch_model.bin")
+    (model / WEIGHTS).unlink()
+
+
+def in_parts(model):
+    """The weights as two files and their index, of which the second is gone."""
+    weights = load_file(model / WEIGHTS)
+    (model / WEIGHTS).unlink()
+    names = sorted(weights)
+    where = {name: f"part-{1 + (i % 2)}.safetensors" for i, name in enumerate(names)}
+    for part in set(where.values()):
+        save_file(
+            {n: weights[n] for n in names if where[n] == part}, model / part, {"format": "pt"}
+        )
+    index = {"metadata": {}, "weight_map": where}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_whole_models_pass(model):
+    section = ModelSection(name_or_path=str(model))
+    check_weights(section)
+    in_parts(model)
+    check_weights(section)
+    assert load_base(section, torch.device("cpu")) is not None
+    for part in model.glob("*part*"):
+        part.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: (m / WEIGHTS).write_bytes(POINTER), r"safetensors is a Git LFS pointer"),
+        (lambda m: cut(m / WEIGHTS, (m / WEIGHTS).stat().st_size // 2), r"header says [\d,]+: it "),
+        (lambda m: cut(m / WEIGHTS, 5), r"no whole safetensors file \(5 bytes\)"),
+        (lambda m: (m / WEIGHTS).write_bytes(b""), r"no whole safetensors file"),
+        (lambda m: (m / WEIGHTS).write_bytes(b"<html>" * 200), r"no whole safetensors file"),
+        (
+            lambda m: (m / WEIGHTS).write_bytes(b"\x04" + bytes(7) + b"null"),
+            r"no readable safetensors header",
+        ),
+        (lambda m: (m / WEIGHTS).unlink(), r"has a config\.json but no weights"),
+        (
+            lambda m: (in_parts(m), (m / "part-2.safetensors").unlink()),
+            r"part-2\.safetensors is missing",
+        ),
+        (
+            lambda m: (of_torch(m), cut(m / "pytorch_model.bin", 4096)),
+            r"no whole file of torch weights",
+        ),
+    ],
+)
+def test_damaged_weights_are_named(model, damage, message):
+    damage(model)
+    with pytest.raises(ModelError, match=message):
+        check_weights(ModelSection(name_or_path=str(model)))
+    with pytest.raises(ModelError, match=message):
+        load_base(ModelSection(name_or_path=str(model)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: (m / "config.json").unlink(), r"no config\.json"),
+        (lambda m: (m / "config.json").write_bytes(POINTER), r"config\.json is a Git LFS pointer"),
+        (lambda m: (m / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+        (lambda m: (m / "config.json").write_text("[]"), r"config\.json is no JSON object"),
+        (lambda m: (m / "tokenizer.json").write_bytes(POINTER), r"tokenizer\.json is a Git LFS"),
+        (
+            lambda m: (m / "adapter_config.json").write_text(
+                json.dumps({"base_model_name_or_path": "meta/x\x1b[31m"})
+            ),
+            r"holds an adapter .*not a whole model.*x\\x1b",
+        ),
+        (shutil.rmtree, r"no such directory"),
+    ],
+)
+def test_a_directory_that_is_no_model_is_named(model, damage, message):
+    damage(model)
+    for use in (resolve_model, load_tokenizer, model_limits):
+        with pytest.raises(ModelError, match=message):
+            use(ModelSection(name_or_path=str(model)))
+
+
+def test_a_relative_directory_is_looked_at_too(model, monkeypatch):
+    (model / "config.json").unlink()
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve_model(ModelSection(name_or_path="model"))
+
+
+def described(model, **changes):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_rows_longer_than_the_models_positions_are_refused(model, tiny_data, tmp_path):
+    config = tiny_config(model, tiny_data, tmp_path / "run")
+    longest = load_run_data(config).train.longest()
+    described(model, max_position_embeddings=longest)
+    load_run_data(config)
+    described(model, max_position_embeddings=longest - 1)
+    with pytest.raises(UserError, match=rf"{longest} tokens, more than the {longest - 1} posit"):
+        load_run_data(config)
+    config.data.max_length, config.data.overlong = longest - 1, "drop"
+    assert load_run_data(config).train.longest() < longest
+
+
+def test_tokens_without_an_embedding_are_named(model, tiny_data, tmp_path):
+    config = tiny_config(model, tiny_data, tmp_path / "run")
+    vocabulary = model_limits(config.model).vocabulary
+    # More rows than the tokenizer has, or fewer of which none is used, are both fine.
+    encoder = load_encoder(config)
+    assert max(encoder.tokenizer.get_vocab().values()) == vocabulary - 1
+    train = load_split(config, encoder, config.data.train)
+    used = max(
+        max(getattr(train.tokens(i), span))
+        for i in range(len(train))
+        for span in ("system", "benign", "injection", "benign_answer")
+    )
+    described(model, vocab_size=used + 1)
+    load_split(config, encoder, config.data.train)
+    described(model, vocab_size=used)
+    with pytest.raises(UserError, match=rf"has the token {used} .*embedding has {used} rows"):
+        load_split(config, encoder, config.data.train)
