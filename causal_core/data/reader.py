@@ -18,7 +18,13 @@ from causal_core.data.parquet import read_parquet
 from causal_core.data.problems import Problems
 from causal_core.data.reading import BadRow, Reading
 from causal_core.data.schema import DataError, RowProblem, Triplet
-from causal_core.data.sources import resolve_sources
+from causal_core.data.sources import TEXT_SUFFIXES, Source, resolve_sources
+
+# What reads a kind of file: it hands every row to the `Reading`, which checks it.
+FORMATS: dict[str, Callable[[Source, Reading], None]] = {
+    **dict.fromkeys(TEXT_SUFFIXES, read_lines),
+    **dict.fromkeys((".parquet", ".pq"), read_parquet),
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,10 @@ def read_triplets(
             rows if `on_error` is `raise`.
     """
     reading = Reading(on_bad_row)
-    for source in resolve_sources([paths] if isinstance(paths, str | Path) else paths):
+    given = [paths] if isinstance(paths, str | Path) else paths
+    for source in resolve_sources(given, tuple(FORMATS)):
         reading.start(source)
-        (read_parquet if source.is_parquet else read_lines)(source, reading)
+        FORMATS[source.suffix](source, reading)
         reading.finish()
     result = ReadResult(reading.rows.table(), reading.errors, reading.warnings, reading.bad_rows)
     if on_error == "raise":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from causal_core.files import checked_file
 from causal_core.visible_text import quoted
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
 _HEAD_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -32,8 +31,8 @@ class Source:
         return str(self.path)
 
     @property
-    def is_parquet(self) -> bool:
-        return self.path.suffix.lower() in PARQUET_SUFFIXES
+    def suffix(self) -> str:
+        return self.path.suffix.lower()
 
 
 def split_selector(given: str | Path) -> tuple[str, str | None]:
@@ -44,8 +43,12 @@ def split_selector(given: str | Path) -> tuple[str, str | None]:
     return name, wanted
 
 
-def resolve_sources(paths: Iterable[str | Path]) -> list[Source]:
-    """The files to read; those that cannot be read at all are refused, all of them at once."""
+def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> list[Source]:
+    """The files to read; those that cannot be read at all are refused, all of them at once.
+
+    Args:
+        suffixes: Of the kinds of file that can be read.
+    """
     sources: list[Source] = []
     problems: list[RowProblem] = []
     stems: dict[str, list[Path]] = {}
@@ -58,7 +61,7 @@ def resolve_sources(paths: Iterable[str | Path]) -> list[Source]:
                 known = ", ".join((*SPLITS, *SPLIT_ALIASES))
                 problems.append(_about(given, f"{quoted(wanted)} is no split; known: {known}"))
                 continue
-        reason = _unreadable(path)
+        reason = _unreadable(path, suffixes)
         if reason:
             problems.append(_about(path, reason))
             continue
@@ -86,7 +89,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _unreadable(path: Path) -> str | None:
+def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
     """Why a path cannot be a data file, or None."""
     try:
         checked_file(path)
@@ -97,8 +100,8 @@ def _unreadable(path: Path) -> str | None:
             return "is a directory; name the files in it"
         return problem.strerror
     suffix = path.suffix.lower()
-    if suffix not in TEXT_SUFFIXES + PARQUET_SUFFIXES:
-        known = ", ".join(TEXT_SUFFIXES + PARQUET_SUFFIXES)
+    if suffix not in suffixes:
+        known = ", ".join(suffixes)
         return f"unknown kind of file {quoted(suffix)}; known: {known}"
     try:
         with path.open("rb") as handle:
