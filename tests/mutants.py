@@ -50,6 +50,8 @@ def _mutants(
 
 EXACT = "causal_core/step/test_exactness.py"
 LOOP = "causal_core/run/test_loop.py"
+CUT_RUN = f"{LOOP}::test_a_cut_run_ends_bit_identical"
+SKIPPED = f"{LOOP}::test_non_finite_steps_are_skipped_and_then_stop_the_run"
 ROWS = "causal_core/evaluation/test_rows.py"
 BATCHES = "causal_core/tokens/test_batches.py"
 BLOCKS = "causal_core/trees/test_blocks.py"
@@ -122,7 +124,7 @@ DENOMINATORS = (
     ),
     *_mutants(
         "causal_core/step/train_step.py",
-        LOOP,
+        SKIPPED,
         ("applied = math.isfinite(grad_norm) and math.isfinite(loss)", "applied = True"),
     ),
 )  # fmt: skip
@@ -237,12 +239,24 @@ ATTENTION = (
 CHECKPOINT = (
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",
-        LOOP,
+        f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud",
         ("if _sha256(file) != expected[\"sha256\"]:", "if False:"),
         ("if not file.is_file():", "if False:"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        f"{LOOP}::test_a_foreign_base_and_a_newer_format_are_refused",
         ("if version > FORMAT_VERSION:", "if version > FORMAT_VERSION + 1:"),
-        ("if manifest[\"config_fingerprint\"] != config.fingerprint():", "if False:"),
         ("(\"base model\", manifest[\"base_fingerprint\"], base),", ""),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        f"{LOOP}::test_another_config_is_refused_with_the_difference",
+        ("if manifest[\"config_fingerprint\"] != config.fingerprint():", "if False:"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        CUT_RUN,
         ("load_file(directory / OPTIMIZER),\n", "{},\n"),
     ),
     *_mutants(
@@ -260,15 +274,19 @@ CHECKPOINT = (
     ),
     *_mutants(
         "causal_core/checkpoints/store.py",
-        LOOP,
+        f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud",
         ("for name in reversed(self.names()):", "for name in self.names():"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/store.py",
+        "causal_core/checkpoints/test_store.py",
         ("for name in self.names()[:-count]:", "for name in self.names()[: -count - 1]:"),
         ("files = sorted(directory.iterdir(), key=lambda p: p.name == MANIFEST)",
          "files = sorted(directory.iterdir(), key=lambda p: p.name != MANIFEST)"),
     ),
     *_mutants(
         "causal_core/step/random_state.py",
-        LOOP,
+        CUT_RUN,
         ("f\"{seed}/{step}/{rank}\"", "f\"{seed}/{torch.initial_seed()}/{rank}\""),
     ),
 )  # fmt: skip
@@ -364,7 +382,7 @@ SCHEDULE = (
     ),
     *_mutants(
         "causal_core/run/position.py",
-        LOOP,
+        SKIPPED,
         ("self.skipped_in_a_row = 0\n            return", "return"),
         ("if self.skipped_in_a_row > max_skipped:", "if self.skipped > max_skipped + 1:"),
     ),

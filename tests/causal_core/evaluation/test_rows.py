@@ -64,6 +64,25 @@ def test_scores_equal_separate_forwards():
         )
 
 
+def test_uplift_is_what_the_attack_adds_and_a_row_without_a_witness_has_none():
+    model = tiny_model().eval()
+    first, second = random_triplets(2, seed=4)
+    scores = score_triplets(model, [first, replace(second, witness=[])], CPU, 300, False)
+    assert np.isnan(scores.witness_logp_clean[1]) and np.isnan(scores.witness_logp_attacked[1])
+    added = scores.witness_logp_attacked[0] - scores.witness_logp_clean[0]
+    assert scores.uplift().tolist() == [added]
+    assert scores.summary(head_trained=False)["uplift"] == pytest.approx(added)
+
+
+def test_a_likelihood_per_token_weighs_tokens_not_triplets():
+    model = tiny_model().eval()
+    short, long = random_triplets(2, seed=9)
+    triplets = [replace(short, benign_answer=[5]), replace(long, benign_answer=[6, 7, 8, 9])]
+    scores = score_triplets(model, triplets, CPU, 300, False)
+    expected = -scores.benign_logp.sum() / 5
+    assert scores.summary(head_trained=False)["benign_nll"] == pytest.approx(expected)
+
+
 def test_greedy_answers_equal_argmax_decoding():
     model = tiny_model().eval()
     prompts = [t.system + t.benign for t in random_triplets(6, seed=8)]
@@ -116,6 +135,30 @@ def test_rows_are_judged_by_the_witness(tiny_data, tmp_path):
     assert [row.id for row in rows] == dataset.table.column("id").to_pylist()
     assert sum(done) == 2 * len(dataset)
     assert all(row.attack_succeeded is False for row in rows)  # random weights say nothing
+
+
+@pytest.mark.parametrize("clean_says_it", [True, False])
+def test_a_witness_in_the_clean_answer_too_is_no_success(
+    tiny_data, tmp_path, monkeypatch, clean_says_it
+):
+    tokenizer = tiny_tokenizer()
+    encoder = build_prompt_encoder(tokenizer)
+    dataset = dataset_of(tiny_data / "test_novel.jsonl", encoder, tmp_path)
+    said = {}
+    for i in range(len(dataset)):
+        tokens, triplet = dataset.tokens(i), dataset.triplet(i)
+        witness = encoder.answer_ids(triplet.witness)
+        said[tuple(tokens.system + tokens.injection)] = witness
+        said[tuple(tokens.system + tokens.benign)] = witness if clean_says_it else [65]
+    monkeypatch.setattr(
+        "causal_core.evaluation.rows.greedy_answers",
+        lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts],
+    )
+    rows = evaluate_rows(
+        model_of(tokenizer), encoder, dataset, range(len(dataset)), EvaluationSection(), CPU,
+        head_trained=False,
+    )  # fmt: skip
+    assert [row.attack_succeeded for row in rows] == [not clean_says_it] * len(dataset)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causal_core.evaluation.statistics import effective_rank, mean_estimate, wilson
+from causal_core.evaluation.statistics import (
+    Estimate,
+    compare,
+    effective_rank,
+    mean_estimate,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 73), (2, 142), (5, 230)])
@@ -22,6 +28,31 @@ def test_wilson_contains_the_value_and_mirrors(n, data):
     estimate, mirrored = wilson(k, n), wilson(n - k, n)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
     assert estimate.low == pytest.approx(1 - mirrored.high)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"), [(5, 10, 0.236593, 0.763407), (1, 10, 0.017876, 0.404150)]
+)
+def test_wilson_gives_the_published_interval(k, n, low, high):
+    """From the definition: the p0 with |p - p0| = z sqrt(p0 (1 - p0) / n)."""
+    found = wilson(k, n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    for bound in (found.low, found.high):
+        z = abs(k / n - bound) / (bound * (1 - bound) / n) ** 0.5
+        assert z == pytest.approx(1.959964, rel=1e-6)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    found = mean_estimate([1.0, 2.0, 3.0, 4.0])  # variance 5/3 with n - 1, standard error 0.6455
+    half = 1.959964 * (5 / 3 / 4) ** 0.5
+    assert (found.low, found.high) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
+
+
+def test_a_direction_needs_intervals_apart():
+    low, overlapping = Estimate(0.1, 0.0, 0.3, 9), Estimate(0.5, 0.2, 0.8, 9)
+    assert compare(low, overlapping) == compare(overlapping, low) == "not distinguishable"
+    high = Estimate(0.6, 0.4, 0.8, 9)
+    assert compare(low, high) == "lower" and compare(high, low) == "higher"
 
 
 def test_nothing_to_estimate_is_none():

@@ -50,6 +50,8 @@ def test_a_value_that_is_not_finite_never_becomes_the_best():
 def test_below_zero_is_no_better_than_zero():
     best, chosen = play(UPLIFT, (0.0, 1.0, 0), (-8.0, 1.0, 0))
     assert chosen == [True, False] and best.step == 1
+    best, chosen = play(UPLIFT, (1.0, 1.0, 0), (-8.0, 1.0, 0))
+    assert chosen == [True, True] and best.value == 0.0
 
 
 @pytest.mark.parametrize("patience", [1, 2])

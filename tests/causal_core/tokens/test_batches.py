@@ -77,3 +77,18 @@ def test_the_schedule_warms_up_to_the_peak_and_never_passes_it(total, ratio):
         assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
         assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
         assert max(rates) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        # 9 steps, a quarter of them rounded up to 3 of warm-up, then 6 of decay towards 0.
+        ("linear", [1 / 3, 2 / 3, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1]),
+        ("cosine", [1 / 3, 2 / 3, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6))]),
+    ],
+)
+def test_the_schedule_is_what_its_name_says(kind, rates):
+    train = TrainSection(learning_rate=1.0, warmup_ratio=0.25, schedule=kind)
+    assert warmup_steps(9, 0.25) == 3
+    assert [learning_rate(step, 9, train) for step in range(9)] == pytest.approx(rates)
