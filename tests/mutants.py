@@ -56,6 +56,7 @@ ROWS = "causal_core/evaluation/test_rows.py"
 BATCHES = "causal_core/tokens/test_batches.py"
 BLOCKS = "causal_core/trees/test_blocks.py"
 PEFT = "causal_core/checkpoints/test_peft_interchange.py"
+DAMAGE = "causal_core/checkpoints/test_damage.py"
 TREES = "causal_core/trees/test_prefix_tree.py"
 ENGINE_STATE = "causal_core/engines/test_engines.py::test_what_is_not_whole_gets_no_manifest"
 
@@ -238,26 +239,34 @@ ATTENTION = (
 
 CHECKPOINT = (
     *_mutants(
-        "causal_core/checkpoints/checkpoint.py",
-        f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud",
-        ("if _sha256(file) != expected[\"sha256\"]:", "if False:"),
-        ("if not file.is_file():", "if False:"),
+        "causal_core/checkpoints/contents.py",
+        (f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud", DAMAGE),
+        ("if file_sha256(directory / name) != expected.sha256:", "if False:"),
+        ("if size != expected.bytes:", "if size > expected.bytes:"),
+        ("if unlisted := sorted(_REQUIRED - manifest.files.keys()):",
+         "if unlisted := sorted(_REQUIRED - _REQUIRED):"),
+        ("if tensor_sha256(weight) != manifest.tensors[name]:", "if False:"),
+        ("if saved.step != manifest.step:", "if False:"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/contents.py",
+        f"{LOOP}::test_a_foreign_base_and_a_newer_format_are_refused",
+        ("if version > FORMAT_VERSION:", "if version > FORMAT_VERSION + 1:"),
     ),
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",
         f"{LOOP}::test_a_foreign_base_and_a_newer_format_are_refused",
-        ("if version > FORMAT_VERSION:", "if version > FORMAT_VERSION + 1:"),
-        ("(\"base model\", manifest[\"base_fingerprint\"], base),", ""),
-    ),
-    *_mutants(
-        "causal_core/checkpoints/checkpoint.py",
-        f"{LOOP}::test_another_config_is_refused_with_the_difference",
-        ("if manifest[\"config_fingerprint\"] != config.fingerprint():", "if False:"),
+        ("(\"base model\", manifest.base_fingerprint, base),", ""),
     ),
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",
         CUT_RUN,
-        ("load_file(directory / OPTIMIZER),\n", "{},\n"),
+        ("            stored_optimizer(directory),\n", "            {},\n"),
+    ),
+    *_mutants(
+        "causal_core/checkpoints/checkpoint.py",
+        f"{LOOP}::test_another_config_is_refused_with_the_difference",
+        ("if manifest.config_fingerprint != config.fingerprint():", "if False:"),
     ),
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",
@@ -395,7 +404,6 @@ OPTIMIZER = _mutants(
      "rest = [p for p in parameters.values() if p.ndim < 1]"),
     ("{\"params\": rest, \"weight_decay\": 0.0}",
      "{\"params\": rest, \"weight_decay\": config.weight_decay}"),
-    ("if stateless and len(stateless) < len(restored):", "if False:"),
 )  # fmt: skip
 
 MUTANTS = (
