@@ -48,7 +48,7 @@ from causal_core.tokens.run_data import load_encoder
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import FLAT, cut_micro_batches
 
-LOSS = LossSection(preset="reports")
+LOSS = LossSection(preset="contrastive")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "reports_schema.jsonl"
 NAMES = {
     "a": "the reports' step, padded to 768",

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from causal_core import config_names
 from causal_core.amounts import parse_bytes
 from causal_core.credentials import credentials_in
 
@@ -34,13 +35,13 @@ LLAMA_PROJECTIONS = (
     "down_proj",
 )
 
-ContrastiveKind = Literal["causal_contrastive", "info_nce", "triplet"]
-LossPreset = Literal["default", "reports", "task_only"]
+ContrastiveForm = Literal["causal_contrastive", "info_nce", "triplet"]
+LossPreset = Literal["default", "contrastive", "task_only"]
 
 # Weights by preset and term, all others 0: what each is for stands in docs/losses.md.
 LOSS_PRESETS: dict[LossPreset, dict[str, float]] = {
     "default": {"task": 1.0, "robust": 1.0, "invariance": 1.0},
-    "reports": {"task": 1.0, "causal": 0.5, "spurious": 0.5},
+    "contrastive": {"task": 1.0, "causal": 0.5, "spurious": 0.5},
     "task_only": {"task": 1.0},
 }
 _WEIGHT = "lambda_"  # what the name of a term's weight begins with
@@ -197,16 +198,17 @@ class LossSection(Section):
     lambda_spurious: float = _weight("spurious")
     lambda_robust: float = _weight("robust")
     lambda_invariance: float = _weight("invariance")
-    kind: ContrastiveKind = "causal_contrastive"
+    contrastive: ContrastiveForm = "causal_contrastive"
     temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
     margin: float = Field(
-        0.5, ge=0, le=MOST_WEIGHT, description="Margin of kind `triplet`, in cosine units."
+        0.5, ge=0, le=MOST_WEIGHT, description="Margin of the form `triplet`, in cosine units."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
+            data = config_names.current_section("loss", data)
             weights = LOSS_PRESETS.get(data.get("preset", "default"))
             if weights is not None:
                 terms = cls.terms()
@@ -215,10 +217,11 @@ class LossSection(Section):
 
     @model_validator(mode="after")
     def _joint_kinds_have_one_weight(self) -> LossSection:
-        if self.kind != "causal_contrastive" and self.lambda_spurious > 0:
+        if self.contrastive != "causal_contrastive" and self.lambda_spurious > 0:
             raise ValueError(
-                f"kind={self.kind} pulls U' and pushes U* in one term, weighted by lambda_causal; "
-                f"lambda_spurious={self.lambda_spurious} would have no term to weigh: set it to 0"
+                f"contrastive={self.contrastive} pulls U' and pushes U* in one term, weighted by "
+                f"lambda_causal; lambda_spurious={self.lambda_spurious} would have no term to "
+                "weigh: set it to 0"
             )
         if not any(self.weights().values()):
             raise ValueError("all loss weights are 0: nothing would be trained; set lambda_task")
@@ -533,7 +536,7 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """sha256 over `result_fields`: two runs with the same one compute the same."""
-        text = json.dumps(self.result_fields(), sort_keys=True)
+        text = json.dumps(config_names.first(self.result_fields()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

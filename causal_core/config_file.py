@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, RootModel, ValidationError
 
+from causal_core import config_names
 from causal_core.config import Config
 from causal_core.errors import ConfigError
 from causal_core.visible_text import quoted, shown, visible
@@ -64,6 +65,10 @@ def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[st
         tree = loaded or {}
     trusting = _without_trust(tree)
     items = list(overrides)
+    try:
+        config_names.refuse_both(item.partition("=")[0].strip() for item in items)
+    except ValueError as error:
+        raise ConfigError(f"overrides: {error}") from None
     if any(item.startswith("loss.preset=") for item in items) and isinstance(
         tree.get("loss"), dict
     ):
@@ -140,6 +145,11 @@ def apply_override(tree: dict[str, Any], item: str) -> None:
             at = shown(".".join(parents[: depth + 1]))
             raise ConfigError(f"override {quoted(key)}: `{at}` is a value, not a section")
         node = child
+    name, value = config_names.current(key, value)
+    for old, new in config_names.KEYS.items():
+        if name == new:  # the later statement wins, whatever it calls the key
+            node.pop(old.rpartition(".")[2], None)
+            leaf = new.rpartition(".")[2]
     node[leaf] = value
 
 

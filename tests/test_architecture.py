@@ -14,8 +14,8 @@ PACKAGES = ("causal_core", "ray_jobs", "tune_spaces")  # each may import those b
 # The rooms of causal_core in the order of the data; each imports only itself and rooms before it.
 # The files of the ground are one room, beside each other.
 GROUND = (
-    "errors", "credentials", "visible_text", "device", "config", "config_file", "yaml_file",
-    "amounts", "files",
+    "errors", "credentials", "visible_text", "device", "config", "config_file", "config_names",
+    "yaml_file", "amounts", "files",
 )  # fmt: skip
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",

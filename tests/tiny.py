@@ -142,7 +142,7 @@ def plain_loss(
             "info_nce": F.softplus((moves - stays) / loss.temperature),
             "triplet": F.relu(loss.margin - stays + moves),
         }
-        add("causal", causal[loss.kind], 1)
+        add("causal", causal[loss.contrastive], 1)
         add("spurious", moves / loss.temperature, 1)
     means = {name: total / counts[name] for name, total in totals.items()}
     return torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), means

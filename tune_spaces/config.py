@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from causal_core import config_names
 from causal_core.amounts import parse_bytes
 from causal_core.config import MOST, MOST_SEED, MOST_WEIGHT, Config, Section
 from causal_core.config_file import parse_config, parse_section, read_tree, source_of
@@ -167,7 +168,7 @@ class SweepConfig:
         """What may not change while a sweep continues: by dotted path."""
         tune = self.tune.model_dump(mode="json", exclude={"trials", "max_concurrent"})
         return {
-            **self.run.result_fields(),
+            **config_names.first(self.run.result_fields()),
             **{f"data.{key}": value for key, value in self.run.data.model_dump().items()},
             **{f"tune.{key}": value for key, value in tune.items()},
         }

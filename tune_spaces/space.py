@@ -3,7 +3,7 @@
     loss.lambda_robust:  {kind: log_uniform, low: 0.1, high: 10, zero: 0.2}
     lora.rank:           {kind: choice, values: [8, 16, 32]}
     lora.alpha_ratio:    {kind: choice, values: [1, 2]}
-    loss.margin:         {kind: uniform, low: 0.1, high: 1, when: {loss.kind: triplet}}
+    loss.margin:         {kind: uniform, low: 0.1, high: 1, when: {loss.contrastive: triplet}}
 
 A point of the space is a value by path; it becomes a list of `key=value` overrides. The space's
 corners are tried as configs when it is read, and not in the middle of a sweep.

@@ -38,7 +38,7 @@ def causal_metrics(cos_counterfactual: Value, cos_injection: Value) -> dict[str,
 
 def causal_sum(cos_counterfactual_T: Tensor, cos_injection_T: Tensor, loss: LossSection) -> Tensor:
     """The `causal` term in the form that the config chooses; the joint ones push, too."""
-    match loss.kind:
+    match loss.contrastive:
         case "causal_contrastive":
             return pull_sum(cos_counterfactual_T, loss.temperature)
         case "info_nce":

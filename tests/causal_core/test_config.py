@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         ("train.epochs=zero", "train.epochs: .*found 'zero'"),
         ("train.epochs.x=1", "train.epochs"),
         ("loss.lambda_task=-1", "loss.lambda_task: .*greater than or equal to 0; found -1"),
-        ("loss.kind=info", "loss.kind"),
+        ("loss.contrastive=info", "loss.contrastive"),
         ("train.epochs", "expected key.sub=value"),
         ("=1", "expected key.sub=value"),
         ("a..b=1", "expected key.sub=value"),
@@ -52,15 +52,15 @@ def test_a_preset_fills_in_what_is_not_given(preset):
     assert config.loss.weights() == expected
 
 
-def test_the_reports_preset_is_what_the_reports_say():
-    weights = load_config(None, ["loss.preset=reports"]).loss.weights()
+def test_the_contrastive_preset_is_what_the_reports_say():
+    weights = load_config(None, ["loss.preset=contrastive"]).loss.weights()
     assert (weights["task"], weights["causal"], weights["spurious"]) == (1.0, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.kind=triplet", "loss.lambda_spurious=0.5"], "lambda_spurious"),
+        (["loss.contrastive=triplet", "loss.lambda_spurious=0.5"], "lambda_spurious"),
         (["loss.preset=task_only", "loss.lambda_task=0"], "nothing would be trained"),
         (["engine=plain", "resources.workers=2"], "set engine=ddp"),
         (["engine=deepspeed", "train.optimizer=adamw_8bit"], r"Set train\.optimizer=adamw "),
@@ -83,7 +83,7 @@ def test_settings_that_cannot_work_together_are_refused(overrides, message):
 def test_a_preset_given_later_replaces_the_weights_of_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(Config().to_yaml())
-    config = load_config(path, ["loss.preset=reports", "loss.lambda_robust=2"])
+    config = load_config(path, ["loss.preset=contrastive", "loss.lambda_robust=2"])
     assert config.loss.weights() == {
         "task": 1.0, "causal": 0.5, "spurious": 0.5, "robust": 2.0, "invariance": 0.0
     }  # fmt: skip
@@ -105,7 +105,7 @@ def test_paths_can_be_made_independent_of_the_working_directory(tmp_path, monkey
 
 
 def test_the_resolved_tree_reads_back_as_itself():
-    config = load_config(None, ["loss.preset=reports", "data.test.seen=a.jsonl"])
+    config = load_config(None, ["loss.preset=contrastive", "data.test.seen=a.jsonl"])
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 

@@ -354,7 +354,8 @@ def test_one_trial_that_does_not_fit_the_cluster_is_refused():
         ({"space": {"lora.alpha": {"kind": "choice", "values": [1]},
                     "lora.alpha_ratio": {"kind": "choice", "values": [1]}}}, "one of the two"),
         ({"space": {"loss.margin": {"kind": "uniform", "low": 0, "high": 1,
-                                    "when": {"loss.kind": "triplet"}}}}, "no unconditional choice"),
+                                    "when": {"loss.contrastive": "triplet"}}}},
+         "no unconditional choice"),
     ],
 )  # fmt: skip
 def test_a_bad_tune_section_is_refused(section, message, tiny_model_directory, tiny_data, tmp_path):

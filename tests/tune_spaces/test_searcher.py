@@ -102,16 +102,21 @@ def test_broken_constraints_count_as_infeasible(sweep_of):
 
 def test_conditional_dimensions_appear_only_with_their_condition(sweep_of):
     space = {
-        "loss.margin": {"kind": "uniform", "low": 0.1, "high": 1, "when": {"loss.kind": "triplet"}},
-        "loss.kind": {"kind": "choice", "values": ["triplet", "info_nce"]},
+        "loss.margin": {
+            "kind": "uniform",
+            "low": 0.1,
+            "high": 1,
+            "when": {"loss.contrastive": "triplet"},
+        },
+        "loss.contrastive": {"kind": "choice", "values": ["triplet", "info_nce"]},
         "loss.lambda_causal": {"kind": "log_uniform", "low": 0.1, "high": 1},
     }
     for searcher in ("optuna", "random"):
         history = play(sweep_of(space=space, searcher=searcher), lambda p: uplift(1.0), 12)
-        kinds = {t.point["loss.kind"] for t in history}
+        kinds = {t.point["loss.contrastive"] for t in history}
         assert kinds == {"triplet", "info_nce"}
         for trial in history:
-            assert ("loss.margin" in trial.point) == (trial.point["loss.kind"] == "triplet")
+            assert ("loss.margin" in trial.point) == (trial.point["loss.contrastive"] == "triplet")
 
 
 def test_a_grid_is_walked_once_and_needs_choices(sweep_of):

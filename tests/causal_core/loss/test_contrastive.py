@@ -30,10 +30,11 @@ def test_pull_and_push_have_the_signs_of_the_reports():
 
 def test_info_nce_and_triplet_margin_by_hand():
     both = cosines(z_of([1.0, 0.0], [1.0, 0.0], [0.0, 1.0]))
-    nce = causal_sum(*both, loss_of(kind="info_nce", temperature=1.0))
+    nce = causal_sum(*both, loss_of(contrastive="info_nce", temperature=1.0))
     assert float(nce) == pytest.approx(math.log(1 + math.exp(-1.0)))
-    assert float(causal_sum(*both, loss_of(kind="triplet", margin=1.5))) == pytest.approx(0.5)
-    assert float(causal_sum(*both, loss_of(kind="triplet", margin=0.5))) == 0.0
+    for margin, expected in ((1.5, 0.5), (0.5, 0.0)):
+        found = causal_sum(*both, loss_of(contrastive="triplet", margin=margin))
+        assert float(found) == pytest.approx(expected)
 
 
 def test_the_causal_metrics_are_the_cosines_as_the_reports_name_them():

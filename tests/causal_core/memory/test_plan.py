@@ -55,7 +55,7 @@ def small(tiny):
 @pytest.mark.parametrize(
     "sections",
     [{}, {"train": {"gradient_checkpointing": True}}, {"quantization": "nf4"},
-     {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "reports"}}],
+     {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "contrastive"}}],
     ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss"],
 )  # fmt: skip
 def test_what_a_run_allocates_is_what_was_planned(tiny, tmp_path, sections):

@@ -39,8 +39,10 @@ LOSSES = {
         name: LossSection(**{key: 1.0 if key == name else 0.0 for key in ALL_TERMS})
         for name in ALL_TERMS
     },
-    "info_nce": LossSection(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="info_nce"),
-    "triplet": LossSection(**{**ALL_TERMS, "lambda_spurious": 0.0}, kind="triplet", margin=1.5),
+    "info_nce": LossSection(**{**ALL_TERMS, "lambda_spurious": 0.0}, contrastive="info_nce"),
+    "triplet": LossSection(
+        **{**ALL_TERMS, "lambda_spurious": 0.0}, contrastive="triplet", margin=1.5
+    ),
 }
 
 
