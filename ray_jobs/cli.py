@@ -215,8 +215,9 @@ def report(
     Example: causal report runs/demo/defended
     """
     from causal_core.report.run_report import write_report
+    from ray_jobs.console.plain import printable
 
-    print(write_report(run))
+    print(printable(write_report(run)))
 
 
 @app.command()

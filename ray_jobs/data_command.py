@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_jobs.console.plain import plain, printable
+
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     import pyarrow as pa
     from rich.console import Console
@@ -189,11 +191,9 @@ def convert(
             write_triplets(table, path, overwrite=force)
     console = _console()
     for path, table in tables.items():
-        console.print(f"{table.num_rows:,} rows -> {path}", markup=False, highlight=False)
+        console.print(plain(f"{table.num_rows:,} rows -> {path}"))
     if result.bad_rows:
-        console.print(
-            f"{result.bad_rows:,} bad rows -> {quarantine}", markup=False, highlight=False
-        )
+        console.print(plain(f"{result.bad_rows:,} bad rows -> {quarantine}"))
 
 
 @contextmanager
@@ -208,11 +208,11 @@ def _user_errors(as_json: bool) -> Iterator[None]:
             found = [vars(item) for item in problem.problems]
             typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
         else:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(f"error: {printable(problem)}", err=True)
         raise typer.Exit(1) from None
     except OSError as problem:  # of paths that are only looked at: a name too long, no permission
         about = DataError.in_file(problem.filename or "", str(problem.strerror))
-        typer.echo(f"error: {about}", err=True)
+        typer.echo(f"error: {printable(about)}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -318,7 +318,6 @@ def _one_line(value: object, limit: int = 60) -> str:
 
 def _show_check(result: ReadResult, report: LeakReport | None) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     console, table = _console(), result.table
     console.print(
@@ -328,7 +327,7 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
         grid = Table("what", "value", "rows", box=None, pad_edge=False)
         for title, column in (("split", "split"), ("family", "attack_family"), ("task", "task")):
             for value, count in _counts(table, column).items():
-                grid.add_row(title, Text(_one_line(value)), f"{count:,}")
+                grid.add_row(title, plain(_one_line(value)), f"{count:,}")
         witnesses = table.num_rows - table["witness"].null_count
         grid.add_row("witness", f"{witnesses / table.num_rows:.0%} of rows", f"{witnesses:,}")
         console.print(grid)
@@ -342,16 +341,15 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
     if report is not None:
         for leak in report.findings:
             where = f"{leak.split_a} and {leak.split_b} share {leak.count:,} {leak.kind}"
-            console.print(Text(f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"))
+            console.print(plain(f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"))
         if report.ok:
-            console.print(f"no leaks between {', '.join(report.splits)}", highlight=False)
+            console.print(plain(f"no leaks between {', '.join(report.splits)}"))
 
 
 def _show_problems(console: Console, title: str, problems: Problems) -> None:
-    from rich.text import Text
 
     for problem in problems.kept[:_PROBLEMS_SHOWN]:
-        console.print(Text(f"{title}: {problem}"), soft_wrap=True)
+        console.print(plain(f"{title}: {problem}"), soft_wrap=True)
     if problems.count > _PROBLEMS_SHOWN:
         console.print(f"... {problems.count:,} {title}s in all", highlight=False)
 
@@ -368,12 +366,11 @@ def _show_generated(dataset: dict[str, list[Triplet]], out_dir: Path) -> None:
     console.print(grid)
     for split in ("train", "test_novel"):
         _show_triplet(console, split, dataset[split][0])
-    console.print(f"No leaks between the splits. Written to {out_dir}", markup=False)
+    console.print(plain(f"No leaks between the splits. Written to {out_dir}"))
 
 
 def _show_triplet(console: Console, split: str, triplet: Triplet) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     lines = Table(box=None, pad_edge=False, show_header=False, title=split, title_justify="left")
     for title, text in (
@@ -383,5 +380,5 @@ def _show_triplet(console: Console, split: str, triplet: Triplet) -> None:
         (triplet.attack_family, triplet.injection_input),
         ("witness", triplet.witness or "-"),
     ):
-        lines.add_row(Text(title, style="bold"), Text(_one_line(text, 400)))
+        lines.add_row(plain(title, "bold"), plain(_one_line(text, 400)))
     console.print(lines)

@@ -19,6 +19,7 @@ from causal_core.data.writer import to_table, write_triplets
 from causal_core.files import SUMMARY
 from causal_core.generator.generate import generate_dataset
 from causal_core.run.lock import only_writer
+from ray_jobs.console.plain import plain
 from ray_jobs.console.result import show_result
 from ray_jobs.run import read_summary, run_evaluation, run_training
 from ray_jobs.training.ray_session import ray_session
@@ -33,7 +34,7 @@ def run_demo(directory: Path, *, seed: int = 0, fresh: bool = False) -> None:
     directory = directory.resolve()
     with only_writer(directory, fresh=fresh) as moved:
         if moved is not None:
-            console.print(f"The earlier demo is now in {moved}", markup=False)
+            console.print(plain(f"The earlier demo is now in {moved}"))
         _run_demo(directory, seed, console)
 
 
@@ -60,7 +61,7 @@ def _run_demo(directory: Path, seed: int, console: Console) -> None:
 
 
 def _say(console: Console, number: int, text: str) -> None:
-    console.print(f"{number}/4 {text}", style="bold", markup=False, soft_wrap=True)
+    console.print(plain(f"{number}/4 {text}"), style="bold", soft_wrap=True)
 
 
 def _generate(data: Path, seed: int) -> None:

@@ -20,6 +20,7 @@ from causal_core.run.trackers import check_trackers
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from ray_jobs.console.logs import configure_logs, event
+from ray_jobs.console.plain import plain
 from ray_jobs.console.progress import evaluation_progress, training_progress
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.console.result import show_result
@@ -77,7 +78,7 @@ def run_training(
         raise UserError(missing)
     with only_writer(run_directory(config), fresh=fresh) as moved:
         if moved is not None:
-            console.print(f"The earlier run is now in {moved}", markup=False)
+            console.print(plain(f"The earlier run is now in {moved}"))
         return _trained(config, console, test)
 
 
@@ -214,14 +215,14 @@ def _prepared_data(config: Config, console: Console) -> RunData:
     def progress(done: int, total: int) -> None:
         nonlocal shown
         if total >= 20_000 and (done == total or not shown or done % 50_000 < 1024):
-            console.print(f"tokenising {done:,} of {total:,} rows", markup=False)
+            console.print(plain(f"tokenising {done:,} of {total:,} rows"))
             shown = True
 
     data = load_run_data(config, progress)
     refuse_overlap(
         {"train": data.train, "validation": data.validation, **test_sets(config)},
         config.data.overlap,
-        lambda text: console.print(text, style="yellow", markup=False),
+        lambda text: console.print(plain(text), style="yellow"),
         cache_root(config.data.cache_dir),
     )
     return data

@@ -16,6 +16,7 @@ from causal_core.files import cache_root, write_whole
 from causal_core.run.lock import only_writer
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from ray_jobs.console.plain import plain
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.training.ray_session import ray_session
 from tune_spaces.budget import Gate, Survey, budget_text, expected_slots, slots_by_type, survey
@@ -57,7 +58,7 @@ def run_sweep(sweep: SweepConfig, console: Console, *, fresh: bool = False) -> d
     quiet_libraries()
     with only_writer(sweep.directory, fresh=fresh) as moved:
         if moved is not None:
-            console.print(f"The earlier sweep is now in {moved}", markup=False)
+            console.print(plain(f"The earlier sweep is now in {moved}"))
         return _swept(sweep, console)
 
 
@@ -69,7 +70,7 @@ def _swept(sweep: SweepConfig, console: Console) -> dict[str, Any]:
     gate = Gate(sweep.budgets)
     ledger = Ledger(directory)
     if ledger.trials:
-        console.print(f"Continuing the sweep in {directory}", markup=False, soft_wrap=True)
+        console.print(plain(f"Continuing the sweep in {directory}"), soft_wrap=True)
     else:
         with console.status("planning the space"):
             plan = _plan(sweep, survey(sweep, gate), data, steps)
@@ -88,15 +89,15 @@ def _swept(sweep: SweepConfig, console: Console) -> dict[str, Any]:
     show_table(console, campaign)
     summary = summary_of(campaign)
     if ledger.exhausted:
-        console.print(f"The search ended early: {ledger.exhausted}.", markup=False)
+        console.print(plain(f"The search ended early: {ledger.exhausted}."))
     for name, path in (("results", directory / "results.parquet"), ("report", report)):
-        console.print(f"{name}: {path}", markup=False, soft_wrap=True)
+        console.print(plain(f"{name}: {path}"), soft_wrap=True)
     if best is None:
         raise RunFailedError(
             "no trial finished within the constraints, so there is no best.yaml; the table and "
             f"{report} say why"
         )
-    console.print(f"best: {best} (causal train {best})", markup=False, soft_wrap=True)
+    console.print(plain(f"best: {best} (causal train {best})"), soft_wrap=True)
     return summary
 
 
@@ -127,7 +128,7 @@ def _checked_data(sweep: SweepConfig, console: Console) -> tuple[RunData, int]:
     refuse_overlap(
         {"train": data.train, "validation": data.validation},
         run.data.overlap,
-        lambda text: console.print(text, style="yellow", markup=False),
+        lambda text: console.print(plain(text), style="yellow"),
         cache_root(run.data.cache_dir),
     )
     named = [*sweep.tune.objectives, *sweep.tune.constraints]
@@ -229,7 +230,7 @@ def _show_plan(console: Console, sweep: SweepConfig, plan: dict[str, Any]) -> No
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for path, dimension in tune.space.root.items():
-        table.add_row(path, _dimension(dimension))
+        table.add_row(plain(path), plain(_dimension(dimension)))
     aims = ", ".join(tune.objectives)
     for name, bound in tune.constraints.items():
         limits = bound.model_dump(exclude_none=True).items()
@@ -242,8 +243,10 @@ def _show_plan(console: Console, sweep: SweepConfig, plan: dict[str, Any]) -> No
         share = plan["fitting"] / plan["points"]
         table.add_row(
             "memory",
-            f"{of} fit {budget_text(sweep.budgets)} per worker ({SHARE.text(share, 0)}); "
-            f"the smallest needs {gib(plan['smallest_bytes'])}: {describe(plan['smallest'])}",
+            plain(
+                f"{of} fit {budget_text(sweep.budgets)} per worker ({SHARE.text(share, 0)}); "
+                f"the smallest needs {gib(plan['smallest_bytes'])}: {describe(plan['smallest'])}"
+            ),
         )
     if plan["invalid"]:
         table.add_row("", f"{plan['invalid']} points hold values that do not go together")

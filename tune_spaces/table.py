@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from causal_core.files import METRICS_FILE, read_records
+from ray_jobs.console.plain import plain
 from tune_spaces.budget import budget_text
 from tune_spaces.campaign import Campaign
 from tune_spaces.ledger import Trial, ranked, violations
@@ -49,8 +50,10 @@ def show_table(console: Console, campaign: Campaign) -> None:
     for trial in campaign.ledger.trials:
         if trial.status in ("refused", "failed"):
             console.print(
-                f"trial {trial.number} {trial.status}: {describe(trial.point)}: {trial.reason}",
-                markup=False, highlight=False, soft_wrap=True,
+                plain(
+                    f"trial {trial.number} {trial.status}: {describe(trial.point)}: {trial.reason}"
+                ),
+                soft_wrap=True,
             )  # fmt: skip
 
 
@@ -66,14 +69,17 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
     aims = [*sweep.tune.objectives, *sweep.tune.constraints]
     aims = list(dict.fromkeys(aims))
     # Without lines between the columns, so that five dimensions and two aims fit 80 columns.
-    table = Table(title=f"sweep {sweep.directory.name}", title_justify="left",
+    table = Table(title=plain(f"sweep {sweep.directory.name}"), title_justify="left",
                   box=SIMPLE_HEAD, padding=0, show_edge=False)  # fmt: skip
     table.add_column("trial", justify="right")
     states = [_state(campaign, trial, steps) for trial in trials]
     for path, title in zip(paths, short_titles(paths), strict=True):
         values = [show(t.point[path]) for t in trials if path in t.point]
         table.add_column(
-            title.replace(" ", "\n"), justify="right", overflow="fold", min_width=_longest(values)
+            plain(title.replace(" ", "\n")),
+            justify="right",
+            overflow="fold",
+            min_width=_longest(values),
         )
     table.add_column("state", overflow="fold", min_width=_longest(states))
     for name in aims:
@@ -83,8 +89,8 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
         mark = "★ " if trial.number in front[:1] else "• " if trial.number in front else ""
         table.add_row(
             f"{mark}{trial.number}",
-            *(show(trial.point[path]) if path in trial.point else "" for path in paths),
-            state,
+            *(plain(show(trial.point[path])) if path in trial.point else "" for path in paths),
+            plain(state),
             *(_figure(trial, name) for name in aims),
             _memory(trial),
             style=_STYLES.get(trial.status, ""),
@@ -199,9 +205,9 @@ def _watch_by_lines(
                 )
                 if part
             )  # fmt: skip
-            console.print(words, markup=False, highlight=False, soft_wrap=True)
+            console.print(plain(words), soft_wrap=True)
             if trial.is_over:
-                console.print(_header(campaign, slots, began), markup=False, highlight=False,
+                console.print(plain(_header(campaign, slots, began)),
                               soft_wrap=True)  # fmt: skip
         if finished:
             return

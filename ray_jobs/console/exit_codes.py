@@ -11,6 +11,7 @@ from typing import NoReturn
 from causal_core.errors import RunFailedError, UnwritableError, UserError
 from causal_core.files import CACHE_SETTING
 from ray_jobs.console.logs import say_error
+from ray_jobs.console.plain import printable
 
 _INTERRUPTED_HINT = "interrupted; the same command continues from the last checkpoint"
 
@@ -54,6 +55,6 @@ def exit_with_code(command: Callable[[], object]) -> None:
 
 
 def _unexpected() -> NoReturn:
-    traceback.print_exc()
+    print(printable(traceback.format_exc()), file=sys.stderr)
     print("run failed: unexpected error, see above", file=sys.stderr)
     sys.exit(RUN_FAILED)

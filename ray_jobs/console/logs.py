@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from ray_jobs.console.plain import printable
+
 _ROOTS = ("causal_core", "ray_jobs", "tune_spaces")
 _FIELDS = "fields"  # attribute of a record that holds its structured values
 
@@ -34,6 +36,13 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class _TextFormatter(logging.Formatter):
+    """Readable lines in which no name drives the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def configure_logs(form: Literal["text", "json"], **context: Any) -> None:
     """Sends this program's log records to stderr in the chosen form.
 
@@ -45,7 +54,7 @@ def configure_logs(form: Literal["text", "json"], **context: Any) -> None:
     if form == "json":
         handler.setFormatter(JsonFormatter(context))
     else:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handler.setFormatter(_TextFormatter("%(levelname)s %(message)s"))
     for name in _ROOTS:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -62,9 +71,9 @@ def event(logger: logging.Logger, message: str, **fields: Any) -> None:
 def say_error(kind: str, error: Exception) -> None:
     """The last line of a command that failed, in the form of its log."""
     if _is_json():
-        logging.getLogger(__name__).error("%s: %s", kind, error)
+        logging.getLogger(__name__).error("%s: %s", kind, printable(error))
     else:
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(f"{kind}: {printable(error)}", file=sys.stderr)
 
 
 def _is_json() -> bool:

@@ -26,6 +26,7 @@ from rich.progress import (
 
 from causal_core.files import METRICS_FILE, PERFORMANCE_FILE
 from ray_jobs.console.logs import event
+from ray_jobs.console.plain import plain
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def _lines(
         if done != shown and (finished or due):
             done_now = min(done, total)
             event(log, f"{name} progress", done=done_now, total=total, text=text)
-            console.print(f"{name} {done_now}/{total}  {text}", markup=False)
+            console.print(plain(f"{name} {done_now}/{total}  {text}"))
             last, shown = time.monotonic(), done
         if finished:
             return

@@ -15,6 +15,7 @@ from causal_core.files import BEST, SUMMARY
 from causal_core.report.run_report import REPORT
 from causal_core.report.verdict import Verdict, verdict_of
 from causal_core.report.wording import interval
+from ray_jobs.console.plain import plain
 
 
 def show_result(console: Console, directory: Path, result: Mapping[str, Any]) -> None:
@@ -35,7 +36,7 @@ def show_result(console: Console, directory: Path, result: Mapping[str, Any]) ->
         (SUMMARY, "all numbers"),
     ):
         if (directory / name).exists():
-            console.print(f"{what}: {directory / name}", markup=False, soft_wrap=True)
+            console.print(plain(f"{what}: {directory / name}"), soft_wrap=True)
 
 
 def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
@@ -44,12 +45,11 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
     models = list(evaluation["models"])
     for name in ordered_sets(evaluation["models"][models[0]]["sets"]):
         sets = {model: evaluation["models"][model]["sets"][name] for model in models}
-        table = Table(
-            title=f"test set {name}: {sets[models[0]]['n']} triplets", title_justify="left"
-        )
+        title = plain(f"test set {name}: {sets[models[0]]['n']} triplets")
+        table = Table(title=title, title_justify="left")
         table.add_column("")
         for model in models:
-            table.add_column(model, justify="right")
+            table.add_column(plain(model), justify="right")
         for metric in BEHAVIOUR:
             cells = [_cell(sets[model].get(metric.key), metric.unit) for model in models]
             if any(cells):
@@ -57,7 +57,7 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
                 table.add_row(f"{metric.title}{unit}\n[dim]{metric.direction}[/dim]", *cells)
         console.print(table)
     for line in lines_of(verdict_of(evaluation)):
-        console.print(line, markup=False, highlight=False)
+        console.print(plain(line))
 
 
 def lines_of(verdict: Verdict) -> list[str]:

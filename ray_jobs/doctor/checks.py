@@ -23,6 +23,7 @@ from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import UserError
 from causal_core.files import cache_root
+from ray_jobs.console.plain import plain
 from ray_jobs.doctor.check import Check, Status
 from ray_jobs.training.ray_session import no_gpu_here
 
@@ -76,7 +77,6 @@ def raise_for_failed(checks: list[Check]) -> None:
 
 def show_checks(console: Any, checks: list[Check]) -> None:
     """Prints the checks as a table, with the advice below what it is about."""
-    from rich.markup import escape
     from rich.table import Table
 
     colours = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -85,11 +85,11 @@ def show_checks(console: Any, checks: list[Check]) -> None:
     for check in checks:
         if check.group != group:
             group = check.group
-            table.add_row(f"[bold]{group}[/bold]")
-        status = f"[{colours[check.status]}]{check.status}[/]"
-        table.add_row(f"  {escape(check.name)}", status, escape(check.found))
+            table.add_row(plain(group, "bold"))
+        status = plain(check.status, colours[check.status])
+        table.add_row(plain(f"  {check.name}"), status, plain(check.found))
         if check.advice:
-            table.add_row("", "", f"[italic]{escape(check.advice)}[/italic]")
+            table.add_row("", "", plain(check.advice, "italic"))
     console.print(table)
 
 

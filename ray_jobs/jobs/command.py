@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.console.plain import plain, printable
 from ray_jobs.jobs.client import Address
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="As `causal jobs list` shows it.")]
@@ -29,7 +30,7 @@ def list_jobs(
     from rich.table import Table
 
     from ray_jobs.jobs.client import connect, explained, job_server_address
-    from ray_jobs.jobs.follow import RUN_DIR, printable
+    from ray_jobs.jobs.follow import RUN_DIR
 
     url = job_server_address(address)
     client = connect(url)
@@ -59,7 +60,10 @@ def list_jobs(
         started = datetime.fromtimestamp((job.start_time or 0) / 1000, UTC)
         what = (job.metadata or {}).get(RUN_DIR) or job.entrypoint
         table.add_row(
-            job.submission_id, job.status.value, f"{started:%Y-%m-%d %H:%M:%S}", printable(what)
+            plain(job.submission_id),
+            plain(job.status.value),
+            f"{started:%Y-%m-%d %H:%M:%S}",
+            plain(what),
         )
     Console().print(table)
 
@@ -105,7 +109,7 @@ def stop(job: _Job, address: Address = None) -> None:
     with explained(url):
         status = client.get_job_info(job).status
         if status.is_terminal():
-            print(f"{job} has ended already: {status.value}")
+            print(printable(f"{job} has ended already: {status.value}"))
             return
         client.stop_job(job)
-    print(f"{job} was asked to stop; its log says when it has: causal jobs logs {job} --follow")
+    print(printable(f"{job} was asked to stop; its log says when: causal jobs logs {job} --follow"))

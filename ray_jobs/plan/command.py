@@ -17,6 +17,7 @@ from causal_core.device import available_cores
 from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
+from ray_jobs.console.plain import plain
 from ray_jobs.training.ray_session import no_gpu_here, worker_threads
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def plan_command(
         if data is not None:
             show_plan(console, planned)
         else:
-            console.print(f"steps and tokens are not planned: {why_not}", soft_wrap=True)
+            console.print(plain(f"steps and tokens are not planned: {why_not}"), soft_wrap=True)
         show_memory(console, config, memory)
         if (missing := no_gpu_here(config)) is not None:
-            console.print(missing, style="yellow", markup=False, soft_wrap=True)
+            console.print(plain(missing), style="yellow", soft_wrap=True)
     if memory.fits is False:
         raise UserError(
             f"{path} does not fit: it needs {gib(memory.plan.required_bytes)} of "
@@ -184,5 +185,5 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, plain(value))
     console.print(table)
