@@ -391,9 +391,9 @@ SCHEDULE = (
     ),
     *_mutants(
         "causal_core/run/position.py",
-        SKIPPED,
+        "causal_core/run/test_position.py",
         ("self.skipped_in_a_row = 0\n            return", "return"),
-        ("if self.skipped_in_a_row > max_skipped:", "if self.skipped > max_skipped + 1:"),
+        ("if self.skipped_in_a_row > max_skipped:", "if self.skipped_in_a_row > max_skipped + 1:"),
     ),
 )  # fmt: skip
 
