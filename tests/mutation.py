@@ -1,6 +1,6 @@
 """The mutation check: does a fast test fail for each deliberate bug of tests/mutants.py?
 
-    python -m tests.mutation [--jobs N] [--only WORD]        (make mutants)
+    python -m tests.mutation [--jobs N] [--only WORD ...]        (make mutants)
 
 Each bug goes into a copy of the tree, and the tests named for it run there in a forked process
 that has the libraries imported already, so that a bug takes seconds. First the same tests must
@@ -178,11 +178,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     parser.add_argument("--jobs", type=int, default=cores, help="mutants at a time")
-    parser.add_argument("--only", default="", help="those whose file or text holds this word")
+    parser.add_argument("--only", nargs="*", default=[""], metavar="WORD",
+                        help="those whose file or text holds one of these words")  # fmt: skip
     options = parser.parse_args()
-    chosen = [m for m in MUTANTS if options.only in m.title]
+    chosen = [m for m in MUTANTS if any(word in m.title for word in options.only)]
     if not chosen:
-        raise SystemExit(f"no mutant's title holds {options.only!r}")
+        raise SystemExit(f"no mutant's title holds any of {options.only}")
     problems = [problem for mutant in chosen if (problem := mutant.problem(REPOSITORY))]
     if problems:
         raise SystemExit("\n".join(problems))

@@ -177,7 +177,7 @@ def test_planning_leaves_the_libraries_as_they_were(small):
 
 
 def test_an_unknown_model_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ModelError, match="no model there"):
+    with pytest.raises(ModelError, match="no such directory"):
         predict(planned(model={"name_or_path": str(tmp_path / "nothing")}))
 
 
