@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import BRANCHES, ROBUST, TASK, Needs
 from causal_core.trees.packing import FLAT, ROWS, Packing, RowCost, cut_micro_batches, tree_nodes
 from causal_core.trees.prefix_tree import TreeRow, collate, collate_flat
@@ -70,6 +71,20 @@ def test_a_cut_keeps_to_its_budget_and_every_label_to_its_triplet(count, seed, r
         expected.update((TASK, owner, token) for token in triplet.benign_answer)
         expected.update((ROBUST, owner, token) for token in triplet.injection_answer)
     assert labels == expected
+
+
+def test_an_attack_shared_with_an_earlier_micro_batch_does_not_break_the_budget():
+    """What the third triplet adds is little beside the first one, and much without it."""
+    shared, other = [50] * 20, [60] * 12
+    triplets = [
+        TripletTokens(
+            id=f"t{number}", system=[1], benign=[10 + number], counterfactual=[10 + number, 2],
+            injection=attack, benign_answer=[3], injection_answer=[3], witness=[],
+        )
+        for number, attack in enumerate((shared, other, shared))
+    ]  # fmt: skip
+    sizes = [m.batch.input_ids.numel() for m in cut_micro_batches(triplets, NEEDS, 30, FLAT)]
+    assert sizes == [23, 15, 23]
 
 
 def test_pooling_weights_are_a_mean_over_the_prompt(row):
