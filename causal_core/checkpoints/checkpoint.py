@@ -205,7 +205,7 @@ def _refuse_foreign(
         )
     for what, found, expected in (
         (
-            "training or validation rows, or other tokens for them (tokenizer, chat template, "
+            "training data (or validation data), or other tokens of it (tokenizer, chat template, "
             "version of causal-ray)",
             manifest.data_fingerprint,
             data,
