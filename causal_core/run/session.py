@@ -21,6 +21,7 @@ from causal_core.model import matmul
 from causal_core.model.causal_model import build_model
 from causal_core.model.device_costs import Measurements, measurements_of
 from causal_core.model.matmul import LIBRARIES
+from causal_core.model.self_test import check_against_own_forward
 from causal_core.pretrained.loading import (
     base_fingerprint,
     load_base,
@@ -30,6 +31,7 @@ from causal_core.pretrained.loading import (
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import Needs
 from causal_core.trees.packing import Packing, packing_from, too_large, tree_nodes
 
@@ -67,6 +69,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     fingerprint = base_fingerprint(resolve_model(config.model, config.data.cache_dir), base)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    check_against_own_forward(model, _extremes(data.train), device)  # before an engine shards it
     measured = measurements_of(model, device, cache_root(config.data.cache_dir))
     engine = build_engine(config, model, device)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
@@ -85,6 +88,12 @@ def open_session(config: Config, device: torch.device) -> Session:
         token_budget=tokens,
         calibration=calibration,
     )
+
+
+def _extremes(dataset: TripletDataset) -> list[TripletTokens]:
+    """The longest triplet and the shortest."""
+    order = np.argsort(dataset.size_bounds(), kind="stable")
+    return [dataset.tokens(int(index)) for index in {order[-1], order[0]}]
 
 
 def _available_bytes(config: Config, device: torch.device) -> int:

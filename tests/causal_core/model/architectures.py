@@ -140,6 +140,12 @@ Other architectures work where transformers' `AttentionInterface` serves all the
 attention of a layer asks for and is not known here (an option, a kind of layer, dropped attention
 weights) is an error that names it.
 
+Every run begins with a self-test: its longest and its shortest triplet through the prefix tree and
+through the model's own plain forward (the library's attention and layers, adapter on, no dropout).
+Where log-probabilities of labels or pooled hidden states differ by more than rounding explains
+(half of the digits of `model.dtype`), the run is refused with both numbers. Under ZeRO-3 on GPUs it
+is left out: no device holds the weights.
+
 Windows count the tokens of a path, as they do in a forward of that path alone. In flat trees, keys
 outside of the window of every query of a block are not touched.
 """
