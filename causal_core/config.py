@@ -24,6 +24,7 @@ from pydantic import (
 from causal_core import config_names
 from causal_core.amounts import parse_bytes
 from causal_core.credentials import credentials_in
+from causal_core.visible_text import shown
 
 LLAMA_PROJECTIONS = (
     "q_proj",
@@ -82,8 +83,8 @@ class Section(BaseModel):
         if carrying := next(credentials_in(data), None):
             # Not repeated here: messages end up in logs.
             raise ValueError(
-                f"{carrying} carries a password, and the config is stored with the run and its "
-                "checkpoints: give credentials in the environment or a file of their own "
+                f"{shown(carrying)} carries a password, and the config is stored with the run and "
+                "its checkpoints: give credentials in the environment or a file of their own "
                 "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
             )
         return data

@@ -51,7 +51,7 @@ def _records(source: Source, reading: Reading) -> Iterator[tuple[dict[str, Any],
         # A text that a dictionary holds once stays once in memory, however many rows repeat it.
         with pq.ParquetFile(source.path, read_dictionary=known) as file:
             for group in range(metadata.num_row_groups):
-                rows = _batch_rows(source, metadata.row_group(group), known)
+                rows = _batch_rows(source, metadata.row_group(group))
                 for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=known):
                     for index in range(batch.num_rows):
                         yield _record(batch, index)
@@ -96,15 +96,14 @@ def _is_flat(kind: pa.DataType) -> bool:
     )
 
 
-def _batch_rows(source: Source, group: pq.RowGroupMetaData, known: list[str]) -> int:
-    """Rows of a batch, such that the decoded batch stays small."""
-    packed = unpacked = 0
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema in known:
-            packed += max(1, column.total_compressed_size)
-            unpacked += column.total_uncompressed_size
-    if unpacked > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+def _batch_rows(source: Source, group: pq.RowGroupMetaData) -> int:
+    """Rows of a batch, such that the decoded batch stays small.
+
+    By the group's own sums: pyarrow ends the process where the metadata of a column is damaged and
+    is asked for (reading the column is an error instead).
+    """
+    unpacked = group.total_byte_size
+    if unpacked > max(_BOMB_BYTES, _BOMB_RATIO * source.path.stat().st_size):
         raise _bomb(source, unpacked)
     average = max(1, unpacked // max(1, group.num_rows))
     return max(1, min(BATCH_ROWS, _BATCH_BYTES // average))

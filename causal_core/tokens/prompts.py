@@ -134,6 +134,7 @@ class PromptEncoder:
         Raises:
             UnencodableTextError: some text cannot be kept from posing as the template.
         """
+        texts = [tuple(map(_well_formed, row)) for row in texts]
         safe = [tuple(map(self.plain.broken, row)) for row in texts]
         encoded = self._tokenised([_joined(frame, row) for row in safe])
         expected = self._control_of(self._literal(_joined(frame, (_HARMLESS,) * (len(frame) - 1))))
@@ -196,6 +197,11 @@ def build_prompt_encoder(
         ending=ending,
         arguments=arguments,
     )
+
+
+def _well_formed(text: str) -> str:
+    """Text with `?` for half of a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _joined(frame: tuple[str, ...], texts: tuple[str, ...]) -> str:
