@@ -18,8 +18,9 @@ from pydantic import Field, field_validator, model_validator
 
 from causal_core import config_names
 from causal_core.amounts import parse_bytes
-from causal_core.config import MOST, MOST_SEED, MOST_WEIGHT, Config, Section
+from causal_core.config import Config, Section
 from causal_core.config_file import parse_config, parse_section, read_tree, source_of
+from causal_core.config_sections import MOST, MOST_SEED, MOST_WEIGHT
 from causal_core.errors import ConfigError
 from tune_spaces.objectives import OBJECTIVES, ObjectiveName
 from tune_spaces.space import SearchSpace

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from causal_core.config import LOSS_PRESETS, Config, LossSection
+from causal_core.config import Config, LossSection
 from causal_core.config_file import load_config, parse_config
+from causal_core.config_loss import LOSS_PRESETS
 from causal_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from causal_core.config import LOSS_PRESETS, LossSection
+from causal_core.config import LossSection
+from causal_core.config_loss import LOSS_PRESETS
 from causal_core.loss.objective import (
     TERMS,
     Denominators,

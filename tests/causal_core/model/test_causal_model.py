@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causal_core.config import LLAMA_PROJECTIONS, LoraSection, LossSection, ModelSection
+from causal_core.config import LoraSection, LossSection, ModelSection
+from causal_core.config_sections import LLAMA_PROJECTIONS
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.model.causal_model import build_model, count_parameters

@@ -1,0 +1,77 @@
+"""The loss section of the configuration: presets and weights of the terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from causal_core import config_names
+from causal_core.config_sections import MOST_WEIGHT, Section
+
+ContrastiveForm = Literal["causal_contrastive", "info_nce", "triplet"]
+LossPreset = Literal["default", "contrastive", "task_only"]
+
+# Weights by preset and term, all others 0: what each is for stands in docs/losses.md.
+LOSS_PRESETS: dict[LossPreset, dict[str, float]] = {
+    "default": {"task": 1.0, "robust": 1.0, "invariance": 1.0},
+    "contrastive": {"task": 1.0, "causal": 0.5, "spurious": 0.5},
+    "task_only": {"task": 1.0},
+}
+_WEIGHT = "lambda_"  # what the name of a term's weight begins with
+
+
+def _weight(term: str) -> Any:
+    return Field(LOSS_PRESETS["default"].get(term, 0.0), ge=0, le=MOST_WEIGHT)
+
+
+class LossSection(Section):
+    """Weights of the terms. A preset fills in the weights that are not given."""
+
+    preset: LossPreset = "default"
+    lambda_task: float = _weight("task")
+    lambda_causal: float = _weight("causal")
+    lambda_spurious: float = _weight("spurious")
+    lambda_robust: float = _weight("robust")
+    lambda_invariance: float = _weight("invariance")
+    contrastive: ContrastiveForm = "causal_contrastive"
+    temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
+    margin: float = Field(
+        0.5, ge=0, le=MOST_WEIGHT, description="Margin of the form `triplet`, in cosine units."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = config_names.current_section("loss", data)
+            weights = LOSS_PRESETS.get(data.get("preset", "default"))
+            if weights is not None:
+                terms = cls.terms()
+                return {**{_WEIGHT + t: weights.get(t, 0.0) for t in terms}, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _joint_kinds_have_one_weight(self) -> LossSection:
+        if self.contrastive != "causal_contrastive" and self.lambda_spurious > 0:
+            raise ValueError(
+                f"contrastive={self.contrastive} pulls U' and pushes U* in one term, weighted by "
+                f"lambda_causal; lambda_spurious={self.lambda_spurious} would have no term to "
+                "weigh: set it to 0"
+            )
+        if not any(self.weights().values()):
+            raise ValueError("all loss weights are 0: nothing would be trained; set lambda_task")
+        return self
+
+    @classmethod
+    def terms(cls) -> list[str]:
+        """Names of the terms that have a weight: those of `causal_core.loss.objective.TERMS`."""
+        return [f.removeprefix(_WEIGHT) for f in cls.model_fields if f.startswith(_WEIGHT)]
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each term by its name in metrics."""
+        return {term: getattr(self, _WEIGHT + term) for term in self.terms()}
