@@ -11,9 +11,12 @@ from typing import Any
 
 # Percent-encoding may be applied any number of times: %3A, %253A, ...
 _SLASH, _COLON, _AT = r"(?:/|%(?:25)*2[fF])", r"(?::|%(?:25)*3[aA])", r"(?:@|%(?:25)*40)"
-# `//user:secret@`. The secret ends with the last @, as it may itself hold a slash or an @.
+# `//user:secret@`, and `s3:/user:secret@` as pathlib leaves it. The secret ends with the last @, as
+# it may itself hold a slash or an @.
 # Repetitions are bounded where they could overlap, so that the search stays linear.
-_USERINFO = re.compile(rf"({_SLASH}{{2,8}})(?:(?!{_SLASH}|{_COLON}).)*{_COLON}", re.S)
+_USERINFO = re.compile(
+    rf"({_SLASH}{{2,8}}|(?<=\w:){_SLASH})(?:(?!{_SLASH}|{_COLON}).)*{_COLON}", re.S
+)
 _LAST_AT = re.compile(rf".*{_AT}", re.S)
 _QUERY = re.compile(
     r"([?&;][^=&;\s]{0,40}(?:secret|passw|token|signature|access_?key|(?<=[?&;])sig)"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from causal_core.credentials import without_credentials
 from causal_core.data.rules import split_name
 from causal_core.data.schema import SPLIT_ALIASES, SPLITS, DataError, RowProblem
 from causal_core.files import checked_file
@@ -78,7 +79,7 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
 
 
 def _about(path: str | Path, reason: str) -> RowProblem:
-    return RowProblem(str(path), 0, "", reason)
+    return RowProblem(without_credentials(str(path)), 0, "", reason)
 
 
 def _exists(path: Path) -> bool:

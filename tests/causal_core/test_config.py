@@ -219,6 +219,7 @@ def test_a_config_that_is_no_regular_file_is_not_opened(tmp_path):
     "location",
     [
         "s3://user:secret@bucket/path",
+        "s3:/user:secret@bucket/path",
         "s3://user:sec/secret@bucket",
         "s3://user:sec@secret@bucket",
         "s3://me@corp.com:secret@bucket",

@@ -79,6 +79,14 @@ def test_progress_errors_and_logs(name, tmp_path, capsys):
     assert "secret" not in shown.err
 
 
+def test_a_location_that_is_given_as_a_path_hides_its_password():
+    location = "s3://user:secret/secret@bucket/x.jsonl"  # pathlib drops one of the slashes
+    for command in (["check", location], ["convert", location, "x.parquet"],
+                    ["check", location, "--json"]):  # fmt: skip
+        result = CliRunner().invoke(data_app, command)
+        assert result.exit_code == 1 and "secret" not in result.output
+
+
 @pytest.mark.parametrize("name", [n for n in HOSTILE if "/" not in n and "\ud800" not in n])
 def test_paths_and_rows_of_data(name, tmp_path):
     folder = tmp_path / name
