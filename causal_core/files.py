@@ -22,6 +22,7 @@ METRICS_FILE = "metrics.jsonl"  # losses and metrics by step, free of the clock
 PERFORMANCE_FILE = "performance.jsonl"  # seconds, tokens per second, memory by step
 SUMMARY = "summary.json"  # all final numbers
 BEST = "best"  # the best checkpoint
+LOG = "log"  # what workers logged, and what Ray said
 
 
 CACHE_SETTING = "data.cache_dir or $CAUSAL_RAY_CACHE"

@@ -11,7 +11,7 @@ from typing import Any
 from causal_core.checkpoints.contents import CONFIG, verify_checkpoint
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
-from causal_core.errors import UserError
+from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.row_by_row import compare_sets
 from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.summary import aggregate, examples
@@ -20,10 +20,11 @@ from causal_core.loss.objective import is_contrastive
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import load_encoder, load_split
 from ray_jobs.training.ray_session import ray_session, worker_threads
-from ray_jobs.training.worker import evaluate_shard
+from ray_jobs.training.worker import evaluate_shard, evaluation_worker
 
 PROGRESS = ".evaluation.progress"
 _EXAMPLES = 10
+_LOOK_SECONDS = 0.25
 
 DESCRIPTIONS = {
     "base": "the model before training",
@@ -84,6 +85,7 @@ def evaluated_rows(
             "shard": shard,
             "shards": shards,
             "progress": str(progress),
+            "directory": str(directory),
         }
         for shard in range(shards)
     ]
@@ -164,12 +166,15 @@ def test_sets(config: Config) -> dict[str, TripletDataset]:
 def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     with ray_session(config):
         import ray
+        from ray.exceptions import RayError
 
+        from ray_jobs.training.ray_words import failure_kept, root_cause
         from ray_jobs.training.resources import Ask
         from ray_jobs.training.waiting import refuse_impossible
+        from ray_jobs.training.worker_log import WorkerLog
 
         refuse_impossible(config, replace(Ask.of(config), least=1))
-        task = ray.remote(evaluate_shard).options(
+        task = ray.remote(evaluation_worker).options(
             num_cpus=config.resources.cpus_per_worker,
             num_gpus=config.resources.gpus_per_worker,
             accelerator_type=config.resources.accelerator_type,
@@ -177,4 +182,22 @@ def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             # Not inside the placement group of whoever asks (a sweep's trial holds next to none).
             scheduling_strategy="DEFAULT",
         )
-        return list(ray.get([task.remote(job) for job in jobs]))
+        directory = run_directory(config)
+        workers = WorkerLog(directory)
+        tasks = [task.remote(job) for job in jobs]
+        left = tasks
+        try:
+            while left:
+                done, left = ray.wait(left, timeout=_LOOK_SECONDS)
+                workers.look()
+                ray.get(done)  # a failure is known before the others are done
+            return list(ray.get(tasks))
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError | RunFailedError):
+                raise type(cause)(*cause.args) from error
+            raise RunFailedError(
+                f"the evaluation failed: {root_cause(error)}; {failure_kept(directory, error)}"
+            ) from error
+        finally:
+            workers.look()

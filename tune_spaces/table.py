@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -176,7 +177,11 @@ def _watch_live(
         table = trial_table(campaign, trials, _running_steps(campaign, total_steps))
         return Group(Text(_header(campaign, slots, began)), table)
 
-    with Live(view(), console=console, auto_refresh=False, transient=True) as live:
+    # Log records stay above the table, unless they go elsewhere (2>FILE).
+    redirect = sys.stderr.isatty()
+    with Live(
+        view(), console=console, auto_refresh=False, transient=True, redirect_stderr=redirect
+    ) as live:
         while not stop.wait(_REFRESH_SECONDS):
             live.update(view(), refresh=True)
 

@@ -20,12 +20,14 @@ from causal_core.files import BEST, CONFIG, METRICS_FILE, SUMMARY, read_records,
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.training.trainer import fit
+from ray_jobs.training.worker_log import keep_log
 from tune_spaces.campaign import ERROR, OUTCOME, cost
 from tune_spaces.objectives import OBJECTIVES
 
 log = logging.getLogger(__name__)
 
 _TRIAL = "trained"
+_TRIAL_LOG = "trial"
 _VALIDATION = "validation"  # the name of the set that a trial is judged on
 
 
@@ -44,6 +46,7 @@ def run_trial(job: Mapping[str, Any]) -> None:
     config = parse_config(job["config"])
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
+    keep_log(config.logging.format, directory, _TRIAL_LOG)
     write_whole(directory / CONFIG, config.to_yaml())
     try:
         summary = fit(config, callbacks=[TuneReportCallback()])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,32 +28,12 @@ from rich.progress import (
 from causal_core.files import METRICS_FILE, PERFORMANCE_FILE
 from ray_jobs.console.logs import event
 from ray_jobs.console.plain import plain
+from ray_jobs.console.tail import Tail
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _LINE_EVERY_SECONDS = 10.0
-
-
-class Tail:
-    """The new whole lines of a growing file; one that shrank is read from its start again."""
-
-    def __init__(self, path: Path, from_start: bool = True) -> None:
-        self._path = path
-        self._offset = 0 if from_start or not path.is_file() else path.stat().st_size
-
-    def lines(self) -> list[str]:
-        try:
-            with self._path.open("rb") as source:
-                if source.seek(0, 2) < self._offset:
-                    self._offset = 0
-                source.seek(self._offset)
-                data = source.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.decode("utf-8", errors="replace").splitlines()
 
 
 @contextlib.contextmanager
@@ -126,7 +107,9 @@ def _bar(
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[text]}", style="dim"),
     )
-    with Progress(*columns, console=console, transient=False) as progress:
+    # Log records stay above the bar, unless they go elsewhere (2>FILE).
+    redirect = sys.stderr.isatty()
+    with Progress(*columns, console=console, redirect_stderr=redirect) as progress:
         task = progress.add_task(name, total=total, text="")
         while True:
             finished = stop.is_set()  # read before the poll, so that the last lines are shown

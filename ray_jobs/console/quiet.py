@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 
+from ray_jobs.console.logs import Stderr, TextFormatter
+
 _CHATTY = ("bitsandbytes", "deepspeed", "DeepSpeed", "torch.distributed", "httpx", "filelock")
 
 
@@ -13,7 +15,7 @@ def quiet_libraries() -> None:
     """Silences progress bars and notices of libraries; warnings of this project stay."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.basicConfig(handlers=[Stderr(TextFormatter())])
     # Also in Ray's workers, whose root is at INFO: Ray Train logs every report there.
     logging.getLogger().setLevel(logging.WARNING)
     for name in _CHATTY:

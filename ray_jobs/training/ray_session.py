@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 
-from causal_core.config import Config
+from causal_core.config import Config, run_directory
 from causal_core.device import available_cores
 
 # Settings that Ray reads when it is imported or started. Each is a default: a value that the
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # How often Train asks whether a node is being drained; 5 s by default, of a grace of 30.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    # Otherwise every line that a worker prints arrives twice.
+    # Otherwise every line that a worker prints stands twice in Ray's files.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -38,7 +38,8 @@ def ray_session(config: Config) -> Iterator[None]:
 
     A cluster is used where the config or RAY_ADDRESS names one (a submitted job is given one by
     Ray); otherwise Ray starts on this machine behind a token of its own, with its dashboard on
-    loopback, and stops at the end. Nested use keeps the outer connection.
+    loopback, and stops at the end. Nested use keeps the outer connection. Nothing that Ray or a
+    process of Ray prints reaches the terminal: see `ray_words` and `worker_log`.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,13 +55,24 @@ def ray_session(config: Config) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    # Ray puts the worker's name before its lines, which then are no JSON; they stay in its files.
-    log_to_driver = config.logging.format == "text"
+    from ray_jobs.training.ray_words import ray_says_into
+
+    with ray_says_into(run_directory(config)):
+        if ray.is_initialized():
+            yield
+            return
+        _connect(config, address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(config: Config, address: str | None) -> None:
+    import ray
+
     if address:
-        ray.init(address=address, log_to_driver=log_to_driver, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     else:
         ray.init(
             address="local",
@@ -69,13 +81,9 @@ def ray_session(config: Config) -> Iterator[None]:
             # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            log_to_driver=log_to_driver,
-            logging_level="WARNING",
+            log_to_driver=False,
+            configure_logging=False,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def cluster_address(config: Config) -> str | None:

@@ -74,36 +74,43 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from ray_jobs.training.context import STOP_FILE
+    from ray_jobs.training.ray_words import failure_kept, root_cause
     from ray_jobs.training.waiting import Wait, WaitAgain, refuse_impossible
+    from ray_jobs.training.worker_log import WorkerLog
 
     directory = run_directory(config)
     stop_file = directory / STOP_FILE
     directory.mkdir(parents=True, exist_ok=True)
     stop_file.unlink(missing_ok=True)
     refuse_impossible(config)
-    wait = Wait(config, directory)
+    wait, workers = Wait(config, directory), WorkerLog(directory)
     wait.begin()
     try:
         trainer_of = functools.partial(
-            _trainer, config, stop_at, wait.start, [WaitAgain(directory), *callbacks]
+            _trainer, config, stop_at, wait.start, [WaitAgain(config), *callbacks]
         )
         fitting = _Fitting(trainer_of, config.ray.max_failures)
         with _on_sigterm(stop_file.touch), fitting:
             while not fitting.wait(_LOOK_SECONDS):
                 wait.look(stop_file.exists())
+                workers.look()
             result = fitting.result()
     except TrainingFailedError as error:
-        cause = _root_cause(error)
+        cause = root_cause(error)
         refused = f"{StorageRefusedError.__module__}.{StorageRefusedError.__name__}: "
         if cause.startswith(refused):
             raise StorageRefusedError(cause.removeprefix(refused)) from error
-        raise RunFailedError(f"the training workers failed: {cause}") from error
+        raise RunFailedError(
+            f"the training workers failed: {cause}; {failure_kept(directory, error)}"
+        ) from error
     except RayActorError as error:
         raise RunFailedError(
             "the training controller died; the same command continues from the last checkpoint "
-            f"in {checkpoint_location(directory, config.checkpoint.storage)}"
+            f"in {checkpoint_location(directory, config.checkpoint.storage)}; "
+            f"{failure_kept(directory, error)}"
         ) from error
     finally:
+        workers.look()
         stop_file.unlink(missing_ok=True)
         wait.end()
     summary = result.return_value
@@ -204,6 +211,8 @@ class _Fitting:
     def _fit(self) -> Any:
         from ray.exceptions import RayActorError
 
+        from ray_jobs.training.ray_words import first_line
+
         failures = 0
         while True:
             try:
@@ -215,7 +224,7 @@ class _Fitting:
                 log.warning(
                     "the training controller died (%s): a new one continues from the last "
                     "checkpoint (failure %d, ray.max_failures=%d)",
-                    _first_line(error), failures, self._max_failures,
+                    first_line(error), failures, self._max_failures,
                 )  # fmt: skip
 
 
@@ -230,12 +239,3 @@ def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _root_cause(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

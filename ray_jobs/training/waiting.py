@@ -18,15 +18,18 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from causal_core.config import Config
+from causal_core.config import Config, run_directory
 from causal_core.errors import RunFailedError, UserError
 from ray_jobs.training.ray_session import cluster_address
+from ray_jobs.training.ray_words import root_cause
 from ray_jobs.training.resources import Ask, describe_nodes
+from ray_jobs.training.worker_log import keep_log
 
 log = logging.getLogger(__name__)
 
 WAITING_FILE = ".waiting"
 _GIVEN_UP = ".given-up-"
+_AGAIN = "after a failure"  # in that file: workers were up before
 _SAY_EVERY_SECONDS = 60.0
 
 
@@ -83,11 +86,15 @@ def _most_after_scaling() -> Mapping[str, float]:
 class WaitAgain(UserCallback):
     """Runs in Ray's controller: after a failure, workers are waited for again."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, config: Config) -> None:
+        self._directory = run_directory(config)
+        self._form = config.logging.format
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        (self._directory / WAITING_FILE).touch()
+        keep_log(self._form, self._directory, "controller")
+        for rank, error in worker_exceptions.items():
+            log.warning("worker %d failed: %s", rank, root_cause(error))
+        (self._directory / WAITING_FILE).write_text(_AGAIN)
 
 
 class Wait:
@@ -107,7 +114,7 @@ class Wait:
         for mark in self._directory.glob(f"{_GIVEN_UP}*"):
             if not mark.name.startswith(f"{_GIVEN_UP}{os.getpid()}-"):
                 mark.unlink(missing_ok=True)  # of a process that is gone, and its workers with it
-        self._file.touch()
+        self._file.write_text("")
 
     def end(self) -> None:
         """Nothing is waited for any more."""
@@ -155,7 +162,10 @@ def workers_are_up(directory: Path, start: str) -> None:
     if mark.exists():
         mark.unlink(missing_ok=True)
         raise RunFailedError("this start was given up while it waited for workers")
-    (directory / WAITING_FILE).unlink(missing_ok=True)
+    waiting = directory / WAITING_FILE
+    if waiting.exists() and waiting.read_text() == _AGAIN:
+        log.warning("the workers were started again; they go on from the last checkpoint")
+    waiting.unlink(missing_ok=True)
 
 
 def free_resources() -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from causal_core.config_file import parse_config
 from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
-from ray_jobs.console.logs import configure_logs
 from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.training.worker_log import keep_log
 
 
 def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
 
     context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
     form = job["config"]["logging"]["format"]
-    configure_logs(form, run=job["directory"], rank=context.rank)
+    keep_log(form, context.directory, f"worker-{context.rank}", rank=context.rank)
     config = parse_config(job["config"])
     prepare_device(context.device, job["threads"], config.resources.gpus_per_worker)
     try:
@@ -52,13 +52,21 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
         return {"run_failed": str(error)}
 
 
+def evaluation_worker(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """`evaluate_shard` as a Ray task, a process of its own."""
+    form, shard = job["config"]["logging"]["format"], job["shard"]
+    keep_log(form, Path(job["directory"]), f"evaluation-{shard}", rank=shard)
+    return evaluate_shard(job)
+
+
 def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Evaluates this shard's rows of every test set under every model.
 
     Args:
         job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
             None for the base itself), `heads` (names of models with a trained head), `shard`
-            and `shards`, `progress` (a file that gets one number per piece of work done).
+            and `shards`, `progress` (a file that gets one number per piece of work done),
+            `directory` (of the run).
 
     Returns:
         Row records by model and test set.

@@ -5,6 +5,7 @@ Each start of workers takes seconds, so that one run shows as much as it can.
 1. Ray changes nothing: one Ray worker continues a run of this process and ends bit-identical to it;
    with another config the run is refused as the user's error.
 2. Two workers end where one does (I2), up to float rounding.
+3. What a user can act on is told from what broke in an evaluation's workers; neither shows a trace.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 
 from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
-from causal_core.errors import UserError
+from causal_core.errors import DamagedCheckpointError, RunFailedError, UserError
+from ray_jobs.evaluate import _on_ray
 from ray_jobs.training.trainer import fit
 from tests.tiny_run import metric_lines, tiny_config
 
@@ -92,6 +94,24 @@ def test_two_workers_end_where_one_does(local_ray, config_of):
         a, b = (load_file(final_checkpoint(c) / name) for c in (one, two))
         for key, value in a.items():
             torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
+
+
+def test_an_error_in_an_evaluations_worker_is_one_sentence(local_ray, config_of, tmp_path, capfd):
+    config = config_of("run", 1)
+    job = {
+        "config": config.model_dump(mode="json"), "directory": config.run.dir, "shard": 0,
+        "checkpoints": {"trained": str(tmp_path / "gone")},
+    }  # fmt: skip
+    with pytest.raises(DamagedCheckpointError) as refused:
+        _on_ray(config, [job])
+    assert str(tmp_path / "gone") in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(RunFailedError) as failed:
+        _on_ray(config, [{**job, "checkpoints": None}])
+    account = tmp_path / "run" / "log" / "failure.log"
+    assert str(failed.value).startswith("the evaluation failed: AttributeError: 'NoneType' object")
+    assert str(failed.value).endswith(f"Ray's full error is in {account}")
+    assert "in evaluation_worker" in account.read_text()
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.slow
