@@ -104,13 +104,21 @@ class ModelSection(Section):
     )
 
 
+AUTO, ALL_LINEAR = "auto", "all-linear"  # of lora.target_modules
+ModuleNames = Annotated[list[str], Field(min_length=1)]
+
+
 class LoraSection(Section):
     """LoRA adapter (PEFT)."""
 
     rank: int = Field(16, ge=1, le=2**14)
     alpha: float = Field(32.0, gt=0, le=MOST_WEIGHT)
     dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: list[str] = Field(list(LLAMA_PROJECTIONS), min_length=1)
+    target_modules: Literal["auto", "all-linear"] | ModuleNames = Field(
+        list(LLAMA_PROJECTIONS),
+        description="Linear modules of the decoder by name; `all-linear`: all; `auto`: PEFT's "
+        "choice for the architecture (queries and values, or what they are fused into).",
+    )
 
 
 class DataSection(Section):

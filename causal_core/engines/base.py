@@ -59,6 +59,9 @@ class Engine(Protocol):
         """Forward, loss and backward of one micro-batch; gradients are summed over workers by
         the time the call with `last=True` returns. Collective in the last call at the latest."""
 
+    def without_gradient(self) -> list[str]:
+        """Trained parameters whose gradient of the global batch is exactly zero. Collective."""
+
     def clip(self, max_norm: float) -> float:
         """Scales the gradient to a global norm of `max_norm` at most (by the time of `step`) and
         returns the norm before; the same number on all workers, not finite where any of them has

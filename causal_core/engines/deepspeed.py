@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self._make_state()
+        self._reached: set[str] = set()  # parameters that a gradient got to
+        self._hooks = [
+            parameter.register_hook(partial(self._reach, name))
+            for name, parameter in self.parameters.items()
+        ]
 
     def rounds(self, own: int) -> int:
         if self._stage < _SCATTERS_GRADIENTS:
@@ -74,6 +80,20 @@ class DeepSpeedEngine:
         # DeepSpeed averages over workers; the loss is a share of a global mean, so it is summed.
         loss = self._engine(batch, loss_of) * self.world_size
         self._engine.backward(loss, scale_wrt_gas=False)
+
+    def without_gradient(self) -> list[str]:
+        # Seen on its way by hooks: where a gradient lies afterwards depends on the stage, and
+        # asking for it is a collective of its own for each tensor.
+        flags = [name in self._reached for name in self.parameters]
+        anywhere = self.sum_over_workers(torch.tensor(flags, dtype=torch.float64)).tolist()
+        if any(anywhere):
+            for hook in self._hooks:
+                hook.remove()
+        return [name for name, count in zip(self.parameters, anywhere, strict=True) if not count]
+
+    def _reach(self, name: str, gradient: Tensor) -> None:
+        if name not in self._reached and gradient.any():
+            self._reached.add(name)
 
     def clip(self, max_norm: float) -> float:
         # DeepSpeed scales by max_norm / (norm + 1e-6), as torch does, when it steps.

@@ -37,6 +37,9 @@ class PlainEngine:
     def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
         loss_of(self.model(batch), batch).backward()
 
+    def without_gradient(self) -> list[str]:
+        return [n for n, p in self.parameters.items() if p.grad is None or not p.grad.any()]
+
     def clip(self, max_norm: float) -> float:
         # The gradients of all workers are the same by now, and so is their norm.
         return float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), max_norm))

@@ -154,7 +154,7 @@ def _key(config: Config) -> tuple[Any, ...]:
     model, lora, train, loss = config.model, config.lora, config.train, config.loss
     return (
         model.name_or_path, model.revision, model.quantization, model.dtype,
-        lora.rank, lora.dropout > 0, tuple(lora.target_modules),
+        lora.rank, lora.dropout > 0, str(lora.target_modules),
         tuple(weight > 0 for weight in loss.weights().values()), loss.contrastive,
         train.optimizer, train.gradient_checkpointing, config.engine, repr(config.deepspeed),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from causal_core.model.frozen_layers import use_fused_layers
 from causal_core.model.lora import use_fused_lora
 from causal_core.model.matmul import use_frozen_linear
 from causal_core.model.output_tail import OutputTail
+from causal_core.model.targets import target_modules
 from causal_core.trees.blocks import TreeRows
 from causal_core.trees.prefix_tree import TreeBatch
 
@@ -124,18 +125,13 @@ def build_model(
     """Base + fresh adapter + fresh head, initialised from `seed` alone.
 
     Raises:
-        ModelError: a target module is no linear module of this architecture.
+        ModelError: a kind of layer that trees cannot be computed with, or a target module that
+            cannot be adapted.
     """
     from peft import LoraConfig, get_peft_model
 
     _check_layer_types(base)
-    linear = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-    missing = [module for module in lora.target_modules if module not in linear]
-    if missing:
-        raise ModelError(
-            f"lora.target_modules: {', '.join(missing)} not among the linear modules of "
-            f"{type(base).__name__}, which are {', '.join(sorted(linear))}"
-        )
+    targets = target_modules(base, lora)
     base.set_attn_implementation(ATTENTION)
     torch.manual_seed(seed)
     peft_model = get_peft_model(
@@ -144,7 +140,7 @@ def build_model(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
+            target_modules=targets,
             task_type="CAUSAL_LM",
         ),
     )

@@ -24,6 +24,7 @@ from causal_core.loss.objective import (
     needs_of,
 )
 from causal_core.model.causal_model import CausalOutput
+from causal_core.step.gradients import check_gradients
 from causal_core.step.out_of_memory import NodeBudget
 from causal_core.step.totals import StepTotals
 from causal_core.tokens.triplet import TripletTokens
@@ -67,6 +68,7 @@ class TrainStep:
     on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs
     packing: Packing | None = None  # None: the device's, with an unmeasured cost
     needs: Needs = field(init=False)
+    _all_trained: bool = field(default=False, init=False)
     budget: NodeBudget = field(init=False)
 
     def __post_init__(self, nodes: int) -> None:
@@ -102,8 +104,11 @@ class TrainStep:
 
         Raises:
             RunFailedError: memory ran out and no smaller micro-batch is possible.
+            ModelError: something that is to be trained gets no gradient, in the first step.
         """
         totals = self._gradients(mine, denominators, stand_in, ready)
+        if not self._all_trained:
+            self._all_trained = check_gradients(self.engine, self.loss)
         return self._finish(totals, denominators, learning_rate)
 
     def rehearse(self, triplets: Sequence[TripletTokens]) -> None:

@@ -10,8 +10,10 @@ from causal_core.config_sections import LLAMA_PROJECTIONS
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.model.causal_model import build_model, count_parameters
+from causal_core.model.targets import target_modules
 from causal_core.pretrained.loading import load_base, load_tokenizer, resolve_model
 from causal_core.trees.packing import cut_micro_batches
+from tests.causal_core.model.architectures import ARCHITECTURES
 from tests.tiny import micro_batch_gradient, random_triplets, tiny_base, tiny_model
 from tests.tiny_run import write_tiny_model
 
@@ -59,6 +61,28 @@ def test_a_target_module_that_does_not_exist_is_named():
         ModelError, match=r"c_attn not among the linear modules of LlamaForCausalLM.*q_proj"
     ):
         build_model(tiny_base(), LoraSection(target_modules=["c_attn"]), seed=0)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_what_cannot_be_trained_is_neither_taken_nor_offered(module):
+    with pytest.raises(ModelError, match=f"{module} cannot be adapted") as refused:
+        build_model(tiny_base(), LoraSection(target_modules=["q_proj", module]), seed=0)
+    offered = str(refused.value).partition("choose from")[2]
+    assert "down_proj" in offered and module not in offered
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"),
+    [("llama", ["q_proj", "v_proj"]), ("phi3", ["qkv_proj"]), ("granite", ["q_proj", "v_proj"])],
+)
+def test_modules_of_an_architecture_by_one_word(kind, auto):
+    architecture = next(a for a in ARCHITECTURES if a.kind == kind)
+    base = architecture.base()
+    assert target_modules(base, LoraSection(target_modules="auto")) == auto
+    every = target_modules(base, LoraSection(target_modules="all-linear"))
+    assert every == sorted(architecture.modules)
+    model = build_model(base, LoraSection(target_modules="all-linear"), seed=0)
+    assert len([n for n in model.trainable_parameters() if "lora_A" in n]) == 3 * len(every)
 
 
 def test_a_directory_without_a_model_is_named(tmp_path):
