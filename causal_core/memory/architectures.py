@@ -105,7 +105,7 @@ def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
     if name == "demo" or (name in ARCHITECTURES and not path.is_dir()):
         kind, values = ARCHITECTURES[DEMO_ARCHITECTURE if name == "demo" else name]
         return AutoConfig.for_model(kind, **values)
-    from causal_core.pretrained.loading import resolve_model
+    from causal_core.pretrained.loading import UNKNOWN_ARCHITECTURE, cannot_load, resolve_model
 
     source = resolve_model(model, cache_dir)
     try:
@@ -114,6 +114,8 @@ def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
         )
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if first.startswith(UNKNOWN_ARCHITECTURE):
+            raise ModelError(cannot_load("architecture", source, error)) from error
         raise ModelError(
             f"the architecture of {source} cannot be read: {first[:300]}. Memory is planned from a "
             "model's config.json: give a local directory or a hub id that is reachable; known "

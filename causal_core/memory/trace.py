@@ -27,6 +27,7 @@ from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
 from causal_core.model.attention import attention_windows
 from causal_core.model.causal_model import CausalModel, CausalOutput, build_model
+from causal_core.pretrained.loading import base_without_weights
 from causal_core.step.train_step import TrainStep
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import MicroBatch
@@ -140,26 +141,16 @@ def extrapolate(short: Trace, long: Trace, layers: int) -> dict[Place, Peak]:
 
 def meta_model(config: Config, architecture: Any, layers: int) -> CausalModel:
     """Base of `layers` layers + adapter + head on the meta device."""
-    from transformers import AutoModelForCausalLM
-
     described = copy.deepcopy(architecture)
     text = described.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = _some_of_each(text.layer_types)[:layers]
-    meta = torch.device("meta")
-    with meta:
-        base = AutoModelForCausalLM.from_config(
-            described,
-            dtype=dtype_of(config.model.dtype),
-            attn_implementation="eager",
-            trust_remote_code=config.model.trust_remote_code,
-        )
-    base.requires_grad_(False)
+    base = base_without_weights(described, config.model)
     if config.model.quantization == "nf4":
         quantize_nf4(base, dtype_of(config.model.dtype))
     checkpointing = config.train.gradient_checkpointing
-    with meta:
+    with torch.device("meta"):
         return build_model(base, config.lora, config.run.seed, checkpointing)
 
 

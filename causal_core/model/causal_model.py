@@ -173,22 +173,16 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 def parameter_counts(config: Config) -> dict[str, int]:
     """Adapter, projection and base parameters, counted on a model without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from causal_core.pretrained.loading import resolve_model
+    from causal_core.pretrained.loading import base_without_weights, resolve_model
 
-    pass
-
-    source = resolve_model(config.model, config.data.cache_dir)
     described = AutoConfig.from_pretrained(
-        source,
+        resolve_model(config.model, config.data.cache_dir),
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )
+    base = base_without_weights(described, config.model)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(
-            described, trust_remote_code=config.model.trust_remote_code
-        )
-        base.requires_grad_(False)
         model = build_model(base, config.lora, config.run.seed)
     return count_parameters(model)

@@ -66,7 +66,7 @@ def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLim
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         ).get_text_config()
     except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load("configuration", source, error)) from error
+        raise ModelError(cannot_load("configuration", source, error)) from error
     return ModelLimits(
         getattr(described, "vocab_size", None), getattr(described, "max_position_embeddings", None)
     )
@@ -82,7 +82,7 @@ def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load("tokenizer", source, error)) from error
+        raise ModelError(cannot_load("tokenizer", source, error)) from error
 
 
 def load_base(config: ModelSection, device: torch.device, cache_dir: str | None = None) -> Any:
@@ -110,7 +110,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load("model", source, error)) from error
+        raise ModelError(cannot_load("model", source, error)) from error
     model.requires_grad_(False)
     if config.quantization == "nf4":
         _keep_backward(model)
@@ -129,14 +129,47 @@ def _keep_backward(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _cannot_load(what: str, source: str, error: Exception) -> str:
+def base_without_weights(architecture: Any, config: ModelSection) -> Any:
+    """A base model of transformers' config `architecture` on the meta device, frozen.
+
+    Raises:
+        ModelError: transformers has no causal language model of this architecture.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(
+                architecture,
+                dtype=dtype_of(config.dtype),
+                attn_implementation="eager",
+                trust_remote_code=config.trust_remote_code,
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(cannot_load("model", config.name_or_path, error)) from error
+    return base.requires_grad_(False)
+
+
+# How transformers begins to say that it does not know an architecture, or not as a language model.
+UNKNOWN_ARCHITECTURE = ("Unrecognized configuration class", "Unrecognized model", "The checkpoint")
+_OWN_CODE = (
+    "A model that needs its own Python code wants model.trust_remote_code=true on the command line "
+    "(of evaluate: --trust-remote-code), after you have read that code."
+)
+
+
+def cannot_load(what: str, source: str, error: Exception) -> str:
+    """What happened, and what to do about it."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
-        f"the {what} of {source} cannot be loaded: {first[:300]}. Check model.name_or_path, the "
-        "network or the hub token; a local directory works offline. A model that needs "
-        "its own Python code wants model.trust_remote_code=true on the command line (of evaluate: "
-        "--trust-remote-code), after you have read that code."
+    advice = (
+        "Check model.name_or_path, the network or the hub token; a local directory works offline."
     )
+    if first.startswith(UNKNOWN_ARCHITECTURE):
+        advice = (
+            "The installed transformers has no causal language model of this architecture: use one "
+            "of those in docs/models.md."
+        )
+    return f"the {what} of {source} cannot be loaded: {first[:300]}. {advice} {_OWN_CODE}"
 
 
 _SAMPLE_BYTES = 2**20

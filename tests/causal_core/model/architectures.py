@@ -140,6 +140,11 @@ Other architectures work where transformers' `AttentionInterface` serves all the
 attention of a layer asks for and is not known here (an option, a kind of layer, dropped attention
 weights) is an error that names it.
 
+`lora.target_modules` takes names of the decoder's linear modules, `all-linear` (all of them) or
+`auto` (PEFT's choice for the architecture; where it has none, queries and values, or what they are
+fused into, as in Phi-3's `qkv_proj`). The output layer and the embedding cannot be adapted. After
+the first backward, a tensor that is to be trained and got no gradient at all is an error.
+
 Every run begins with a self-test: its longest and its shortest triplet through the prefix tree and
 through the model's own plain forward (the library's attention and layers, adapter on, no dropout).
 Where log-probabilities of labels or pooled hidden states differ by more than rounding explains

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from causal_core.config import LoraSection, LossSection, ModelSection
+from causal_core.config_file import parse_config
 from causal_core.config_sections import LLAMA_PROJECTIONS
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
+from causal_core.memory import predict
 from causal_core.model.causal_model import build_model, count_parameters
 from causal_core.model.targets import target_modules
 from causal_core.pretrained.loading import load_base, load_tokenizer, resolve_model
@@ -88,6 +92,15 @@ def test_modules_of_an_architecture_by_one_word(kind, auto):
 def test_a_directory_without_a_model_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json in it"):
         resolve_model(ModelSection(name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["vit", "no-such-architecture"])
+def test_an_architecture_that_is_no_language_model_is_not_blamed_on_the_network(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    config = parse_config({"model": {"name_or_path": str(tmp_path)}})
+    with pytest.raises(ModelError, match=r"docs/models\.md") as refused:
+        predict(config, micro_batch_tokens=256)
+    assert "network" not in str(refused.value)
 
 
 def test_a_missing_tokenizer_is_the_users_error(tiny_model_directory, tmp_path):
