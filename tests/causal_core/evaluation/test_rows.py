@@ -45,7 +45,7 @@ def plain_greedy(model, prompt, end, limit):
 
 @torch.no_grad()
 def test_scores_equal_separate_forwards():
-    model, triplets = tiny_model().eval(), random_triplets(7, seed=4)
+    model, triplets = tiny_model().double().eval(), random_triplets(7, seed=4)
     scores = score_triplets(model, triplets, CPU, budget=150, head_trained=True)
     for i, t in enumerate(triplets):
         clean, attacked = t.system + t.benign, t.system + t.injection
