@@ -10,8 +10,8 @@ diagonal also against that engine's own uninterrupted run, where it must be iden
 
 In float32 the difference would be the processor's: AdamW moves an element whose gradient is all but
 zero by its sign, so the last bit of a sum decides. ZeRO sums gradients and moves weights in float32
-all the same, in one order everywhere. bitsandbytes knows no float64; there the elements that differ
-most are left out (`TRIM`).
+all the same. bitsandbytes knows no float64; there the elements that differ most are left out
+(`TRIM`).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -153,9 +154,20 @@ def micro_batch_gradient(
 ) -> float:
     """Backward of one micro-batch of a global batch `triplets`; its share of the loss."""
     denominators = Denominators.of(triplets)
+    if next(model.projection.parameters()).dtype is torch.float64:
+        batch = replace(batch, pool_weights=exact_pool_weights(batch))
     value, _ = micro_batch_loss(model, model(batch), batch, loss, denominators)
     value.backward()
     return float(value.detach())
+
+
+def exact_pool_weights(batch: TreeBatch) -> Tensor:
+    """The batch's 1 / length in float64: its own, of which these are checked to be the rounded
+    ones, would leave a float64 model with an error of float32."""
+    pooled = (batch.pool_weights != 0).double()
+    exact = pooled / pooled.sum(-1, keepdim=True).clamp(min=1.0)
+    assert torch.equal(exact.float(), batch.pool_weights)
+    return exact
 
 
 def gradients(model: CausalModel) -> dict[str, Tensor]:

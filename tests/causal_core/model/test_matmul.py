@@ -103,7 +103,6 @@ def test_the_fastest_is_one_that_can_be_used(monkeypatch):
 def test_new_shapes_do_not_fill_the_memory():
     program = """
 import torch
-import torch.nn.functional as F
 from causal_core.model import matmul
 from causal_core.model.matmul import linear
 
