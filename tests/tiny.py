@@ -170,6 +170,16 @@ def exact_pool_weights(batch: TreeBatch) -> Tensor:
     return exact
 
 
+def norms_in_float64(patch) -> None:
+    """The library's Llama norms in the type of their input; its own round to float32 within."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(norm, x):
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+    patch.setattr(LlamaRMSNorm, "forward", forward)
+
+
 def gradients(model: CausalModel) -> dict[str, Tensor]:
     """A copy of every trainable parameter's gradient (zeros where there is none)."""
     return {

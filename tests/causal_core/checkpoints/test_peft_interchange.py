@@ -14,6 +14,7 @@ from causal_core.errors import CheckpointError
 from causal_core.model.causal_model import build_model
 from causal_core.run import loop
 from causal_core.run.context import LocalContext
+from tests.tiny import norms_in_float64
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -36,19 +37,20 @@ def base_of(directory):
 
 
 @torch.no_grad()
-def test_plain_peft_gives_the_same_logits(trained, tiny_model_directory):
+def test_plain_peft_gives_the_same_logits(trained, tiny_model_directory, monkeypatch):
     from peft import PeftModel
 
+    norms_in_float64(monkeypatch)
     ours = build_model(base_of(tiny_model_directory), LoraSection(rank=2, alpha=4), seed=5).eval()
     load_weights(trained, ours)
-    theirs = PeftModel.from_pretrained(base_of(tiny_model_directory), str(trained)).eval()
+    ours.double()
+    theirs = PeftModel.from_pretrained(base_of(tiny_model_directory), str(trained)).eval().double()
     ids = torch.randint(3, 200, (2, 17), generator=torch.Generator().manual_seed(0))
     plain = base_of(tiny_model_directory)(input_ids=ids).logits
     expected = theirs(input_ids=ids).logits
-    assert not torch.allclose(plain, expected, atol=1e-3)  # the adapter does something
-    torch.testing.assert_close(
-        ours.peft_model(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-6
-    )
+    assert not torch.allclose(plain.double(), expected, atol=1e-3)  # the adapter does something
+    found = ours.peft_model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_a_checkpoint_holds_no_pickle_and_no_base_weights(trained):

@@ -112,11 +112,11 @@ def divergence_of(teacher, student):
 
 
 def test_the_divergence_is_zero_for_equal_distributions_and_positive_otherwise():
-    logits = torch.randn(4, 9)
-    assert divergence_of(logits, logits + 5.0)[0] == pytest.approx(0.0, abs=1e-5)
-    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
+    logits = torch.randn(4, 9, dtype=torch.float64)
+    assert divergence_of(logits, logits + 5.0)[0] == pytest.approx(0.0, abs=1e-12)
+    p, q = (torch.tensor(values, dtype=torch.float64) for values in ([0.5, 0.5], [0.9, 0.1]))
     expected = float((p * (p / q).log()).sum())
-    assert divergence_of(p.log()[None], q.log()[None])[0] == pytest.approx(expected)
+    assert divergence_of(p.log()[None], q.log()[None])[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_gradient_reaches_the_teacher():

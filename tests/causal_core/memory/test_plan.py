@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
@@ -102,13 +101,16 @@ def test_parameters_are_counted_as_they_are():
     assert parts["adapter"] == pytest.approx(4 * 8 * layers * ranks, rel=0.01)
 
 
-def test_a_known_plan_is_looked_up():
-    config = planned()
-    predict(config)
-    begin = time.perf_counter()
-    for _ in range(100):
-        predict(config)
-    assert (time.perf_counter() - begin) / 100 < 1e-3
+def test_a_known_plan_is_looked_up(monkeypatch):
+    known = predict(planned())
+
+    def traced_again(*_):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr("causal_core.memory.trace.trace_step", traced_again)
+    assert predict(planned()) is known
+    with pytest.raises(AssertionError, match="traced again"):
+        predict(planned(lora={"rank": 9}))
 
 
 def test_the_largest_micro_batch_fits_and_a_larger_one_does_not(small):

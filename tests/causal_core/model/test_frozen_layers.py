@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from causal_core.model.frozen_layers import use_fused_layers
-from tests.tiny import tiny_base
+from tests.tiny import norms_in_float64, tiny_base
 
 
 def states_and_gradient(base, embedded):
@@ -21,18 +21,19 @@ def states_and_gradient(base, embedded):
     return hidden.detach(), embedded.grad
 
 
-def test_a_llama_computes_the_same():
-    base = tiny_base().eval()
+def test_a_llama_computes_the_same(monkeypatch):
+    norms_in_float64(monkeypatch)
+    base = tiny_base().double().eval()
     for name, parameter in base.named_parameters():
         if "norm" in name:
             nn.init.uniform_(parameter, 0.5, 1.5)
-    embedded = torch.randn(2, 7, 32)
+    embedded = torch.randn(2, 7, 32, dtype=torch.float64)
     expected = states_and_gradient(base, embedded)
     assert use_fused_layers(base) == 2 * 2 + 1 + 2  # two norms a layer, the last one, two MLPs
     assert use_fused_layers(base) == 0
     found = states_and_gradient(base, embedded)
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_half_types_take_the_library_s_path():

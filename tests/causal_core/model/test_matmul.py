@@ -69,14 +69,16 @@ def test_partial_matrices_and_other_types_go_torch_s_own_way(monkeypatch):
 
 
 @needs_onednn
-def test_the_gradient_of_a_model_is_the_same_by_both():
-    model, triplets = tiny_model(), random_triplets(6, seed=3)
-    found = []
+def test_the_gradient_of_a_model_is_as_near_to_float64_by_both():
+    """One library's rounding is the measure of the other's: neither errs by ten times as much."""
+    triplets = random_triplets(6, seed=3)
+    _, exact = packed_gradients(tiny_model().double(), triplets, LOSSES["all"], 300)
+    errors = {}
     for library in LIBRARIES:
         matmul.use(library)
-        found.append(packed_gradients(model, triplets, LOSSES["all"], 300))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert relative_error(found[0][1], found[1][1]) < 1e-3
+        _, found = packed_gradients(tiny_model(), triplets, LOSSES["all"], 300)
+        errors[library] = relative_error(found, exact)
+    assert max(errors.values()) < 10 * min(errors.values()), errors
 
 
 def test_a_frozen_linear_has_the_input_s_gradient_alone():
