@@ -11,9 +11,8 @@ Each start of workers takes seconds, so that one run shows as much as it can.
 from __future__ import annotations
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from benchmarks.engines import TRIM, difference
 from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import DamagedCheckpointError, RunFailedError, UserError
@@ -22,6 +21,11 @@ from ray_jobs.training.trainer import fit
 from tests.tiny_run import metric_lines, tiny_config
 
 pytestmark = pytest.mark.ray
+
+# Float32 and AdamW, so without the elements that rounding alone may turn around (as in
+# tests/causal_core/engines/test_rounding.py); of the rest it made 1.2e-5 on one AMD EPYC. A wrong
+# gradient is no matter of rounding: there it makes more than 1e-1 of an adapter.
+LIMIT = 1e-4
 
 
 @pytest.fixture
@@ -91,9 +95,7 @@ def test_two_workers_end_where_one_does(local_ray, config_of):
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
     assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
     for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
-        a, b = (load_file(final_checkpoint(c) / name) for c in (one, two))
-        for key, value in a.items():
-            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
+        assert difference(final_checkpoint(two) / name, final_checkpoint(one) / name, TRIM) < LIMIT
 
 
 def test_an_error_in_an_evaluations_worker_is_one_sentence(local_ray, config_of, tmp_path, capfd):
@@ -165,6 +167,5 @@ def test_a_deepspeed_run_on_ray_is_continued_by_one_plain_worker(local_ray, conf
             if key in record and record["kind"] == other["kind"]:
                 assert other[key] == pytest.approx(record[key], rel=1e-3, abs=1e-5), key
     for name in ("adapter_model.safetensors", "causal_projection.safetensors"):
-        a, b = (load_file(final_checkpoint(c) / name) for c in (plain, sharded))
-        for key, value in a.items():
-            torch.testing.assert_close(b[key], value, rtol=1e-3, atol=2e-5)
+        ended = final_checkpoint(sharded) / name
+        assert difference(ended, final_checkpoint(plain) / name, TRIM) < LIMIT
