@@ -1,10 +1,10 @@
-# make demo | make check | make test | make test-all | make mutants | make bench | make clean; `make demo ARGS=--fresh` passes options on
+# make demo | make check | make test | make test-all | make mutants | make isa | make bench | make clean; `make demo ARGS=--fresh` passes options on
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo check test test-all mutants lint types bench clean help
+.PHONY: demo check test test-all mutants isa lint types bench clean help
 
 help:
 	@echo "make demo      set up .venv and run the main job on the built-in data and model"
@@ -12,6 +12,7 @@ help:
 	@echo "make test      set up .venv and run lint, types and the fast tests"
 	@echo "make test-all  the slow tests as well"
 	@echo "make mutants   do the fast tests notice small deliberate bugs? (tests/mutants.py)"
+	@echo "make isa       the fast tests of causal_core at three levels of instruction sets"
 	@echo "make bench     the training step against its rivals, side by side (benchmarks/README.md)"
 	@echo "make clean     remove .venv and caches (runs/ stays)"
 
@@ -51,6 +52,9 @@ test-all: lint types
 
 mutants: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.mutation $(ARGS)
+
+isa: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.isa $(ARGS)
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.step $(ARGS)
