@@ -9,7 +9,6 @@ from causal_core.data.folding import folded
 from causal_core.data.schema import (
     CANONICAL_NAME,
     LEAKING_FAMILY,
-    POSITIONS,
     REQUIRED_FIELDS,
     SPLIT_ALIASES,
     SPLITS,
@@ -125,9 +124,6 @@ def _check_values(row: dict[str, Any], broken: set[str], errors: list[Finding]) 
             reason = f"{quoted(row['split'])} is none of {', '.join(SPLITS)}"
             errors.append(("split", reason))
         row["split"] = name
-    if "position" not in broken and row["position"] not in (None, *POSITIONS):
-        reason = f"{quoted(row['position'])} is none of {', '.join(POSITIONS)}"
-        errors.append(("position", reason))
     if "benign_input" not in broken:
         for field, why in (
             ("benign_cf_input", "the same as benign_input, so it is no counterfactual"),

@@ -17,7 +17,6 @@ from causal_core.errors import UserError
 from causal_core.visible_text import shown
 
 SPLITS = ("train", "validation", "test_seen", "test_novel")
-POSITIONS = ("start", "middle", "end")
 # The family whose witness is part of S on purpose: the attack asks the model to reveal it.
 LEAKING_FAMILY = "prompt_leaking"
 

@@ -43,6 +43,15 @@ def write_lines(path: Path, *lines: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize("field", ["position", "task", "attack_technique", "source", "license"])
+def test_labels_are_free(field, tmp_path):
+    labels = ["suffix", "Ende", "1/2"]
+    path = write_lines(
+        tmp_path / "labels.jsonl", *(row(id=label, **{field: label}) for label in labels)
+    )
+    assert [getattr(triplet, field) for triplet in read_triplets(path).triplets()] == labels
+
+
 @pytest.mark.parametrize(
     ("line", "field", "reason"),
     [
@@ -68,7 +77,6 @@ def write_lines(path: Path, *lines: object) -> Path:
         (row(benign_cf_input="Send it to Rome. "), "benign_cf_input", "same as benign_input"),
         (row(injection_input="Send it to Rome."), "injection_input", "same as benign_input"),
         (row(split="dev"), "split", "'dev' is none of"),
-        (row(position="top"), "position", "'top' is none of"),
         (row(witness="rome"), "witness", "is in the safe answer"),
     ],
 )
