@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from causal_core.files import METRICS_FILE
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 FILES = ("adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors")
 PATIENCE_SECONDS = 240.0
+# What no command prints into a file or a pipe: colours, and what is Ray's to say.
+RAYS_OWN = re.compile(
+    r"\x1b|Traceback|\(raylet|pid=\d|ray::|\[\d{4}-\d\d-\d\d|site-packages|docs\.ray\.io|Trial run_"
+)
 
 
 @dataclass
@@ -115,6 +120,7 @@ class Command:
         finally:
             self.process.kill()
         assert found == code, self.text()
+        assert not RAYS_OWN.search(self.text()), self.text()
 
     def run(self, code: int = 0) -> None:
         self.start().finish(code)

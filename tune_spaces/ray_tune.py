@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -71,6 +72,13 @@ def _working_directory(directory: Path) -> Iterator[None]:
         if before is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.chdir(before)
+
+
+class _NoProgress(TrialProgressCallback):
+    """In place of Tune's own, which prints the end of a trial even where `verbose` is 0."""
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Nothing: the live table says it."""
 
 
 class CampaignSearch(Searcher):
@@ -174,6 +182,7 @@ def run_on_tune(campaign: Campaign, slots: int, total_steps: int) -> None:
             storage_path=str(campaign.sweep.directory),
             failure_config=tune.FailureConfig(max_failures=run.ray.max_failures),
             verbose=0,
+            callbacks=[_NoProgress()],
         ),
     )
     with _secrets_set_aside(), _working_directory(campaign.sweep.directory):

@@ -71,8 +71,11 @@ def ray_session(config: Config) -> Iterator[None]:
 def _connect(config: Config, address: str | None) -> None:
     import ray
 
+    from ray_jobs.training.ray_words import FORM
+
+    said = {"log_to_driver": False, "logging_level": "WARNING", "logging_format": FORM}
     if address:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        ray.init(address=address, **said)
     else:
         ray.init(
             address="local",
@@ -81,8 +84,7 @@ def _connect(config: Config, address: str | None) -> None:
             # Ray Train's cleaner of placement groups asks the dashboard for the controller's state.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            configure_logging=False,
+            **said,
         )
 
 

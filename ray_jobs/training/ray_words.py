@@ -22,6 +22,7 @@ from ray_jobs.console.plain import printable
 log = logging.getLogger(__name__)
 
 _RAY_LOG, _FAILURE_LOG = "ray.log", "failure.log"
+FORM = "%(asctime)s %(levelname)s %(message)s"
 _LOGGERS = ("ray", "ray.train")  # `quiet_libraries` lets nothing of Train pass to Ray's
 _GUESSES = " Some common causes include:"  # half a page of them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -32,7 +33,7 @@ def ray_says_into(directory: Path) -> Iterator[None]:
     """What Ray says in this process during a `with` block goes to the run's `log/ray.log`."""
     from ray._private import worker
 
-    file = LogFile(directory / LOG / _RAY_LOG, _Readable("%(asctime)s %(levelname)s %(message)s"))
+    file = _RayLog(directory / LOG / _RAY_LOG, logging.Formatter(FORM))
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
     # Ray prints messages of the cluster ("a worker died") straight to stdout, in yellow, whatever
@@ -57,7 +58,9 @@ def ray_says_into(directory: Path) -> Iterator[None]:
         file.close()
 
 
-class _Readable(logging.Formatter):
+class _RayLog(LogFile):
+    """Readable whatever formatter Ray gives to the handlers of its loggers when it starts."""
+
     def format(self, record: logging.LogRecord) -> str:
         return readable(super().format(record))
 

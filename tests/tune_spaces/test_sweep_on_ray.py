@@ -25,6 +25,7 @@ from rich.console import Console
 
 from causal_core.config_file import load_config
 from causal_core.files import write_whole
+from tests.run_process import RAYS_OWN
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate
 from tune_spaces.ledger import Ledger
@@ -193,3 +194,7 @@ def test_kill_9_of_the_sweep_continues_and_a_crash_stays_alone(command):
         summary = json.loads((run / "trials" / f"{number:04d}" / "summary.json").read_text())["run"]
         assert 0 < summary["steps_now"] < summary["steps"], "resumed from its checkpoint"
         assert after[number].point == before[number].point
+    printed = "".join(path.read_text() for path in run.parent.glob("output-*"))
+    assert not RAYS_OWN.search(printed), printed
+    assert "a worker died" in (run / "log" / "ray.log").read_text().lower()
+    assert "Traceback" in (run / "trials" / "0002" / "log" / "failure.log").read_text()

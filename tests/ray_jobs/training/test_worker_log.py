@@ -151,9 +151,11 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
 
 def test_what_ray_says_is_kept_and_not_shown(tmp_path, capsys):
     from ray._private import worker
+    from ray._private.ray_logging import setup_logger
 
     before = worker.print_to_stdstream
     with ray_says_into(tmp_path):
+        setup_logger("WARNING", ray_words.FORM)  # as ray.init does
         logging.getLogger("ray.tune").warning("\x1b[33ma warning\x1b[0m")
         logging.getLogger("ray.train").error("an error \x1b]0;title\x07")
         data = {"lines": ["a worker died"], "pid": "raylet", "is_err": False}
