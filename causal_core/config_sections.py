@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -15,8 +16,9 @@ from pydantic import (
 )
 
 from causal_core.amounts import parse_bytes
-from causal_core.credentials import credentials_in
-from causal_core.visible_text import shown
+from causal_core.credentials import credentials_in, texts_in
+from causal_core.files import is_remote
+from causal_core.visible_text import quoted, shown
 
 LLAMA_PROJECTIONS = (
     "q_proj",
@@ -56,6 +58,14 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _text_can_be_stored(cls, data: Any) -> Any:
+        for text in texts_in(data):
+            if reason := _why_unusable(text):
+                raise ValueError(f"{quoted(text)} {reason}")
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
     def _truth_is_no_number(cls, data: Any) -> Any:
         for name, value in data.items() if isinstance(data, Mapping) else ():
             field = cls.model_fields.get(name)
@@ -63,6 +73,21 @@ class Section(BaseModel):
             if isinstance(value, bool) and not kinds & {bool, Any}:
                 raise ValueError(f"{name} is no switch: found {str(value).lower()}")
         return data
+
+
+def _why_unusable(text: str) -> str:
+    """Why nothing can have this text as its name or place; empty if something can."""
+    try:
+        if "\0" in text:
+            return "holds a NUL character, which no name of a file or of anything else has"
+        text.encode()
+        if text.startswith("~"):
+            Path(text).expanduser()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no text"
+    except RuntimeError:  # as pathlib has it
+        return "begins with the home directory of somebody who has none here: write it out"
+    return ""
 
 
 def _types_in(annotation: Any) -> set[Any]:
@@ -77,6 +102,16 @@ class RunSection(Section):
     seed: int = Field(
         0, ge=0, le=MOST_SEED, description="Seeds data order, initialisation and dropout."
     )
+
+    @field_validator("dir")
+    @classmethod
+    def _dir_is_of_this_machine(cls, value: str) -> str:
+        if is_remote(value):
+            raise ValueError(
+                "a run directory is of a file system; for checkpoints elsewhere there is "
+                "checkpoint.storage"
+            )
+        return value
 
 
 class ModelSection(Section):

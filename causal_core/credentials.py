@@ -48,6 +48,19 @@ def credentials_in(tree: Any, path: str = "") -> Iterator[str]:
             yield from credentials_in(value, path)
 
 
+def texts_in(tree: Any) -> Iterator[str]:
+    """The strings in a tree of plain values, keys among them."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from texts_in(key)
+            yield from texts_in(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from texts_in(value)
+
+
 def without_credentials(text: str) -> str:
     """One value with `***` in place of what authenticates; any other text as it is."""
     last = _LAST_AT.match(text)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 import uuid
@@ -23,6 +24,8 @@ PERFORMANCE_FILE = "performance.jsonl"  # seconds, tokens per second, memory by 
 SUMMARY = "summary.json"  # all final numbers
 BEST = "best"  # the best checkpoint
 LOG = "log"  # what workers logged, and what Ray said
+_REMOTE = re.compile(r"\w[\w+.-]+:/")
+_MOST_VALUES = 200  # of a record
 
 
 CACHE_SETTING = "data.cache_dir or $CAUSAL_RAY_CACHE"
@@ -31,7 +34,17 @@ CACHE_SETTING = "data.cache_dir or $CAUSAL_RAY_CACHE"
 def cache_root(configured: str | None = None) -> Path:
     """The cache directory: the config's, else $CAUSAL_RAY_CACHE, else ~/.cache/causal-ray."""
     chosen = configured or os.environ.get("CAUSAL_RAY_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "causal-ray"
+    try:
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "causal-ray"
+    except RuntimeError as error:  # as pathlib has it
+        raise UnwritableError(
+            f"there is no home directory for a cache ({error}): choose a place with {CACHE_SETTING}"
+        ) from None
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether it is no place of this machine: `s3://bucket/x`, or what a path makes of it."""
+    return _REMOTE.match(str(location)) is not None
 
 
 def checked_file(path: Path) -> os.stat_result:
@@ -89,16 +102,33 @@ def writes_to(place: Path, moved_by: str) -> Iterator[None]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a record file; a line cut off by a crash is left out."""
+    """The records of a file, one JSON object of plain values with a `step` per line.
+
+    It ends before the first line that is none: one cut off by a crash, or damaged.
+    """
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not _is_record(record):
+                break
+            records.append(record)
     return records
+
+
+def _is_record(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and type(found.get("step")) is int
+        and len(found) <= _MOST_VALUES
+        and not any(isinstance(value, dict | list) for value in found.values())
+        and all(abs(value) < 2**63 for value in found.values() if isinstance(value, int))
+    )
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def parse_yaml(text: str, source: str) -> Any:
         at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         reason = quoted(f"{error.problem or error.context}", 200)[1:-1]
         raise ConfigError(f"{source}: not valid YAML: {at}{reason}") from None
-    except yaml.YAMLError as error:  # a character that YAML forbids
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # no character, or none allowed
         reason = quoted(str(error).partition("\n")[0], 200)[1:-1]
         raise ConfigError(f"{source}: not valid YAML: {reason}") from None
 

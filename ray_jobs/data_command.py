@@ -6,6 +6,7 @@ markup.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from causal_core.files import is_remote
 from ray_jobs.console.plain import plain, printable
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
@@ -33,6 +35,8 @@ data_app = typer.Typer(
 )
 
 _PROBLEMS_SHOWN = 20
+_VALUES_SHOWN = 30  # of a column; a hostile file may have another family in every row
+_MOST_ROWS = 10**6
 _UNSPLIT = "unsplit"
 
 
@@ -60,9 +64,15 @@ _Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exis
 @data_app.command()
 def generate(
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory for the files.")],
-    train: Annotated[int, typer.Option(min=1, help="Rows of the train split.")] = 1000,
-    validation: Annotated[int, typer.Option(min=1, help="Rows of the validation split.")] = 100,
-    test: Annotated[int, typer.Option(min=1, help="Rows of test_seen and of test_novel.")] = 150,
+    train: Annotated[
+        int, typer.Option(min=1, max=_MOST_ROWS, help="Rows of the train split.")
+    ] = 1000,
+    validation: Annotated[
+        int, typer.Option(min=1, max=_MOST_ROWS, help="Rows of the validation split.")
+    ] = 100,
+    test: Annotated[
+        int, typer.Option(min=1, max=_MOST_ROWS, help="Rows of test_seen and of test_novel.")
+    ] = 150,
     seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = Format.JSONL,
     as_json: _Json = False,
@@ -171,6 +181,9 @@ def convert(
     with _user_errors(as_json=False):
         if out.suffix.lower() not in (".jsonl", ".parquet"):
             raise DataError.in_file(out, "unknown kind of file; write .jsonl or .parquet")
+        if is_remote(out):
+            reason = "names no file of this machine; write to one, then copy it there"
+            raise DataError.in_file(out, reason)
         if not split_dir:
             _refuse_inputs(out, inputs)
             _refuse_existing([out], force)
@@ -326,8 +339,11 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
     if table.num_rows:
         grid = Table("what", "value", "rows", box=None, pad_edge=False)
         for title, column in (("split", "split"), ("family", "attack_family"), ("task", "task")):
-            for value, count in _counts(table, column).items():
+            counts = _counts(table, column)
+            for value, count in itertools.islice(counts.items(), _VALUES_SHOWN):
                 grid.add_row(title, plain(_one_line(value)), f"{count:,}")
+            if len(counts) > _VALUES_SHOWN:
+                grid.add_row(title, f"... {len(counts):,} in all", "")
         witnesses = table.num_rows - table["witness"].null_count
         grid.add_row("witness", f"{witnesses / table.num_rows:.0%} of rows", f"{witnesses:,}")
         console.print(grid)

@@ -18,10 +18,11 @@ from causal_core.config_file import parse_config
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.files import SUMMARY
 from causal_core.generator.generate import generate_dataset
+from causal_core.report.recorded import read_summary
 from causal_core.run.lock import only_writer
 from ray_jobs.console.plain import plain
 from ray_jobs.console.result import show_result
-from ray_jobs.run import read_summary, run_evaluation, run_training
+from ray_jobs.run import run_evaluation, run_training
 from ray_jobs.training.ray_session import ray_session
 
 CONFIG = Path(__file__).parent / "presets" / "demo.yaml"
@@ -75,7 +76,7 @@ def _finished(config: Config) -> dict[str, Any] | None:
     """The result of an earlier demo with this very config and an evaluation beside the control."""
     if not (Path(config.run.dir) / SUMMARY).is_file():
         return None
-    result = read_summary(Path(config.run.dir))
+    result = read_summary(Path(config.run.dir), ended=True)
     evaluated = "control" in (result["evaluation"] or {"models": {}})["models"]
     same = parse_config(result["config"]).fingerprint() == config.fingerprint()
     return result if evaluated and same and result["status"] == "finished" else None

@@ -123,7 +123,7 @@ def expected_progress(config: Config, models: int) -> int:
 def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any]) -> None:
     """Puts one line per model and test set into metrics.jsonl, in place of earlier ones."""
     path = directory / METRICS_FILE
-    lines = [record for record in read_records(path) if record["kind"] != "evaluation"]
+    lines = [record for record in read_records(path) if record.get("kind") != "evaluation"]
     for model, result in evaluation["models"].items():
         for name, metrics in result["sets"].items():
             flat = {

@@ -14,6 +14,7 @@ from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, write_whole
+from causal_core.report.recorded import read_summary
 from causal_core.report.run_report import REPORT, write_report
 from causal_core.run.lock import only_writer
 from causal_core.run.trackers import check_trackers
@@ -96,7 +97,7 @@ def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
     # Again, now that the workers accepted it: a refused resume leaves the earlier one alone.
     write_whole(directory / CONFIG, config.to_yaml())
     if summary["finished"] and not summary["steps_now"] and (directory / SUMMARY).is_file():
-        earlier = read_summary(directory)
+        earlier = read_summary(directory, ended=True)
         if earlier["evaluation"] or not (test and config.data.test):
             console.print("This run was finished already; --fresh starts over.")
             return earlier
@@ -143,7 +144,7 @@ def run_evaluation(
         The content of summary.json, with this evaluation.
     """
     quiet_libraries()
-    summary = read_summary(directory)
+    summary = read_summary(directory, ended=True)
     config = _recorded_config(directory, trust_remote_code)
     if limit is None:
         with only_writer(directory):
@@ -174,7 +175,7 @@ def _evaluated_for_the_record(
     config: Config, directory: Path, console: Console, against: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Evaluates a run whose lock is held, and puts the result into all of its files."""
-    result = read_summary(directory)
+    result = read_summary(directory, ended=True)
     config = config.model_copy(deep=True)
     config.run.dir = str(directory)
     evaluation = _evaluated(config, directory, console, against)
@@ -196,17 +197,6 @@ def _evaluated(
     total = expected_progress(config, len(checkpoints))
     with evaluation_progress(console, run_directory(config) / PROGRESS, total):
         return evaluate(config, checkpoints)
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """summary.json of a run (`UserError` where there is none)."""
-    path = directory / SUMMARY
-    if not path.is_file():
-        raise UserError(
-            f"{directory} holds no finished run (no {SUMMARY}); train first: causal train CONFIG "
-            f"run.dir={directory}"
-        )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _prepared_data(config: Config, console: Console) -> RunData:

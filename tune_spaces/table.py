@@ -161,7 +161,7 @@ def _running_steps(campaign: Campaign, total_steps: int) -> dict[int, str]:
     for trial in campaign.ledger.trials:
         if trial.status == "running":
             records = read_records(campaign.directory(trial.number) / METRICS_FILE)
-            step = max((r["step"] for r in records if r["kind"] == "train"), default=0)
+            step = max((r["step"] for r in records if r.get("kind") == "train"), default=0)
             done = "judging" if step >= total_steps else f"step {step}/{total_steps}"
             found[trial.number] = done if step else "starting"
     return found

@@ -78,7 +78,7 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
     metrics = {
         name: dict(estimate) for name in OBJECTIVES if (estimate := found.get(name)) is not None
     }
-    records = [r for r in read_records(directory / METRICS_FILE) if r["kind"] == "validation"]
+    records = [r for r in read_records(directory / METRICS_FILE) if r.get("kind") == "validation"]
     best_step = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["run"]["best_step"]
     for record in records:
         if record["step"] == best_step and record.get("benign_nll") is not None:

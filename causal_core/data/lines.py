@@ -7,20 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from causal_core.data.reading import Reading
+from causal_core.data.reading import MAX_ROW_BYTES, Reading
 from causal_core.data.schema import CANONICAL_NAME, DataError
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted, shown
-
-# No row is as long. A line of brackets takes about a hundred times its length when parsed.
-_MAX_LINE_BYTES = 4 * 2**20
 
 
 def read_lines(source: Source, reading: Reading) -> None:
     """Hands every line of a file that is not blank to `reading`."""
     for line, data in enumerate(_lines(source), start=1):
         if data is None:
-            limit = f"{_MAX_LINE_BYTES // 2**20} MiB"
+            limit = f"{MAX_ROW_BYTES // 2**20} MiB"
             reading.refuse_unparsed(line, f"the line is longer than {limit}", "")
         elif data.strip():
             _read_line(data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data, line, reading)
@@ -43,12 +40,12 @@ def _lines(source: Source) -> Iterator[bytes | None]:
     """The lines of a file, None for one that is too long to be a row."""
     try:
         with source.path.open("rb") as handle:
-            while data := handle.readline(_MAX_LINE_BYTES):
-                if len(data) < _MAX_LINE_BYTES or data.endswith(b"\n"):
+            while data := handle.readline(MAX_ROW_BYTES):
+                if len(data) < MAX_ROW_BYTES or data.endswith(b"\n"):
                     yield data
                     continue
                 while data and not data.endswith(b"\n"):
-                    data = handle.readline(_MAX_LINE_BYTES)
+                    data = handle.readline(MAX_ROW_BYTES)
                 yield None
     except OSError as problem:
         raise DataError.in_file(source.name, f"cannot be read: {problem.strerror}") from problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from causal_core.data.reading import BATCH_ROWS, Reading
+from causal_core.data.reading import BATCH_ROWS, MAX_ROW_BYTES, Reading
 from causal_core.data.rules import Finding
 from causal_core.data.schema import CANONICAL_NAME, REQUIRED_FIELDS, DataError
 from causal_core.data.sources import Source
@@ -19,6 +20,8 @@ from causal_core.visible_text import quoted, shown
 _BATCH_BYTES = 16 * 2**20  # decoded, of one batch
 # Text compresses to a tenth or a fiftieth. What decodes to more than all of this is a bomb.
 _BOMB_BYTES, _BOMB_RATIO = 128 * 2**20, 200
+# Of the metadata at a file's end, which takes about twelve times its length when parsed.
+_MAX_FOOTER_BYTES = 16 * 2**20
 
 
 def read_parquet(source: Source, reading: Reading) -> None:
@@ -31,9 +34,14 @@ def read_parquet(source: Source, reading: Reading) -> None:
     budget = max(_BOMB_BYTES, _BOMB_RATIO * source.path.stat().st_size)
     decoded = 0
     for line, (row, damaged) in enumerate(_records(source, reading), start=1):
-        decoded += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        size = sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        decoded += size
         if decoded > budget:
             raise _bomb(source, decoded)
+        if size > MAX_ROW_BYTES:
+            limit = f"{MAX_ROW_BYTES // 2**20} MiB"
+            reading.refuse_unparsed(line, f"the row is longer than {limit}", "")
+            continue
         text = json.dumps(row, default=repr) if reading.wants_text else ""
         reading.take(row, line, damaged, text)
 
@@ -41,6 +49,7 @@ def read_parquet(source: Source, reading: Reading) -> None:
 def _records(source: Source, reading: Reading) -> Iterator[tuple[dict[str, Any], list[Finding]]]:
     """Rows as plain values, each with what could not be decoded in it."""
     try:
+        _refuse_long_footer(source)
         metadata = pq.read_metadata(source.path)
         names = metadata.schema.to_arrow_schema().names
         known = _known_columns(source, metadata, names)
@@ -58,6 +67,19 @@ def _records(source: Source, reading: Reading) -> Iterator[tuple[dict[str, Any],
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
         reason = f"cannot be read as Parquet: {quoted(str(problem), limit=200)}"
         raise DataError.in_file(source.name, reason) from problem
+
+
+def _refuse_long_footer(source: Source) -> None:
+    """The file ends with the length of its metadata and four letters."""
+    with source.path.open("rb") as file:
+        file.seek(-min(8, source.path.stat().st_size), os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+    if length > _MAX_FOOTER_BYTES:
+        raise DataError.in_file(
+            source.name,
+            f"cannot be read as Parquet: says that its metadata has {length:,} bytes; up to "
+            f"{_MAX_FOOTER_BYTES:,} are read",
+        )
 
 
 def _known_columns(source: Source, metadata: pq.FileMetaData, names: list[str]) -> list[str]:

@@ -18,6 +18,8 @@ from causal_core.visible_text import quoted, shown
 BATCH_ROWS = 4096
 # An Arrow string array holds at most 2 GiB; a batch is closed long before.
 _BATCH_CHARS = 16 * 2**20
+# No row is as long. A line of brackets takes about a hundred times its length when parsed.
+MAX_ROW_BYTES = 4 * 2**20
 # Distinct unknown keys remembered per file: a hostile file may have a new one in every row.
 _MAX_UNKNOWN_KEYS = 50
 

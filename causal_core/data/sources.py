@@ -64,7 +64,7 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
                 continue
         reason = _unreadable(path, suffixes)
         if reason:
-            problems.append(_about(path, reason))
+            problems.append(_about(name, reason))
             continue
         namesakes = stems.setdefault(path.stem, [])
         if path not in namesakes:
@@ -93,7 +93,7 @@ def _exists(path: Path) -> bool:
 def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
     """Why a path cannot be a data file, or None."""
     try:
-        checked_file(path)
+        size = checked_file(path).st_size
     except FileNotFoundError:
         return "no such file"
     except OSError as problem:
@@ -104,13 +104,13 @@ def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
     if suffix not in suffixes:
         known = ", ".join(suffixes)
         return f"unknown kind of file {quoted(suffix)}; known: {known}"
+    if not size:  # nor opened: what the kernel shows as a file, such as its log, may never end
+        return "the file is empty"
     try:
         with path.open("rb") as handle:
             head = handle.read(_HEAD_BYTES)
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
-    if not head:
-        return "the file is empty"
     return _no_lines_of_json(head) if suffix in TEXT_SUFFIXES else None
 
 

@@ -29,6 +29,7 @@ _MODEL_COLOURS = {"base": "#999999", "control": "#E69F00", "trained": "#0072B2"}
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MOST_POINTS = 800  # of a line: more cannot be told apart at this width
+_MOST_GROUPS = 40  # of a bar chart
 _STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "causal-ray",  # the same data gives the same bytes
@@ -87,7 +88,13 @@ def finished(figure: Figure, alt: str, caption: str) -> Chart:
 
 
 def bar_chart(title: str, groups: Sequence[Group], models: Sequence[str], caption: str) -> Chart:
-    """Horizontal grouped bars of proportions with their intervals, one group per family."""
+    """Horizontal grouped bars of proportions with their intervals, one group per family.
+
+    There may be as many families as rows: those that can be told apart are drawn.
+    """
+    if len(groups) > _MOST_GROUPS:
+        caption += f" The first {_MOST_GROUPS} of {len(groups):,} are drawn; the table has all."
+        groups = groups[:_MOST_GROUPS]
     thickness = 0.8 / len(models)
     with drawing():
         figure = Figure(figsize=(5.4, 1.0 + len(groups) * (0.16 + 0.17 * len(models))))

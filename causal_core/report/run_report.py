@@ -7,7 +7,6 @@ becomes a template.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from causal_core.errors import UserError
 from causal_core.evaluation.metrics import METRIC, TEST_METRICS, TRAINED, reference_model
-from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, SUMMARY, read_records, write_whole
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records, write_whole
 from causal_core.report import evaluation_section as evaluation
 from causal_core.report import training_section as training
 from causal_core.report.html import render
+from causal_core.report.recorded import read_summary
 from causal_core.report.verdict import rows_compared, verdict_of
 
 REPORT = "report.html"
@@ -47,27 +46,17 @@ def write_report(run_directory: Path) -> Path:
     """Writes `report.html` into a run directory, whole or not at all, and returns its path.
 
     Raises:
-        UserError: the directory has no readable `summary.json`.
+        UserError: the directory has no `summary.json` that can be read as one.
+        UnwritableError: the report cannot be written there.
     """
     run = _read(run_directory)
     return write_whole(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
 
 
 def _read(directory: Path) -> _Run:
-    path = directory / SUMMARY
-    if not path.is_file():
-        raise UserError(
-            f"{directory} has no {SUMMARY}, so there is nothing to report: give the directory of "
-            "a run that has ended"
-        )
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(summary).__name__}")
+    summary = read_summary(directory)
     evaluated = summary.get("evaluation")
-    if not isinstance(evaluated, dict) or TRAINED not in (evaluated.get("models") or {}):
+    if evaluated and TRAINED not in (evaluated.get("models") or {}):
         evaluated = None
     records = read_records(directory / METRICS_FILE)
     return _Run(
@@ -75,7 +64,7 @@ def _read(directory: Path) -> _Run:
         status=str(summary.get("status") or "unknown"),
         facts=summary.get("run") or {},
         config=summary.get("config") or {},
-        evaluation=evaluated,
+        evaluation=evaluated or None,
         train=[r for r in records if r.get("kind") == "train"],
         validation=[r for r in records if r.get("kind") == "validation"],
         performance=read_records(directory / PERFORMANCE_FILE),

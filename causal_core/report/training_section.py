@@ -21,8 +21,9 @@ _TERM = "loss_"  # what the name of a term begins with in metrics.jsonl
 _COLLAPSED_RANK = 2.0  # below this the representations span hardly more than one direction
 
 
-def _series(records: Records, key: str) -> tuple[list[float], list[Any]]:
-    held = [r for r in records if key in r and "step" in r]
+def _series(records: Records, key: str) -> tuple[list[float], list[float | None]]:
+    """Steps, and the values there; what is no number is no value."""
+    held = [r for r in records if isinstance(r.get(key), int | float | None) and key in r]
     return [r["step"] for r in held], [r[key] for r in held]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, Unit, ordered_sets
+from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, TRAINED, Unit, ordered_sets
 from causal_core.evaluation.statistics import read_estimate
 from causal_core.files import BEST, SUMMARY
 from causal_core.report.run_report import REPORT
@@ -43,9 +43,10 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
     """One table per test set (models as columns, metrics with 95 % intervals as rows) and the
     verdict of the report."""
     models = list(evaluation["models"])
-    for name in ordered_sets(evaluation["models"][models[0]]["sets"]):
-        sets = {model: evaluation["models"][model]["sets"][name] for model in models}
-        title = plain(f"test set {name}: {sets[models[0]]['n']} triplets")
+    by_model = {model: evaluation["models"][model].get("sets") or {} for model in models}
+    for name in ordered_sets(by_model[TRAINED]):
+        sets = {model: found.get(name) or {} for model, found in by_model.items()}
+        title = plain(f"test set {name}: {sets[TRAINED].get('n', '?')} triplets")
         table = Table(title=title, title_justify="left")
         table.add_column("")
         for model in models:

@@ -11,7 +11,8 @@ import yaml
 from causal_core.config import Config, LossSection
 from causal_core.config_file import load_config, parse_config
 from causal_core.config_loss import LOSS_PRESETS
-from causal_core.errors import ConfigError
+from causal_core.errors import ConfigError, UnwritableError
+from causal_core.files import cache_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -226,6 +227,7 @@ def test_a_config_that_is_no_regular_file_is_not_opened(tmp_path):
         "s3://user%3Asecret%40bucket",
         "s3%3A%2F%2Fuser%253Asecret%2540bucket",
         "//:secret@host/share",
+        "https:/user:p%40secret@host/what/a/path/makes/of/it",
         "user:secret@host:/path",
         "https://host/container?sv=1&sig=secret",
     ],
@@ -255,3 +257,35 @@ def test_an_override_that_cannot_be_read_prints_no_password(override):
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs:/bucket/run"])
+def test_a_run_directory_is_of_this_machine(place):
+    """It would be made as a folder named `s3:` here, and be missed there."""
+    with pytest.raises(ConfigError, match=r"checkpoint\.storage"):
+        load_config(None, [f"run.dir={place}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ('run.dir="a\\0b"', "NUL"),
+        ('data.train=["x\\0.jsonl"]', "NUL"),
+        ('data.test={"\\0": x.jsonl}', "NUL"),
+        ('model.name_or_path="\\ud800"', "surrogate"),
+        ("run.dir=~nobody-of-this-name/run", "home directory"),
+        ("data.cache_dir=~nobody-of-this-name", "home directory"),
+        ('run.dir="\\U00110000"', "not valid YAML"),
+        (f"resources.gpu_memory={'9' * 400}GiB", "amount of memory"),
+    ],
+)
+def test_what_no_name_or_amount_can_be_is_refused(override, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_config(None, [override])
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_without_a_home_the_setting_that_moves_the_cache_is_named(monkeypatch):
+    monkeypatch.setenv("CAUSAL_RAY_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(UnwritableError, match=r"data\.cache_dir"):
+        cache_root()

@@ -18,12 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from causal_core.checkpoints.contents import MANIFEST, file_sha256, verify_checkpoint
 from causal_core.config import Config
 from causal_core.config_file import load_config
 from causal_core.data.reader import read_triplets
+from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, SUMMARY, read_records
+from causal_core.report import charts
+from causal_core.report.recorded import read_summary
+from causal_core.report.run_report import write_report
+from ray_jobs.console.result import show_result
 from tests.causal_core.checkpoints.test_damage import write_checkpoint
+from tests.causal_core.report.test_run_report import metrics_lines, summary, write_run
 from tests.causal_core.tokens.test_prompts import ENCODER, TOKENIZER
 from tests.fuzz.mutators import dumped, mutated_bytes, mutated_tree, text, value
 from tests.fuzz.watch import Watch
@@ -169,6 +176,31 @@ def test_checkpoints(share, watch, tmp_path):
                 shutil.copyfile(whole / touched, broken / touched)
 
     watch.campaign("checkpoints", int(1000 * share), one)
+    watch.assert_calm()
+
+
+def test_run_directories(share, watch, tmp_path, monkeypatch):
+    """Another's run: its report is written, or one line says what is wrong with it."""
+    monkeypatch.setattr(charts, "_uri", lambda figure: "data:,")  # how it is drawn is not read
+    write_run(tmp_path, summary(), metrics_lines(12))
+    lines = {name: read_records(tmp_path / name) for name in (METRICS_FILE, PERFORMANCE_FILE)}
+
+    def one(rng):
+        content = dumped(mutated_tree(rng, summary()))
+        (tmp_path / SUMMARY).write_bytes(
+            content if rng.random() < 0.8 else mutated_bytes(rng, content)
+        )
+        for name, records in lines.items():
+            found = [dumped(mutated_tree(rng, r) if rng.random() < 0.1 else r) for r in records]
+            text = b"\n".join(found)
+            (tmp_path / name).write_bytes(text if rng.random() < 0.9 else mutated_bytes(rng, text))
+        write_report(tmp_path)
+        said = io.StringIO()
+        show_result(Console(file=said), tmp_path, read_summary(tmp_path, ended=True))
+        assert "\x1b" not in said.getvalue()
+        return "kept"
+
+    watch.campaign("runs", int(400 * share), one)
     watch.assert_calm()
 
 

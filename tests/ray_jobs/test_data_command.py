@@ -145,6 +145,21 @@ def test_an_input_is_never_replaced(broken):
     assert broken.read_bytes() == before
 
 
+def test_a_hostile_number_of_families_is_not_listed(demo, tmp_path):
+    rows = [json.loads(line) for line in (demo / "train.jsonl").read_text().splitlines()][:40]
+    lines = [json.dumps(row | {"attack_family": f"family {n}"}) for n, row in enumerate(rows)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    shown = causal_data("check", tmp_path / "x.jsonl").output
+    assert "... 40 in all" in shown and shown.count("family  ") == 31
+
+
+def test_what_is_converted_goes_to_this_machine(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = causal_data("convert", demo / "train.jsonl", "s3://bucket/x.jsonl")
+    assert done.exit_code == 1 and "names no file of this machine" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_exit_codes_of_wrong_use(tmp_path):
     assert causal_data("check", tmp_path / "missing.jsonl").exit_code == 1
     assert "no such file" in causal_data("check", tmp_path / "missing.jsonl").output

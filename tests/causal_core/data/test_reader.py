@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal_core.credentials import message_without_credentials
 from causal_core.data.reader import BadRow, read_triplets
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, RowProblem
 from causal_core.data.writer import write_triplets
@@ -365,6 +366,37 @@ def test_an_endless_line_is_one_problem_and_is_not_kept(tmp_path):
     result = read_triplets(path, on_error="collect")
     assert [(p.line, p.reason) for p in result.errors] == [(1, "the line is longer than 4 MiB")]
     assert result.table["id"].to_pylist() == ["b"]
+
+
+def test_a_row_longer_than_any_line_may_be_is_set_aside_in_parquet_too(tmp_path):
+    given = parquet(tmp_path / "x.parquet", benign_input=["A" * 5 * 2**20, "B"])
+    result = read_triplets(given, on_error="collect")
+    assert (result.table.num_rows, result.bad_rows) == (1, 1)
+    assert "longer than 4 MiB" in str(result.errors[0])
+
+
+def test_long_metadata_of_a_parquet_file_is_not_parsed(tmp_path):
+    table = pq.read_table(parquet(tmp_path / "x.parquet"))
+    pq.write_table(
+        table.replace_schema_metadata({"note": "n" * 14 * 2**20}), tmp_path / "long.parquet"
+    )
+    with pytest.raises(DataError, match="its metadata has"):
+        read_triplets(tmp_path / "long.parquet")
+
+
+def test_a_file_without_bytes_is_not_opened(tmp_path, monkeypatch):
+    """As the kernel's log and its kind, which look like empty files and wait when read."""
+    (tmp_path / "x.jsonl").touch()
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
+    with pytest.raises(DataError, match="empty"):
+        read_triplets(tmp_path / "x.jsonl")
+
+
+def test_a_file_that_is_not_there_is_named_without_its_password(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_triplets("https://user:p%40secret@host/x.jsonl")
+    assert "no such file" in str(caught.value)
+    assert "secret" not in message_without_credentials(str(caught.value))
 
 
 @pytest.mark.parametrize("blank", ["", "  ", "\u3000", None, ...])
