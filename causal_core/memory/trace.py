@@ -21,12 +21,18 @@ from causal_core.config import Config, TrainSection
 from causal_core.device import dtype_of
 from causal_core.engines.base import LossFunction
 from causal_core.engines.plain import PlainEngine
+from causal_core.errors import ModelError
 from causal_core.loss.objective import Denominators
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
 from causal_core.model.attention import attention_windows
-from causal_core.model.causal_model import CausalModel, CausalOutput, build_model
+from causal_core.model.causal_model import (
+    CausalModel,
+    CausalOutput,
+    build_model,
+    check_layer_types,
+)
 from causal_core.pretrained.loading import base_without_weights
 from causal_core.step.train_step import TrainStep
 from causal_core.tokens.triplet import TripletTokens
@@ -76,7 +82,7 @@ def trace_step(
     batch = shape.meta_batch()
     marks = _Marks(tracker, model)
     kernels = DeviceKernels(device, tracker)
-    for layer in model.peft_model.get_base_model().get_decoder().layers:
+    for layer in _layers(model):
         for module in layer.children():
             kernels.inside(module)
     text = architecture.get_text_config()
@@ -108,6 +114,13 @@ def trace_step(
             tracker.making("activations")
             marks.enabled = False
             _validation_forward(model, batch)
+    except NotImplementedError as error:  # of torch: a tensor without data was looked into
+        name = type(model.peft_model.get_base_model()).__name__
+        raise ModelError(
+            f"the memory of {name} cannot be planned without its weights: its layers look at "
+            "values while they compute (experts that are chosen one by one, say). Use one of the "
+            "architectures in docs/models.md"
+        ) from error
     finally:
         marks.remove()
     return Trace(layers, dict(tracker.peaks), events)
@@ -143,6 +156,7 @@ def meta_model(config: Config, architecture: Any, layers: int) -> CausalModel:
     """Base of `layers` layers + adapter + head on the meta device."""
     described = copy.deepcopy(architecture)
     text = described.get_text_config()
+    check_layer_types(described)
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = _some_of_each(text.layer_types)[:layers]
@@ -152,6 +166,16 @@ def meta_model(config: Config, architecture: Any, layers: int) -> CausalModel:
     checkpointing = config.train.gradient_checkpointing
     with torch.device("meta"):
         return build_model(base, config.lora, config.run.seed, checkpointing)
+
+
+def _layers(model: CausalModel) -> nn.ModuleList:
+    decoder = model.peft_model.get_base_model().get_decoder()
+    if not isinstance(layers := getattr(decoder, "layers", None), nn.ModuleList):
+        raise ModelError(
+            f"the memory of {type(decoder).__name__} cannot be planned, because it does not keep "
+            "its layers in a list `layers`: use one of the architectures in docs/models.md"
+        )
+    return layers
 
 
 def _some_of_each(kinds: list[str]) -> list[str]:
@@ -261,7 +285,7 @@ class _Marks:
         self._tracker = tracker
         self.enabled = True
         base = model.peft_model.get_base_model()
-        layers = base.get_decoder().layers
+        layers = _layers(model)
         self._handles: list[Any] = []
         for number, layer in enumerate(layers):
             self._handles.append(layer.register_forward_pre_hook(self._enter(number)))

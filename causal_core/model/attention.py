@@ -143,8 +143,13 @@ def tree_attention_forward(
     """
     if prefix_tree is None:
         return _without_tree(module, query, key, value, attention_mask, options)
+    if attention_mask is not None and attention_mask.dtype is not torch.bool:
+        raise ModelError(
+            f"{type(module).__name__} makes an attention mask of its own, which prefix trees do "
+            "not have: use one of the architectures in docs/models.md"
+        )
     attention = attention_of(module, query, options)
-    prefix_tree.calls += 1
+    prefix_tree.attended.append(attention.window)
     if isinstance(prefix_tree, TreeBlocks):
         blocks = prefix_tree.within(attention.window)
         masks = prefix_tree.masks(query.dtype, attention.window)
@@ -196,13 +201,18 @@ def attention_of(module: torch.nn.Module, query: Tensor, options: dict[str, Any]
     return attention
 
 
+def layer_windows(text_config: Any) -> list[int | None]:
+    """The window of each layer by the model's config (None: a layer without)."""
+    window = getattr(text_config, "sliding_window", None)
+    layers = text_config.num_hidden_layers
+    kinds = getattr(text_config, "layer_types", None) or ["sliding_attention"] * layers
+    return [window if kind == "sliding_attention" else None for kind in kinds[:layers]]
+
+
 def attention_windows(text_config: Any, longest_path: int) -> set[int | None]:
     """The windows of a model's layers that cut paths of a length (None: a layer without)."""
-    window = getattr(text_config, "sliding_window", None)
-    if window is None or window >= longest_path:
-        return {None}
-    kinds = set(getattr(text_config, "layer_types", None) or ["sliding_attention"])
-    return {window if kind == "sliding_attention" else None for kind in kinds}
+    windows = layer_windows(text_config)
+    return {None if w is None or w >= longest_path else w for w in windows}
 
 
 def _unknown(module: torch.nn.Module, name: str, value: Any) -> ModelError:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from causal_core.config import Config, LoraSection
 from causal_core.device import at_least_float32
 from causal_core.errors import ModelError
-from causal_core.model.attention import ATTENTION
+from causal_core.model.attention import ATTENTION, layer_windows
 from causal_core.model.frozen_layers import use_fused_layers
 from causal_core.model.lora import use_fused_lora
 from causal_core.model.matmul import use_frozen_linear
 from causal_core.model.output_tail import OutputTail
 from causal_core.model.targets import target_modules
-from causal_core.trees.blocks import TreeRows
+from causal_core.trees.blocks import TreeBlocks, TreeRows
 from causal_core.trees.prefix_tree import TreeBatch
 
 # Kinds of layers, as transformers' configs name them, that attend to a path and nothing else.
@@ -68,7 +68,7 @@ class CausalModel(nn.Module):
         """One forward over packed trees; see `TreeBatch` for the shapes."""
         base = self.peft_model.get_base_model()
         tree = batch.blocks or TreeRows(batch.attention_mask, batch.position_ids)
-        tree.calls = 0
+        tree.attended = []
         hidden_RNH = base.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -76,7 +76,7 @@ class CausalModel(nn.Module):
             use_cache=False,
             prefix_tree=tree,
         ).last_hidden_state
-        _check_layers(base, tree.calls)
+        _check_layers(base, tree)
         # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
         hidden_wide = at_least_float32(hidden_RNH)
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
@@ -97,23 +97,50 @@ class CausalModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def _check_layers(base: Any, attended: int) -> None:
-    """Every layer must have looked at the tree: in any other, branches would see each other."""
-    layers = base.config.get_text_config().num_hidden_layers
+def _check_layers(base: Any, tree: TreeBlocks | TreeRows) -> None:
+    """Every layer must have looked at the tree, through its window: in any other, branches would
+    see each other, or more than in a forward of their own."""
+    config = base.config.get_text_config()
+    attended, layers = len(tree.attended), config.num_hidden_layers
     if attended != layers:
         raise ModelError(
             f"{type(base).__name__}: {attended} of {layers} layers go through transformers' "
             "AttentionInterface, and in the others prefix trees cannot be computed: use one of the "
             "architectures in docs/models.md"
         )
+    windows = [w for w in layer_windows(config) if w is not None]
+    told = sum(window is not None for window in tree.attended)
+    if told < len(windows) and tree.within(windows[0]) is not tree.within(None):
+        raise ModelError(
+            f"{type(base).__name__}: by its config {len(windows)} layers have a window of "
+            f"{windows[0]} tokens (sliding_window), and {told} ask their attention for one; the "
+            "others leave it to a mask that prefix trees do not have. Keep the rows within the "
+            f"window (data.max_length={windows[0]}), or use one of the architectures in "
+            "docs/models.md"
+        )
 
 
-def _check_layer_types(base: Any) -> None:
-    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
+def _check_architecture(base: Any) -> None:
+    check_layer_types(base.config)
+    if not base._supports_attention_backend:
+        raise ModelError(
+            f"{type(base).__name__} does not go through transformers' AttentionInterface, so "
+            "prefix trees cannot be computed with it: use one of the architectures in "
+            "docs/models.md"
+        )
+
+
+def check_layer_types(described: Any) -> None:
+    """Refuses a transformers config with layers that do more than attend to a path.
+
+    Raises:
+        ModelError: names the kinds of those layers.
+    """
+    kinds = getattr(described.get_text_config(), "layer_types", None) or ()
     unknown = sorted(set(kinds) - TREE_LAYERS)
     if unknown:
         raise ModelError(
-            f"{type(base).__name__} has layers of {', '.join(unknown)}, which prefix trees cannot "
+            f"{described.model_type} has layers of {', '.join(unknown)}, which prefix trees cannot "
             f"be computed with (they can with {', '.join(sorted(TREE_LAYERS))}): use one of the "
             "architectures in docs/models.md"
         )
@@ -130,7 +157,7 @@ def build_model(
     """
     from peft import LoraConfig, get_peft_model
 
-    _check_layer_types(base)
+    _check_architecture(base)
     targets = target_modules(base, lora)
     base.set_attn_implementation(ATTENTION)
     torch.manual_seed(seed)

@@ -42,7 +42,7 @@ class OutputTail:
         self._given = _Given()
         decoder = base.get_decoder()
         places = [n for n, child in base._modules.items() if decoder in set(child.modules())]
-        if len(places) != 1:
+        if len(places) != 1 or decoder is base.get_output_embeddings():
             raise self._not_separable()
         self._model._modules = {**base._modules, places[0]: self._given}
 

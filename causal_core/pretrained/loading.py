@@ -54,6 +54,9 @@ class ModelLimits:
 
     vocabulary: int | None  # rows of its embedding
     positions: int | None
+    # Up to this length the rotation of a position is the same in sequences of any length (longrope
+    # has one set of frequencies for short sequences and one for long ones).
+    same_rotation: int | None = None
 
 
 def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLimits:
@@ -68,8 +71,21 @@ def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLim
     except (OSError, ValueError) as error:
         raise ModelError(cannot_load("configuration", source, error)) from error
     return ModelLimits(
-        getattr(described, "vocab_size", None), getattr(described, "max_position_embeddings", None)
+        getattr(described, "vocab_size", None),
+        getattr(described, "max_position_embeddings", None),
+        _same_rotation(getattr(described, "rope_parameters", None) or {}),
     )
+
+
+def _same_rotation(rope: dict[str, Any]) -> int | None:
+    """Dynamic scaling differs beyond `max_position_embeddings`, which no row may exceed anyway."""
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one a layer type
+    lengths = [
+        kind["original_max_position_embeddings"]
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(lengths, default=None)
 
 
 def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:

@@ -59,7 +59,8 @@ def check_limits(dataset: TripletDataset, encoder: PromptEncoder, limits: ModelL
     """Refuses rows that the model cannot take: known before it is loaded.
 
     Raises:
-        UserError: a row longer than the model's positions, or with a token that has no embedding.
+        UserError: a row longer than the model's positions or than those that do not depend on its
+            length, or with a token that has no embedding.
     """
     longest = dataset.longest()
     if limits.positions is not None and longest > limits.positions:
@@ -67,6 +68,14 @@ def check_limits(dataset: TripletDataset, encoder: PromptEncoder, limits: ModelL
             f"the longest triplet has {longest} tokens, more than the {limits.positions} positions "
             "of the model (max_position_embeddings): set data.max_length="
             f"{limits.positions}, with data.overlong=drop to leave longer ones out"
+        )
+    if limits.same_rotation is not None and longest > limits.same_rotation:
+        raise UserError(
+            f"the longest triplet has {longest} tokens; in sequences of more than "
+            f"{limits.same_rotation} this model (rope_type longrope) computes all positions "
+            "differently, the first ones, too, so that they cannot share a prefix with shorter "
+            f"sequences: set data.max_length={limits.same_rotation}, with data.overlong=drop to "
+            "leave longer ones out"
         )
     rows = limits.vocabulary
     if rows is None or max(encoder.tokenizer.get_vocab().values()) < rows:

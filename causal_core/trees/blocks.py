@@ -1,4 +1,4 @@
-"""Cutting the attention over a prefix tree into dense blocks, with next to no score in vain.
+"""Cutting the attention over a prefix tree into dense blocks, with next to no wasted score.
 
 A dense mask over all nodes would compute mostly scores that it then discards. In depth-first order
 every chain of nodes without a fork is contiguous and so is every subtree, hence the nodes split
@@ -49,7 +49,8 @@ class TreeBlocks:
 
     blocks: tuple[Block, ...]
     depths: np.ndarray  # [N]: position of each node on its path
-    calls: int = 0  # layers that attended by these blocks: checked after the forward
+    # The window of each layer that attended by these blocks: checked after the forward.
+    attended: list[int | None] = field(default_factory=list)
     _within: dict[int, tuple[Block, ...]] = field(default_factory=dict)
     _masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(default_factory=dict)
 
@@ -108,7 +109,7 @@ class TreeRows:
 
     mask: Tensor  # [R, 1, N, N] bool: True where the row's node may attend
     depths: Tensor  # [R, N] long: position of each node on its path
-    calls: int = 0  # as in `TreeBlocks`
+    attended: list[int | None] = field(default_factory=list)  # as in `TreeBlocks`
     _within: dict[int, Tensor] = field(default_factory=dict)
 
     def within(self, window: int | None) -> Tensor:

@@ -107,6 +107,44 @@ ARCHITECTURES = (
         ATTENTION_ONLY,
     ),
     Architecture(
+        "Qwen 3 (experts)", "qwen3_moe", "experts, norms of queries and keys",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        ATTENTION_ONLY,
+    ),
+    Architecture(
+        "DeepSeek V3", "deepseek_v3", "experts, latent keys and values, heads of three widths",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8,
+         "qk_nope_head_dim": 6, "v_head_dim": 10, "n_routed_experts": 4, "num_experts_per_tok": 2,
+         "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1},
+        ["q_b_proj", "kv_b_proj", "o_proj"],
+    ),
+    Architecture(
+        "GLM 4", "glm4", "fused gates, norms around the layers, half of a head rotated",
+        {"head_dim": 8}, [*ATTENTION_ONLY, "gate_up_proj", "down_proj"],
+    ),
+    Architecture(
+        "StarCoder 2", "starcoder2", "biases, no gates, a window", {"sliding_window": WINDOW},
+        [*ATTENTION_ONLY, "c_fc", "c_proj"],
+    ),
+    Architecture(
+        "Phi-3.5 (experts)", "phimoe", "experts, a window that only its mask knows",
+        {"sliding_window": WINDOW, "num_local_experts": 4}, ATTENTION_ONLY,
+        refused="sliding_window",
+    ),
+    Architecture(
+        "Doge", "doge", "a mask of its own in every layer", {}, ATTENTION_ONLY,
+        refused="mask of its own",
+    ),
+    Architecture(
+        "BLOOM", "bloom", "ALiBi", {"n_layer": 2, "n_head": 4}, ["query_key_value"],
+        refused="AttentionInterface",
+    ),
+    Architecture(
+        "Jamba", "jamba", "layers of a state space model, experts",
+        {"use_mamba_kernels": False, "mamba_d_state": 4, "mamba_dt_rank": 4, "num_experts": 2},
+        ATTENTION_ONLY, refused="linear_attention",
+    ),
+    Architecture(
         "Qwen 3 Next", "qwen3_next", "layers of linear attention",
         {"layer_types": ["linear_attention", FULL, "linear_attention"], "head_dim": 8,
          "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
@@ -153,6 +191,11 @@ is left out: no device holds the weights.
 
 Windows count the tokens of a path, as they do in a forward of that path alone. In flat trees, keys
 outside of the window of every query of a block are not touched.
+
+Where positions depend on the length of the whole sequence (`longrope`, as in Phi-3 with 128k
+positions: other frequencies beyond `original_max_position_embeddings`), sequences of different
+lengths share nothing: longer rows are refused. A window that a layer leaves to its mask is refused
+where rows are longer than it.
 """
 
 

@@ -122,6 +122,39 @@ def test_what_cannot_be_exact_is_refused_by_name(architecture, packing):
         by_trees(model_of(architecture), random_triplets(2, seed=1), packing)
 
 
+@pytest.mark.parametrize("architecture", REFUSED, ids=lambda a: a.kind)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plan_refuses_what_training_will_refuse(architecture, device):
+    config = parse_config({"lora": {"target_modules": architecture.modules}})
+    shape = assumed_shape(config, 256, flat=device == "cpu")
+    with pytest.raises(ModelError, match=architecture.refused):
+        trace_step(config, architecture.config(), shape, device, layers=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("ctrl", "a list `layers`"), ("jetmoe", "look at values"), ("mamba", "linear_attention")],
+)
+def test_a_plan_that_cannot_be_made_says_why(kind, reason):
+    modules = {"ctrl": ["dense"], "jetmoe": ["kv_proj"], "mamba": ["in_proj"]}[kind]
+    config = parse_config({"lora": {"target_modules": modules}})
+    options = {"num_local_experts": 4, "kv_channels": 8, "n_layer": 3, "n_embd": 32, "n_head": 4}
+    described = Architecture("", kind, "", options).config()
+    with pytest.raises(ModelError, match=reason):
+        trace_step(config, described, assumed_shape(config, 256, flat=True), "cpu", layers=2)
+
+
+@BOTH_LAYOUTS
+def test_a_window_that_only_the_mask_knows_matters_to_longer_rows_alone(packing):
+    phimoe = next(a for a in ARCHITECTURES if a.kind == "phimoe")
+    triplets = random_triplets(6, seed=1)
+    model = model_of(replace(phimoe, options={**phimoe.options, "sliding_window": 500}))
+    expected, reference = by_separate_forwards(model, triplets)
+    found, trees = by_trees(model, triplets, packing)
+    assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert relative_error(trees, reference) < TOLERANCE
+
+
 @pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
 def test_generation_is_that_of_the_model_s_own_attention(architecture):
     model = model_of(architecture).float()  # the library's mask is no number in its float64 softmax

@@ -58,7 +58,7 @@ def without(**changes):
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("mistral", {"window": None}), ("gemma2", {"cap": None}), ("gpt_oss", {"sinks": None}),
+    [("mistral", {"window": 6}), ("gemma2", {"cap": None}), ("gpt_oss", {"sinks": None}),
      ("granite", {"scale": 1.0})],
 )  # fmt: skip
 def test_attention_without_an_option_is_refused(kind, changes, monkeypatch):

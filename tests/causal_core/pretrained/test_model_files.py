@@ -143,6 +143,22 @@ def test_rows_longer_than_the_models_positions_are_refused(model, tiny_data, tmp
     assert load_run_data(config).train.longest() < longest
 
 
+def test_rows_for_which_longrope_takes_other_frequencies_are_refused(model, tiny_data, tmp_path):
+    config = tiny_config(model, tiny_data, tmp_path / "run")
+    longest = load_run_data(config).train.longest()
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4, "original_max_position_embeddings": longest}  # fmt: skip
+    described(model, rope_parameters=rope, max_position_embeddings=4 * longest)
+    load_run_data(config)
+    rope["original_max_position_embeddings"] -= 1
+    described(model, rope_parameters=rope)
+    with pytest.raises(UserError, match=rf"longrope.*data\.max_length={longest - 1}"):
+        load_run_data(config)
+    nested = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
+    described(model, model_type="gemma3_text", rope_parameters=nested)
+    assert model_limits(config.model).same_rotation == longest - 1
+
+
 def test_tokens_without_an_embedding_are_named(model, tiny_data, tmp_path):
     config = tiny_config(model, tiny_data, tmp_path / "run")
     vocabulary = model_limits(config.model).vocabulary
