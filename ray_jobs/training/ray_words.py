@@ -91,7 +91,7 @@ def readable(text: str) -> str:
 def root_cause(error: BaseException) -> str:
     """The last line of an error of Ray, which tells of what its traceback ended in."""
     lines = [line for line in readable(str(error)).splitlines() if line.strip()]
-    return lines[-1].partition(_GUESSES)[0].strip() if lines else type(error).__name__
+    return lines[-1].partition(_GUESSES)[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:

@@ -194,7 +194,7 @@ def test_a_failure_of_ray_is_kept_whole_and_told_in_a_line(tmp_path, failed):
     kept = path.read_text()
     assert kept.count("RuntimeError: ray::worker() died\nTraceback\n  it ended. Some") == 2
     assert "test_worker_log.py" in kept and "\x1b" not in kept
-    assert first_line(failed) == "ray::worker() died" and root_cause(failed) == "it ended."
+    assert first_line(failed) == "ray::worker() died" and root_cause(failed) == "it ended"
     assert first_line(RuntimeError()) == root_cause(RuntimeError()) == "RuntimeError"
 
 
