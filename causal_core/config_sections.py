@@ -35,6 +35,7 @@ MOST = 10**9  # rows, tokens, steps, attempts
 MOST_WEIGHT = 1e6  # of a loss term, and other factors
 MOST_SEED = 2**63 - 1
 _MOST_WORKERS = 10_000
+_MOST_THREADS = 4096
 
 
 class Section(BaseModel):
@@ -161,7 +162,7 @@ class DataSection(Section):
 
     train: list[str] = Field(default_factory=list)
     validation: list[str] = Field(default_factory=list)
-    test: dict[str, list[str]] = Field(
+    test: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Test sets by name, e.g. {seen: [...], novel: [...]}."
     )
     cache_dir: str | None = Field(
@@ -316,7 +317,7 @@ class ResourcesSection(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        le=MOST,
+        le=_MOST_THREADS,
         description="CPU threads of each worker; default: cores / local workers.",
     )
 

@@ -199,7 +199,7 @@ def file_digest(path: Path, cache: Path) -> str:
 
 
 def _stamp(path: Path) -> list[int]:
-    status = path.stat()
+    status = checked_file(path)
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 

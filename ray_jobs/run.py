@@ -146,6 +146,8 @@ def run_evaluation(
     quiet_libraries()
     summary = read_summary(directory, ended=True)
     config = _recorded_config(directory, trust_remote_code)
+    if (missing := no_gpu_here(config)) is not None:
+        raise UserError(f"{missing} in {directory / CONFIG}")
     if limit is None:
         with only_writer(directory):
             return _evaluated_for_the_record(config, directory, console, against)
@@ -156,9 +158,10 @@ def run_evaluation(
         evaluation = _evaluated(config, directory, console, against)
         write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
     console.print(
-        f"A quick look at no more than {limit} rows per test set, kept in {place / EVALUATION}; "
-        f"{SUMMARY} and {REPORT} of the run stay as they were.",
-        markup=False,
+        plain(
+            f"A quick look at no more than {limit} rows per test set, kept in "
+            f"{place / EVALUATION}; {SUMMARY} and {REPORT} of the run stay as they were."
+        ),
         soft_wrap=True,
     )
     return {**summary, "evaluation": evaluation}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +42,9 @@ class TrainerState:
     config_fingerprint: str
 
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # what counts steps and rows anywhere else
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -57,13 +60,13 @@ class _SavedBest(_Strict):
 class SavedState(_Strict):
     """The file: a trainer state, the optimizer's plain values and the last metrics."""
 
-    step: int = Field(ge=0)
-    samples: int = Field(ge=0)
-    seed: int = Field(ge=0)
-    learning_rate: float = Field(ge=0)
-    total_steps: int = Field(ge=0)
-    skipped: int = Field(ge=0)
-    skipped_in_a_row: int = Field(ge=0)
+    step: _Count
+    samples: _Count
+    seed: _Count
+    learning_rate: float = Field(ge=0, le=10)
+    total_steps: _Count
+    skipped: _Count
+    skipped_in_a_row: _Count
     best: _SavedBest
     data_fingerprint: str
     base_fingerprint: str

@@ -40,6 +40,14 @@ class CheckpointStore:
                     f"checkpoint.storage={shown(without_credentials(location))}: "
                     f"{quoted(str(error), 200)}"
                 ) from None
+        else:
+            there = next(p for p in (Path(location), *Path(location).absolute().parents)
+                         if p.exists())  # fmt: skip
+            if not there.is_dir():
+                raise UserError(
+                    f"no checkpoint can be kept in {shown(location)}: {shown(str(there))} is no "
+                    "directory; choose another place with checkpoint.storage or run.dir"
+                )
 
     def names(self) -> list[str]:
         """Names of all checkpoints there, whole or not, oldest first."""

@@ -59,6 +59,8 @@ def evaluate_rows(
     progress: Callable[[int], None] | None = None,
 ) -> list[RowResult]:
     """Evaluates the given rows; `progress` is called with rows done (twice per row in all)."""
+    if not indices:  # more workers than rows
+        return []
     tokens = [dataset.tokens(i) for i in indices]
     scores = score_triplets(model, tokens, device, config.batch_tokens, head_trained, progress)
     prompts: list[list[int]] = []

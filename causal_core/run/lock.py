@@ -63,8 +63,9 @@ def only_writer(directory: Path, *, fresh: bool = False) -> Iterator[Path | None
         UserError: another process writes there.
         UnwritableError: the directory cannot be written.
     """
-    made, moved = not directory.exists(), None
+    moved = None
     with writes_to(directory, "run.dir"):
+        made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         _take(directory)
         if fresh and any(path.name != LOCK for path in directory.iterdir()):

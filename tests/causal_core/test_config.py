@@ -275,6 +275,8 @@ def test_a_run_directory_is_of_this_machine(place):
         ('model.name_or_path="\\ud800"', "surrogate"),
         ("run.dir=~nobody-of-this-name/run", "home directory"),
         ("data.cache_dir=~nobody-of-this-name", "home directory"),
+        ("data.test={seen: []}", "at least 1 item"),
+        ("resources.threads=1000000", "less than or equal to 4096"),
         ('run.dir="\\U00110000"', "not valid YAML"),
         (f"resources.gpu_memory={'9' * 400}GiB", "amount of memory"),
     ],

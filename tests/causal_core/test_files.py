@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from causal_core.files import whole_or_absent, write_whole
+from causal_core.files import file_digest, is_remote, whole_or_absent, write_whole
 
 
 def test_a_failure_leaves_the_earlier_file_and_nothing_else(tmp_path):
@@ -48,3 +50,15 @@ def test_the_usual_permissions_apply(tmp_path):
     (tmp_path / "plain").write_text("x")
     written = write_whole(tmp_path / "written", "x")
     assert written.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_has_no_end_or_waits_has_no_digest(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            file_digest(path, tmp_path / "cache")
+
+
+def test_places_elsewhere_are_told_from_paths():
+    assert all(map(is_remote, ("s3://b/x", "gs:/b", "hdfs://h/x", Path("s3://b/x"))))
+    assert not any(map(is_remote, ("runs/x", "/a/b", "./s3:x", "a b:c", "x", "", "~/a")))

@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
 
+from causal_core.config_file import load_config
 from causal_core.errors import UserError
+from causal_core.files import CONFIG
 from causal_core.run.lock import LOCK, only_writer
 from ray_jobs.run import QUICK_LOOKS, run_evaluation, run_training
 from tests.tiny_run import tiny_config
@@ -60,6 +64,25 @@ def test_a_quick_look_leaves_the_results_of_the_run_as_they_are(directory):
     assert result["models"]["trained"]["sets"]["novel"]["n"] == 1
     (kept,) = (directory / QUICK_LOOKS).rglob("*.json")
     assert json.loads(kept.read_text()) == result
+
+
+def test_where_a_quick_look_is_kept_is_printed_as_text(directory, tmp_path):
+    hostile = tmp_path / "\x1b[31m[bold]run"
+    shutil.copytree(directory, hostile)
+    console = Console(file=io.StringIO(), width=400)
+    run_evaluation(hostile, console, {}, limit=1)
+    shown = console.file.getvalue()
+    assert "\x1b" not in shown and "\\x1b[31m[bold]run" in shown
+
+
+def test_a_run_of_gpus_is_not_evaluated_where_there_is_none(directory, tmp_path, monkeypatch):
+    shutil.copytree(directory, tmp_path / "run")
+    recorded = load_config(tmp_path / "run" / CONFIG)
+    recorded.resources.gpus_per_worker = 1
+    (tmp_path / "run" / CONFIG).write_text(recorded.to_yaml())
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"no GPU here.*gpus_per_worker=0.*config\.yaml"):
+        run_evaluation(tmp_path / "run", CONSOLE, {}, limit=1)
 
 
 def test_a_directory_that_is_being_written_is_left_alone(config, directory):

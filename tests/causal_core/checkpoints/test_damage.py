@@ -126,9 +126,10 @@ def test_a_manifest_of_any_shape_is_damaged(copy, change):
 
 STATE_CHANGES = [
     *changes("step", -1, 2, "1", 1.5, True, None, 10**400),
-    *changes("samples", -1, None, "x"),
+    *changes("samples", -1, None, "x", 2**63),
+    *changes("seed", 10**30),
     *changes("skipped", -1, 1.5, []),
-    *changes("learning_rate", "x", None, float("nan"), float("inf"), -1.0),
+    *changes("learning_rate", "x", None, float("nan"), float("inf"), -1.0, 1e30),
     *changes("best", None, [], {"odd": 1}, {"step": "1"}, {"value": 10**400}),
     *changes("optimizer_values", None, [], {"a": 1}, {"a": {"b": [1]}}),
     *changes("metrics", None, 3),

@@ -8,6 +8,7 @@ from pyarrow import fs
 from causal_core.checkpoints import store as store_module
 from causal_core.checkpoints.checkpoint import MANIFEST
 from causal_core.checkpoints.store import CheckpointStore
+from causal_core.errors import UserError
 
 
 @pytest.fixture
@@ -45,3 +46,9 @@ def test_the_manifest_is_uploaded_last(tmp_path, finished, monkeypatch):
     CheckpointStore((tmp_path / "remote").as_uri()).put(finished, "step-00000002")
     assert sorted(sent[:-1]) == ["adapter.safetensors", "tokenizer.json"]
     assert sent[-1] == MANIFEST
+
+
+def test_a_location_below_a_file_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"is no directory.*checkpoint\.storage"):
+        CheckpointStore(str(tmp_path / "file" / "checkpoints"))

@@ -135,6 +135,10 @@ def test_rows_are_judged_by_the_witness(tiny_data, tmp_path):
     assert [row.id for row in rows] == dataset.table.column("id").to_pylist()
     assert sum(done) == 2 * len(dataset)
     assert all(row.attack_succeeded is False for row in rows)  # random weights say nothing
+    none = range(len(dataset), len(dataset), 2)  # of a worker where there are more than rows
+    assert not evaluate_rows(
+        model_of(tokenizer), encoder, dataset, none, EvaluationSection(), CPU, head_trained=False
+    )
 
 
 @pytest.mark.parametrize("clean_says_it", [True, False])

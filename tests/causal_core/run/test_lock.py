@@ -161,3 +161,11 @@ def test_a_place_that_cannot_be_written_is_named_with_its_setting(tmp_path):
         only_writer(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_name_that_no_directory_can_have_is_named_with_its_setting(tmp_path):
+    with (
+        pytest.raises(UnwritableError, match=r"too long.*run\.dir"),
+        only_writer(tmp_path / ("x" * 300)),
+    ):
+        pass
