@@ -7,7 +7,7 @@ is a `DamagedCheckpointError` at most: auto-resume then takes the checkpoint bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -204,9 +204,8 @@ def _verify_tensors(directory: Path, manifest: Manifest, saved: SavedState) -> N
             raise DamagedCheckpointError(
                 f"{where}: tensor {quoted(name)} differs from the manifest"
             )
-    shapes: Mapping[str, torch.Size] = {name: weight.shape for name, weight in weights.items()}
     tensors = stored_optimizer(directory)
-    if problems := optimizer_problems(shapes, tensors, saved.optimizer_values):
+    if problems := optimizer_problems(weights, tensors, saved.optimizer_values):
         raise DamagedCheckpointError(f"{where}: {OPTIMIZER}: {problems[0]}")
     if not tensors and saved.step > saved.skipped:
         raise DamagedCheckpointError(

@@ -77,8 +77,7 @@ def load_optimizer_state(
     values: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Puts saved state back, parameter by parameter (`CheckpointError` on any mismatch)."""
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    if problems := optimizer_problems(shapes, tensors, values):
+    if problems := optimizer_problems(parameters, tensors, values):
         raise CheckpointError(
             problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
         )
@@ -91,7 +90,7 @@ def load_optimizer_state(
 
 
 def optimizer_problems(
-    shapes: Mapping[str, torch.Size],
+    weights: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
@@ -104,16 +103,16 @@ def optimizer_problems(
     problems = [
         f"optimizer state of {quoted(name)}, which is no trainable parameter of this model"
         for name in restored
-        if name not in shapes
+        if name not in weights
     ]
-    missing = [name for name in shapes if name not in restored]
-    if missing and len(missing) < len(shapes):
+    missing = [name for name in weights if name not in restored]
+    if missing and len(missing) < len(weights):
         problems.append(
-            f"no optimizer state for {len(missing)} of {len(shapes)} parameters, "
+            f"no optimizer state for {len(missing)} of {len(weights)} parameters, "
             f"e.g. {quoted(missing[0])}"
         )
     for name, state in restored.items():
-        if name in shapes and (problem := _state_problem(shapes[name], state)):
+        if name in weights and (problem := _state_problem(weights[name], state)):
             problems.append(f"optimizer state of {quoted(name)}: {problem}")
     return problems
 
@@ -125,8 +124,8 @@ _BLOCK = 256  # elements that share a scale in bitsandbytes' block-wise optimize
 _SECOND_MOMENTS = ("exp_avg_sq", "state2")
 
 
-def _state_problem(shape: torch.Size, state: Mapping[str, Any]) -> str | None:
-    keys = frozenset(state)
+def _state_problem(weight: Tensor, state: Mapping[str, Any]) -> str | None:
+    shape, keys = weight.shape, frozenset(state)
     if keys not in (_ADAMW, _EIGHT_BIT, _QUANTISED):
         return f"no optimizer here keeps {quoted(', '.join(sorted(keys)))}"
     step = state["step"]
@@ -134,9 +133,9 @@ def _state_problem(shape: torch.Size, state: Mapping[str, Any]) -> str | None:
         return "its step is not one finite number"
     if isinstance(step, bool | str | None) or not 0 <= float(step) < 2**53:
         return f"its step is {quoted(step)}"
-    moment_type = torch.uint8 if keys == _QUANTISED else torch.float32
+    kinds = {_QUANTISED: torch.uint8, _EIGHT_BIT: torch.float32, _ADAMW: weight.dtype}
     blocks = -(-shape.numel() // _BLOCK)
-    expected = dict.fromkeys(MOMENTS, (shape, moment_type))
+    expected = dict.fromkeys(MOMENTS, (shape, kinds[keys]))
     expected |= {f"qmap{n}": (torch.Size([256]), torch.float32) for n in (1, 2)}
     expected |= {f"absmax{n}": (torch.Size([blocks]), torch.float32) for n in (1, 2)}
     for key in keys - {"step"}:
