@@ -44,10 +44,11 @@ def connect(address: str) -> JobSubmissionClient:
     """
     # Ray reads it when it is imported. A token is sent unless the user has turned this off.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    client_of = job_client()  # importing it sets the levels that are set here
     for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and socket
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     with explained(address):
-        client: JobSubmissionClient = job_client()(address)
+        client: JobSubmissionClient = client_of(address)
         return client
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import threading
 import time
 
@@ -147,6 +148,8 @@ def test_no_agent_yet_is_asked_again(serve, monkeypatch):
 
     server = serve(answer)
     client = connect(server.url)
+    chatty = logging.getLogger("ray.dashboard.modules.job.sdk")
+    assert not chatty.isEnabledFor(logging.INFO)  # it tells of every socket
     assert submit._submitted(client, server.url, entrypoint="true") == "j"
     assert len(posts) == 3
 
