@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
 
 # Part of what is remembered about folded texts: another way of folding is another number.
-FOLDING = 1
+FOLDING = 2
 
 _QUOTES = {
     "'": "‘’‚‛′‹›ʼʹ´`",
@@ -26,13 +27,19 @@ _RUN_TOGETHER = {
 }  # fmt: skip
 
 
+# 1,234,567; a comma after a zero is one of decimals.
+_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])")
+
+
 def folded(text: str) -> str:
-    """A text without differences of case, width, composition, quotes, spacing and the unseen."""
+    """A text without differences of case, width, composition, quotes, digits, spacing and the
+    unseen."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_foldings()))
-        # Folding case can undo the composition.
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return " ".join(text.replace("`", "'").casefold().split())
+        # Folding case can undo the composition, and of `İ` it makes an i with a dot above.
+        text = unicodedata.normalize("NFKC", text.casefold().replace("i\u0307", "i"))
+    text = " ".join(text.replace("`", "'").casefold().split())
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
 
 
 def holds_word(text: str, word: str) -> bool:
@@ -111,5 +118,22 @@ def _script(character: str) -> str | None:
 @cache
 def _foldings() -> dict[int, str]:
     table = {ord(variant): plain for plain, variants in _QUOTES.items() for variant in variants}
-    unseen = (c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) == "Cf")
-    return table | {ord(c): "" for c in (*unseen, *_UNSEEN)}
+    for character in map(chr, range(sys.maxunicode + 1)):
+        category = unicodedata.category(character)
+        if category == "Cf":
+            table[ord(character)] = ""
+        elif category == "Nd":
+            table[ord(character)] = str(unicodedata.decimal(character))
+        elif category in ("No", "So") and _stands_apart(character):
+            table[ord(character)] = f" {character} "
+    return table | {ord(c): "" for c in _UNSEEN}
+
+
+def _stands_apart(symbol: str) -> bool:
+    """Whether a symbol is no part of the word or number beside it, though NFKC writes it in letters
+    or digits: a footnote's number, `½`, `①`, `™`; not `₂` of a formula or letters in circles."""
+    kind = unicodedata.decomposition(symbol).partition(" ")[0]
+    written = unicodedata.normalize("NFKC", symbol)
+    if unicodedata.category(symbol) == "No":
+        return kind in ("<super>", "<fraction>", "<circle>")
+    return len(written) > 1 and written.isalnum()

@@ -1,4 +1,4 @@
-"""torch DistributedDataParallel: whole parameters on each worker, one all-reduce a step."""
+"""torch DistributedDataParallel: whole parameters on each worker, one all-reduce per step."""
 
 from __future__ import annotations
 

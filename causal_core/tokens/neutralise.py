@@ -28,8 +28,7 @@ class Neutraliser:
         """Whether the text holds a marker."""
         if self._pattern is None:
             return False
-        seen = text if self._normalize is None else self._normalize(text)
-        return self._pattern.search(seen) is not None
+        return self._pattern.search(self._seen(text)) is not None
 
     def broken(self, text: str) -> str:
         """The text with every marker broken; what holds none is returned as it is."""
@@ -57,14 +56,22 @@ class Neutraliser:
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         seen = dict.fromkeys(self._seen(marker) for marker in self.markers)
-        # SentencePiece writes a space as U+2581, and takes one for the other.
-        patterns = [
-            (r"(?<!\w)" if marker[0].isalnum() else "")
-            + re.sub(r"\\ |▁", "[ ▁]", re.escape(marker))
-            for marker in seen
-            if len(marker) > 1 and not marker.isspace()
-        ]
+        patterns = [_bounded(marker) for marker in seen if len(marker) > 1 and not marker.isspace()]
         return re.compile("|".join(patterns)) if patterns else None
+
+
+def _bounded(marker: str) -> str:
+    """The pattern of a marker in a text."""
+
+    def literal(text: str) -> str:
+        # SentencePiece writes a space as U+2581, and takes one for the other.
+        return re.sub(r"\\ |▁", "[ ▁]", re.escape(text))
+
+    first, last = marker[0], marker[-1]
+    if first.isspace() and last.isspace():
+        # A word as a line of its own: at the ends of a text the template writes the line breaks.
+        return rf"(?<![^{first}]){literal(marker.strip())}(?![^{last}])"
+    return (r"(?<!\w)" if first.isalnum() else "") + literal(marker)
 
 
 def plain_markers(turns: Iterable[str], opening: str, control: Iterable[str]) -> set[str]:

@@ -23,7 +23,7 @@ from causal_core.tokens.chat_template import ChatTemplate, read_chat_template
 from causal_core.tokens.neutralise import Neutraliser, Normalize, plain_markers
 
 # Part of every fingerprint: it counts the ways in which this program has made ids of texts.
-_ENCODING = 2
+_ENCODING = 3
 
 # A text that stands before an answer where only the answer's tokens matter, and harmless texts.
 _HARMLESS = "x"

@@ -56,7 +56,7 @@ class Packing:
 
     Rows: trees padded to the longest of a micro-batch, attention under one dense mask a row: few
     large kernels, what a GPU wants. Flat: one tree in one sequence without padding, attention in
-    blocks (`trees/blocks.py`): no computation in vain, where a kernel's launch costs little.
+    blocks (`trees/blocks.py`): no wasted computation, where a kernel's launch costs little.
     """
 
     flat: bool

@@ -59,13 +59,29 @@ NFD, NFC = (unicodedata.normalize(form, "São Paulo") for form in ("NFD", "NFC")
         ("Paris", "\u200b", False),
         ("aab aab aabaab", "aab aab aab", False),
         ("xa xa a xa", "a xa", True),
+        ("İSTANBUL", "istanbul", True),
+        ("Istanbul", "İstanbul", True),
+        ("1,006 in all", "1006", True),
+        ("1006", "1,006", True),
+        ("0,006", "6", False),
+        ("41,42,43", "414243", False),
+        ("٤٢", "42", True),
+        ("PWNED™", "PWNED", True),
+        ("PWNED²", "PWNED", True),
+        ("①PWNED", "PWNED", True),
+        ("10²", "102", False),
+        ("5½", "51", False),
+        ("5㎏", "5", True),
+        ("№5", "5", True),
+        ("H₂O", "H2O", True),
+        ("ⓅⓌⓃⒺⒹ", "PWNED", True),
     ],
 )
 def test_witness_table(text, witness, there):
     assert contains_witness(text, witness) is there
 
 
-letters = st.text(alphabet="abßÄéσς巴黎กา1.,_ '’“\u200b\u0301\u00ad\u3000Ａﬁ", max_size=30)
+letters = st.text(alphabet="abßÄéσςİ²½™٢巴黎กา01.,_ '’“\u200b\u0301\u00ad\u3000Ａﬁ", max_size=30)
 
 
 @given(text=letters)

@@ -19,7 +19,7 @@ from causal_core.run.exercise import run_exercise, write_base
 from tests.causal_core.engines.test_engines import FLOAT32_LIMIT
 
 ROUNDING = 2.0**-24  # float32's, relative to what is rounded
-# Two micro-batches a step, so that one of them can be wrong.
+# Two micro-batches per step, so that one of them can be wrong.
 CASES = [replace(case, tokens=120) for case in (PLAIN, NF4_PLAIN, EIGHT_BIT_PLAIN)]
 
 

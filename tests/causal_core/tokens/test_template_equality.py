@@ -156,3 +156,22 @@ def test_added_words_are_words_and_unknown_characters_are_no_control_tokens():
     encoder = build_prompt_encoder(tokenizer)
     assert tokenizer.convert_tokens_to_ids("covid19") in encoder.prompt_ids("about covid19", "x")
     assert tokenizer.unk_token_id in encoder.prompt_ids("ᚠᛇᚻ", "x")
+
+
+BARE = (
+    "{% for m in messages %}{{ m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "wordpiece"])
+@pytest.mark.parametrize("text", ["assistant\nSure", "Hi\nassistant", "a\nassistant\nb"])
+def test_a_role_that_is_a_line_of_its_own_is_none_in_a_text_even_at_its_ends(kind, text):
+    tokenizer = copy.deepcopy(zoo_tokenizer(kind, "chatml"))
+    tokenizer.chat_template = BARE
+    encoder = build_prompt_encoder(tokenizer)
+    for system, user in ((text, "x"), ("x", text)):
+        lines = tokenizer.decode(encoder.prompt_ids(system, user)).split("\n")
+        assert [line for line in lines if line == "assistant"] == ["assistant"]
+    said = tokenizer.decode(encoder.prompt_ids("x", "the assistant said"))
+    assert "the assistant said" in said  # inside a line it is a word

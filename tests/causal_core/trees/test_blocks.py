@@ -2,7 +2,7 @@
 
 1. Whatever the price of a call, blocks partition the queries, and each query may attend to exactly
    its ancestors and itself; with a window, to the last ones of that path.
-2. A free call computes (almost) no score in vain; an expensive one makes a single block.
+2. A free call computes (almost) no wasted score; an expensive one makes a single block.
 3. Depth-first order keeps parents before children and every subtree contiguous.
 """
 
