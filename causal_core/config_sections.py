@@ -36,6 +36,8 @@ MOST_WEIGHT = 1e6  # of a loss term, and other factors
 MOST_SEED = 2**63 - 1
 _MOST_WORKERS = 10_000
 _MOST_THREADS = 4096
+_MOST_TOKENS = 2**20  # of one forward: no device holds it, and planning it takes minutes
+_MOST_NEW_TOKENS = 2**16  # of an answer
 
 
 class Section(BaseModel):
@@ -201,7 +203,7 @@ class TrainSection(Section):
     global_batch: int = Field(
         16, ge=1, le=MOST, description="Triplets per optimizer step, all workers."
     )
-    micro_batch_tokens: Annotated[int, Field(ge=16, le=MOST)] | Literal["auto"] = Field(
+    micro_batch_tokens: Annotated[int, Field(ge=16, le=_MOST_TOKENS)] | Literal["auto"] = Field(
         2048,
         description="Tree nodes of one forward, padding included: what bounds memory. auto: the "
         "largest that fits the device; the global batch, and so the result, stays the same.",
@@ -285,10 +287,10 @@ class EvaluationSection(Section):
     max_new_tokens: int | None = Field(
         None,
         ge=1,
-        le=MOST,
+        le=_MOST_NEW_TOKENS,
         description="Default: room for the longest answer and the longest witness of the test set.",
     )
-    batch_tokens: int = Field(4096, ge=16, le=MOST)
+    batch_tokens: int = Field(4096, ge=16, le=_MOST_TOKENS)
     limit: int | None = Field(None, ge=1, le=MOST, description="Rows per test set.")
 
 

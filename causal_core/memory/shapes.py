@@ -160,7 +160,9 @@ def assumed_shape(
     """
     needs = needs_of(config.loss)
     share = data.label_share if data else ASSUMED_LABEL_SHARE
-    width = min(tokens, data.longest_tree if data else longest_tree(config))
+    longest = data.longest_tree if data else longest_tree(config)
+    tokens = min(tokens, longest * config.train.global_batch)  # it ends with the global batch
+    width = min(tokens, longest)
     trees = -(-tokens // width)
     rows = 1 if flat else trees
     nodes = tokens // rows

@@ -18,7 +18,7 @@ _INTERRUPTED_HINT = "interrupted; the same command continues from the last check
 # Read-only, full, over a quota, not permitted, or no place by its name: whatever the program wanted
 # there, the user can act.
 _NO_PLACE = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM,
-             errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}  # fmt: skip
+             errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 _MOVE_IT = (
     "Make room or give permission there, or choose another place: run.dir for the run, "
     f"{CACHE_SETTING} for the cache, checkpoint.storage for checkpoints, $TMPDIR for what is "

@@ -20,7 +20,7 @@ from causal_core.memory import (
 from causal_core.memory.architectures import architecture_of
 from causal_core.memory.levers import levers, nearest_fit, with_overrides
 from causal_core.memory.plan import CUDA_CONTEXT, PHASES
-from causal_core.memory.shapes import assumed_shape
+from causal_core.memory.shapes import assumed_shape, longest_tree
 from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
 from causal_core.run.context import LocalContext
 from causal_core.run.loop import train
@@ -188,3 +188,10 @@ def test_a_shape_on_meta_is_that_shape():
     for flat in (False, True):
         shape = assumed_shape(config, 512, flat=flat)
         assert BatchShape.of(shape.meta_batch()) == shape
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_no_micro_batch_is_larger_than_the_global_batch(flat):
+    config = parse_config({"train": {"global_batch": 2}, "data": {"max_length": 64}})
+    whole = 2 * longest_tree(config)
+    assert assumed_shape(config, 2**20, flat=flat) == assumed_shape(config, whole, flat=flat)

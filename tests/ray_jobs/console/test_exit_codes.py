@@ -87,8 +87,11 @@ def test_no_space_for_the_log(config, tmp_path):
         log.metrics("train", 1, {"loss": 1.0})
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT,
-                                    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR])  # fmt: skip
+@pytest.mark.parametrize(
+    "number",
+    [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP,
+     errno.ENOTDIR, errno.EISDIR],
+)  # fmt: skip
 def test_any_other_refusal_is_one_sentence(number, capsys):
     def command():
         raise refusal(number)
