@@ -69,7 +69,9 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def _gated_forward(self: Any, x: Tensor) -> Tensor:
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
     # A LoRA layer of `lora.py` forgets its input and computes it from these two again.
-    result: Tensor = down(gate, up=up) if hasattr(down, "takes_up") else down(swiglu(gate, up))
+    result: Tensor = (
+        down(gate, up=up) if hasattr(down, "applies_swiglu") else down(swiglu(gate, up))
+    )
     return result
 
 

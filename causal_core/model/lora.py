@@ -9,7 +9,7 @@ names and checkpoints stay PEFT's own.
 
     y = x W^T + s (m * x) A^T B^T,  m: dropout mask / (1 - p)
 
-Shape legend: N tokens (all leading dimensions), in, out, r rank.
+Shape legend: N tokens (all leading dimensions), I inputs and O outputs of the module, r rank.
 """
 
 from __future__ import annotations
@@ -30,39 +30,41 @@ class _DenseLora(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, up: Tensor | None, weight: Tensor, bias: Tensor | None, a: Tensor,
-        b: Tensor, scale: float, mask: Tensor | None,
+        ctx: Any, x_NI: Tensor, up_NI: Tensor | None, weight_OI: Tensor, bias_O: Tensor | None,
+        a_rI: Tensor, b_Or: Tensor, scale: float, mask_NI: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """x [N, in], weight [out, in], a [r, in], b [out, r], mask [N, in] bool -> [N, out].
+        """The module's output, y_NO; the mask is bool.
 
-        With `up` [N, in] the module's input is silu(x) * up, which is not kept.
+        With `up` the module's input is silu(x) * up, which is not kept.
         """
-        inner = x if up is None else F.silu(x).mul_(up)
-        y = linear(inner, weight, bias)
-        low = linear(_masked(inner, mask), a)
-        y.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(x, up, weight, a, b, low, mask)
+        inner_NI = x_NI if up_NI is None else F.silu(x_NI).mul_(up_NI)
+        y_NO = linear(inner_NI, weight_OI, bias_O)
+        low_Nr = linear(_masked(inner_NI, mask_NI), a_rI)
+        y_NO.addmm_(low_Nr, b_Or.t(), alpha=scale)
+        ctx.save_for_backward(x_NI, up_NI, weight_OI, a_rI, b_Or, low_Nr, mask_NI)
         ctx.scale = scale
-        return y
+        return y_NO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, up, weight, a, b, low, mask = ctx.saved_tensors
-        silu = F.silu(x) if up is not None else x
-        inner = silu * up if up is not None else x
-        grad_low, grad_a, grad_b = _low_rank_gradients(grads[0], inner, b, low, mask, ctx.scale)
-        grad_x = grad_up = None
+        x_NI, up_NI, weight_OI, a_rI, b_Or, low_Nr, mask_NI = ctx.saved_tensors
+        silu_NI = F.silu(x_NI) if up_NI is not None else x_NI
+        inner_NI = silu_NI * up_NI if up_NI is not None else x_NI
+        grad_low_Nr, grad_a_rI, grad_b_Or = _low_rank_gradients(
+            grads[0], inner_NI, b_Or, low_Nr, mask_NI, ctx.scale
+        )
+        grad_x_NI = grad_up_NI = None
         if ctx.needs_input_grad[0]:
-            grad_x = linear(grads[0], weight.t())
-            if mask is None:
-                grad_x.addmm_(grad_low, a)
+            grad_x_NI = linear(grads[0], weight_OI.t())
+            if mask_NI is None:
+                grad_x_NI.addmm_(grad_low_Nr, a_rI)
             else:
-                grad_x += (grad_low @ a).mul_(mask)
-            if up is not None:
-                grad_up = silu.mul_(grad_x)
-                grad_gate = torch.mul(grad_x, up, out=inner)
-                grad_x = torch.ops.aten.silu_backward(grad_gate, x)
-        return grad_x, grad_up, None, None, grad_a, grad_b, None, None
+                grad_x_NI += (grad_low_Nr @ a_rI).mul_(mask_NI)
+            if up_NI is not None:
+                grad_up_NI = silu_NI.mul_(grad_x_NI)
+                grad_gate_NI = torch.mul(grad_x_NI, up_NI, out=inner_NI)
+                grad_x_NI = torch.ops.aten.silu_backward(grad_gate_NI, x_NI)
+        return grad_x_NI, grad_up_NI, None, None, grad_a_rI, grad_b_Or, None, None
 
 
 class _LoraDelta(torch.autograd.Function):
@@ -70,39 +72,48 @@ class _LoraDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, y: Tensor, x: Tensor, gate: Tensor | None, up: Tensor | None, a: Tensor,
-        b: Tensor, scale: float, mask: Tensor | None,
+        ctx: Any, y_NO: Tensor, x_NI: Tensor, gate_NI: Tensor | None, up_NI: Tensor | None,
+        a_rI: Tensor, b_Or: Tensor, scale: float, mask_NI: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """y [N, out] is changed in place; the rest as in `_DenseLora`.
+        """`y` is changed in place; the rest as in `_DenseLora`.
 
-        With `gate` and `up` [N, in], of which x is silu(gate) * up, they are kept in its place.
+        With `gate` and `up`, of which x is silu(gate) * up, they are kept in its place.
         """
-        low = linear(_masked(x, mask), a)
-        y.addmm_(low, b.t(), alpha=scale)
-        ctx.mark_dirty(y)
-        ctx.save_for_backward(x if gate is None else None, gate, up, a, b, low, mask)
+        low_Nr = linear(_masked(x_NI, mask_NI), a_rI)
+        y_NO.addmm_(low_Nr, b_Or.t(), alpha=scale)
+        ctx.mark_dirty(y_NO)
+        ctx.save_for_backward(
+            x_NI if gate_NI is None else None, gate_NI, up_NI, a_rI, b_Or, low_Nr, mask_NI
+        )
         ctx.scale = scale
-        return y
+        return y_NO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, gate, up, a, b, low, mask = ctx.saved_tensors
-        if x is None:
-            x = F.silu(gate).mul_(up)
-        grad_low, grad_a, grad_b = _low_rank_gradients(grads[0], x, b, low, mask, ctx.scale)
-        grad_x = _masked(grad_low @ a, mask) if ctx.needs_input_grad[1] else None
-        return grads[0], grad_x, None, None, grad_a, grad_b, None, None
+        x_NI, gate_NI, up_NI, a_rI, b_Or, low_Nr, mask_NI = ctx.saved_tensors
+        if x_NI is None:
+            x_NI = F.silu(gate_NI).mul_(up_NI)
+        grad_low_Nr, grad_a_rI, grad_b_Or = _low_rank_gradients(
+            grads[0], x_NI, b_Or, low_Nr, mask_NI, ctx.scale
+        )
+        grad_x_NI = _masked(grad_low_Nr @ a_rI, mask_NI) if ctx.needs_input_grad[1] else None
+        return grads[0], grad_x_NI, None, None, grad_a_rI, grad_b_Or, None, None
 
 
 def _low_rank_gradients(
-    grad: Tensor, x: Tensor, b: Tensor, low: Tensor, mask: Tensor | None, scale: float
+    grad_NO: Tensor,
+    x_NI: Tensor,
+    b_Or: Tensor,
+    low_Nr: Tensor,
+    mask_NI: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the low-rank activation [N, r], of A and of B."""
-    grad_low = linear(grad, b.t()).mul_(scale)
+    """Gradients of the low-rank activation, of A and of B."""
+    grad_low_Nr = linear(grad_NO, b_Or.t()).mul_(scale)
     # The narrow matrix first: by columns, the wide one would be read against its order in memory.
-    grad_a = linear(grad_low.t().contiguous(), _masked(x, mask).t())
-    grad_b = linear(low.t().contiguous(), grad.t()).mul_(scale).t()
-    return grad_low, grad_a, grad_b
+    grad_a_rI = linear(grad_low_Nr.t().contiguous(), _masked(x_NI, mask_NI).t())
+    grad_b_Or = linear(low_Nr.t().contiguous(), grad_NO.t()).mul_(scale).t()
+    return grad_low_Nr, grad_a_rI, grad_b_Or
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -110,7 +121,7 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def keep_mask(like: Tensor, dropout: float) -> Tensor:
-    """[N, in] bool: each element True with probability 1 - `dropout`, to within 2^-17.
+    """[N, I] bool: each element True with probability 1 - `dropout`, to within 2^-17.
 
     On CPU from 16-bit lanes of one stream of random integers, which costs a fifth of Bernoulli
     draws; either way from torch's generator, so that a recomputation draws the same.
@@ -177,6 +188,6 @@ def use_fused_lora(peft_model: nn.Module) -> int:
         linear = isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear)
         if linear and not getattr(module, "fan_in_fan_out", False):
             module.forward = MethodType(_lora_forward, module)
-            module.takes_up = True  # type: ignore[assignment]
+            module.applies_swiglu = True  # type: ignore[assignment]
             count += 1
     return count

@@ -11,7 +11,10 @@ from causal_core.errors import ModelError
 
 # Where PEFT's own table has no entry for an architecture: the projections of queries and values,
 # which are its choice elsewhere, or what they are fused into.
-_QUERY_AND_VALUE = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",))
+_QUERY_AND_VALUE = (
+    ("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",),
+    ("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"),  # out of latent vectors, as in DeepSeek
+)  # fmt: skip
 
 
 def target_modules(base: Any, lora: LoraSection) -> list[str]:
@@ -25,13 +28,22 @@ def target_modules(base: Any, lora: LoraSection) -> list[str]:
     """
     named = base.get_decoder().named_modules()
     linear = sorted({n.rpartition(".")[2] for n, m in named if isinstance(m, nn.Linear)})
+    if not linear:
+        raise ModelError(
+            f"{type(base).__name__} has no linear modules in its decoder, so that LoRA has nothing "
+            "to adapt: use one of the architectures in docs/models.md"
+        )
     chosen = lora.target_modules
-    if chosen == ALL_LINEAR and linear:
+    if chosen == ALL_LINEAR:
         return linear
     if chosen == AUTO:
         for names in (_from_peft(base), *_QUERY_AND_VALUE):
             if names and set(names) <= set(linear):
                 return list(names)
+        raise ModelError(
+            f"lora.target_modules: {AUTO} has no choice for {type(base).__name__}; choose from "
+            f"{', '.join(linear)}, or give {ALL_LINEAR}"
+        )
     wanted = [chosen] if isinstance(chosen, str) else chosen
     missing = [name for name in wanted if name not in linear]
     if not missing:

@@ -17,7 +17,7 @@ from causal_core.model.causal_model import build_model, count_parameters
 from causal_core.model.targets import target_modules
 from causal_core.pretrained.loading import load_base, load_tokenizer, resolve_model
 from causal_core.trees.packing import cut_micro_batches
-from tests.causal_core.model.architectures import ARCHITECTURES
+from tests.causal_core.model.architectures import ARCHITECTURES, Architecture
 from tests.tiny import micro_batch_gradient, random_triplets, tiny_base, tiny_model
 from tests.tiny_run import write_tiny_model
 
@@ -87,6 +87,22 @@ def test_modules_of_an_architecture_by_one_word(kind, auto):
     assert every == sorted(architecture.modules)
     model = build_model(base, LoraSection(target_modules="all-linear"), seed=0)
     assert len([n for n in model.trainable_parameters() if "lora_A" in n]) == 3 * len(every)
+
+
+def test_auto_has_a_choice_for_every_architecture_of_the_table():
+    for architecture in ARCHITECTURES:
+        if architecture.refused is None:
+            chosen = target_modules(architecture.base(), LoraSection(target_modules="auto"))
+            assert chosen and "auto" not in chosen
+
+
+@pytest.mark.parametrize("word", ["auto", "all-linear"])
+def test_a_model_without_linear_modules_is_told_so(word):
+    gpt2 = Architecture(
+        "", "gpt2", "", {"n_embd": 32, "n_head": 4, "n_layer": 2}
+    )  # its projections are of a class of its own
+    with pytest.raises(ModelError, match="no linear modules"):
+        target_modules(gpt2.base(), LoraSection(target_modules=word))
 
 
 def test_a_directory_without_a_model_is_named(tmp_path):
