@@ -154,8 +154,9 @@ def read_summary(directory: Path, *, ended: bool = False) -> dict[str, Any]:
         raise UserError(f"{shown(str(path))} must hold a JSON object, not {kind}")
     if _is_deeper(summary, _DEEPEST):
         raise UserError(f"{shown(str(path))} is nested more than {_DEEPEST} levels deep")
+    summary = _without_nan(summary)
     try:
-        (_EndedSummary if ended else _Summary).model_validate(_without_nan(summary))
+        (_EndedSummary if ended else _Summary).model_validate(summary)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[0]
         at = quoted(".".join(str(part) for part in found["loc"]), 100)
@@ -163,7 +164,7 @@ def read_summary(directory: Path, *, ended: bool = False) -> dict[str, Any]:
             f"{shown(str(path))} is not what a run writes: {at}: {found['msg']}; train or evaluate "
             "the run again, or restore the file"
         ) from None
-    return summary
+    return dict(summary)
 
 
 def _is_deeper(tree: object, depth: int) -> bool:

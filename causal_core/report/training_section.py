@@ -45,6 +45,7 @@ def loss_charts(train: Records, config: Mapping[str, Any]) -> list[Chart]:
         x, y = _series(train, key)
         term = key.removeprefix(_TERM)
         weight = weights.get(f"lambda_{term}")
+        weight = weight if isinstance(weight, int | float) else None
         if y and weight != 0:  # a term of weight 0 adds nothing to the loss
             factor = 1.0 if weight is None else float(weight)
             name = f"{term} (weight unknown)" if weight is None else f"{weight:g} × {term}"

@@ -61,6 +61,12 @@ def test_what_is_no_summary_is_refused(tmp_path, content):
         assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("config", [float("nan"), {"loss": {"lambda_task": "many"}}])
+def test_a_weight_that_is_no_number_is_unknown(tmp_path, config):
+    page = write_report(write_run(tmp_path, summary(config=config))).read_text()
+    assert "Weighted loss terms" in page
+
+
 def test_only_a_run_that_ended_has_to_say_how(tmp_path):
     content = summary()
     del content["run"]["seconds"]
