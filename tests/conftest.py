@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,17 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 # Tiny tensors: more threads cost more than they give.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def ray_variables() -> Iterator[None]:
+    """Ray reads its variables once, when it is imported, and its servers read them at each start:
+    what one test sets must not be there for the next."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

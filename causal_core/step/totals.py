@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from causal_core.loss import objective
 from causal_core.loss.contrastive import cosines
-from causal_core.loss.objective import TERMS
 from causal_core.trees.prefix_tree import TreeBatch
 
 
@@ -17,7 +17,9 @@ from causal_core.trees.prefix_tree import TreeBatch
 class StepTotals:
     """Sums over micro-batches, in float64."""
 
-    terms: dict[str, float] = field(default_factory=lambda: {term.name: 0.0 for term in TERMS})
+    terms: dict[str, float] = field(
+        default_factory=lambda: {term.name: 0.0 for term in objective.TERMS}
+    )
     cos_counterfactual: float = 0.0
     cos_injection: float = 0.0
     nodes: float = 0.0
@@ -54,5 +56,5 @@ class StepTotals:
     def from_tensor(cls, values: Tensor) -> StepTotals:
         """What `to_tensor` made, summed over workers or not."""
         numbers = values.tolist()
-        terms = {term.name: numbers[i] for i, term in enumerate(TERMS)}
-        return cls(terms, *numbers[len(TERMS) :])
+        terms = {term.name: numbers[i] for i, term in enumerate(objective.TERMS)}
+        return cls(terms, *numbers[len(objective.TERMS) :])

@@ -45,7 +45,7 @@ def finished(config_file):
         (["train"], 2, "Missing argument"),
         (["train", "x.yaml", "--frehs"], 2, "No such option"),
         (["nonsense"], 2, "No such command"),
-        (["evaluate", "nowhere"], 1, "no finished run"),
+        (["evaluate", "nowhere"], 1, "no summary.json"),
         (["report", "nowhere"], 1, "summary.json"),
         (["data", "check", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],

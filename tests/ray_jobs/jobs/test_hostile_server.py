@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import ray  # noqa: F401 - it reads its variables here, before a test sets them
 
 from causal_core.errors import RunFailedError, UserError
 from ray_jobs.jobs import bounded
