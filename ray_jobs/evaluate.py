@@ -74,7 +74,9 @@ def evaluated_rows(
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / PROGRESS
     progress.unlink(missing_ok=True)
-    shards = max(1, config.resources.max_workers)
+    # No more than there are rows: each is a task that loads the model.
+    most = max((len(dataset) for dataset in datasets.values()), default=1)
+    shards = max(1, min(config.resources.max_workers, most))
     jobs = [
         {
             "config": config.model_dump(mode="json"),

@@ -138,7 +138,8 @@ def run_evaluation(
         against: Other runs' directories by the name to show them under.
         limit: Rows per test set; None takes the config's.
         trust_remote_code: Whether Python code that ships with the run's model may run; what the
-            run's own config says of it, and of the cluster to connect to, is not heeded.
+            run's own config says of it, of the cluster to connect to and of the cache
+            ($CAUSAL_RAY_CACHE names one) is not heeded.
 
     Returns:
         The content of summary.json, with this evaluation.
@@ -169,9 +170,9 @@ def run_evaluation(
 
 def _recorded_config(directory: Path, trust_remote_code: bool) -> Config:
     """The config of a run directory, which may be another's: it says what was trained, not what
-    code may run here (a Ray cluster can run any in whoever connects to it)."""
+    code may run here (a Ray cluster can run any in whoever connects to it), nor where to write."""
     trust = f"model.trust_remote_code={str(trust_remote_code).lower()}"
-    return load_config(directory / CONFIG, [trust, "ray.address=null"])
+    return load_config(directory / CONFIG, [trust, "ray.address=null", "data.cache_dir=null"])
 
 
 def _evaluated_for_the_record(

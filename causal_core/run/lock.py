@@ -9,11 +9,13 @@ workers: they may live on other machines, and they end with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -132,12 +134,30 @@ def _refuse_unless_gone(path: Path, held: bytes) -> None:
     )
 
 
+# What a run directory of another holds there may be a link to somewhere else, or a pipe.
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def _no_lock(path: Path) -> UserError:
+    return UserError(
+        f"{path} is no regular file, so it cannot be the lock of this directory: remove it, or "
+        "choose another run.dir"
+    )
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """The lock file, made if it is not there, for one process of this machine at a time."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            file = os.open(path, _OPEN, 0o644)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise _no_lock(path) from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise _no_lock(path)
             # Some network filesystems have no flock. Without it two processes that start within
             # the same milliseconds could both take the lock.
             with contextlib.suppress(OSError):

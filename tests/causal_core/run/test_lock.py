@@ -169,3 +169,19 @@ def test_a_name_that_no_directory_can_have_is_named_with_its_setting(tmp_path):
         only_writer(tmp_path / ("x" * 300)),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_a_lock_that_is_no_regular_file_is_refused_and_nothing_elsewhere_is_written(kind, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.write_text("somebody's")
+    if kind == "pipe":
+        os.mkfifo(run / LOCK)
+    elif kind == "link":
+        (run / LOCK).symlink_to(elsewhere)
+    else:
+        (run / LOCK).mkdir()
+    with pytest.raises(UserError, match=r"\.lock"), only_writer(run):
+        raise AssertionError("it cannot be held")
+    assert elsewhere.read_text() == "somebody's"
