@@ -80,7 +80,8 @@ def tiny_config(model: Path, data: Path, run: Path, **sections: dict[str, Any]) 
         "train": {"global_batch": 4, "micro_batch_tokens": 2000, "epochs": 1},
         "checkpoint": {"every_steps": 2},
         "evaluation": {"max_new_tokens": 4},
-        "resources": {"workers": 0},
+        # Threads of a tiny product wait for each other longer than they compute.
+        "resources": {"workers": 0, "threads": 1},
         "logging": {"trackers": []},
     }
     for name, values in sections.items():
