@@ -240,7 +240,7 @@ ATTENTION = (
 CHECKPOINT = (
     *_mutants(
         "causal_core/checkpoints/contents.py",
-        (f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud", DAMAGE),
+        (f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_with_a_warning", DAMAGE),
         ("if file_sha256(directory / name) != expected.sha256:", "if False:"),
         ("if size != expected.bytes:", "if size > expected.bytes:"),
         ("if unlisted := sorted(_REQUIRED - manifest.files.keys()):",
@@ -283,7 +283,7 @@ CHECKPOINT = (
     ),
     *_mutants(
         "causal_core/checkpoints/store.py",
-        f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_aloud",
+        f"{LOOP}::test_a_damaged_newest_checkpoint_is_skipped_with_a_warning",
         ("for name in reversed(self.names()):", "for name in self.names():"),
     ),
     *_mutants(

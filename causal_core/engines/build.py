@@ -1,8 +1,4 @@
-"""What the step and the loop need of an engine: gradients of all workers, clipping, the update.
-
-An engine owns the model and its optimizer. `plain`, `ddp` and `deepspeed` live in
-`causal_core.engines`; neither the step nor the loop knows which one it runs on.
-"""
+"""The engine that a config asks for, around a model."""
 
 from __future__ import annotations
 

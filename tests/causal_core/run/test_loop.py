@@ -135,7 +135,7 @@ def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_p
     "damage",
     ["truncated", "altered", "missing", "no manifest"],
 )
-def test_a_damaged_newest_checkpoint_is_skipped_aloud(config, tmp_path, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(config, tmp_path, caplog, damage):
     run(config, tmp_path)
     newest = tmp_path / "run" / "checkpoints" / "step-00000005"
     victim = newest / "causal_projection.safetensors"
