@@ -353,7 +353,7 @@ BUDGET = (
         ("chosen = min(fitting, key=lambda name: full.get(name, 0.0))", "chosen = fitting[0]"),
         ("largest_micro_batch(config, self.budgets[chosen], data=data)",
          "largest_micro_batch(config, self.budget_bytes, data=data)"),
-        ("return self.smallest_plan(config).required_bytes <= self.budget_bytes", "return True"),
+        ("        if not fitting:", "        if fitting is None:"),
         ("if share < 1 else int(gpus / share", "if share < 0 else int(gpus / share"),
         ("slots = workers // resources.max_workers", "slots = workers"),
     ),

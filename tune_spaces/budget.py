@@ -87,12 +87,6 @@ class Gate:
             admitted, plan.required_bytes, comparable(plan), tokens, accelerator_type=chosen
         )
 
-    def fits(self, config: Config) -> bool:
-        """Whether a run fits at the smallest micro-batch of use."""
-        if self.budget_bytes is None:
-            return True
-        return self.smallest_plan(config).required_bytes <= self.budget_bytes
-
     def smallest_plan(self, config: Config) -> MemoryPlan:
         """The plan at the smallest micro-batch of use: the largest triplet's tree."""
         data = self.profile(config)

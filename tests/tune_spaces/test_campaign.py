@@ -145,10 +145,11 @@ def test_a_space_that_cannot_fit_is_refused_with_the_nearest_change(sweep_of):
     tree = tight.tune.space.apply(tight.run, {"lora.rank": 512}).model_dump(mode="json")
     from causal_core.config_file import apply_override, parse_config
 
-    assert not Gate(tight.budgets).fits(parse_config(tree))
+    assert Gate(tight.budgets).admit(parse_config(tree)).config is None
     for change in changes:
         apply_override(tree, change)
-    assert Gate(tight.budgets).fits(parse_config(tree)), "the advice must be true"
+    admitted = Gate(tight.budgets).admit(parse_config(tree))
+    assert admitted.config is not None, "the advice must be true"
 
 
 def test_the_survey_says_how_much_fits(sweep_of, budget_between):
