@@ -36,7 +36,7 @@ from causal_core.model.causal_model import build_model
 from causal_core.model.matmul import fastest_library
 from causal_core.pretrained.loading import load_base
 from causal_core.step.train_step import TrainStep
-from causal_core.tokens.triplet import TripletTokens
+from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 
 MIB = 2**20
 # One arena, and freed tensors go back to the system at once: the resident set then is what lives,
@@ -81,8 +81,10 @@ def triplet_of(tokens: int) -> TripletTokens:
     def ids(offset: int, count: int) -> list[int]:
         return [100 + (offset + i) % 40000 for i in range(count)]
 
-    return TripletTokens("t", ids(0, shared), ids(1, first), ids(2, 4), ids(9001, second),
-                         ids(3, answer), ids(3, answer), [])  # fmt: skip
+    injection = InjectionTokens(ids(9001, second), ids(3, answer), [], [])
+    return TripletTokens(
+        "t", ids(0, shared), ids(1, first), ids(2, 4), ids(3, answer), (injection,)
+    )
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

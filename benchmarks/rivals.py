@@ -108,7 +108,7 @@ def _branches(t: TripletTokens) -> list[tuple[list[int], list[int]]]:
     return [
         (t.system + t.benign, t.benign_answer),
         (t.system + t.counterfactual, []),
-        (t.system + t.injection, []),
+        *((t.system + injection.prompt, []) for injection in t.injections),
     ]
 
 

@@ -38,6 +38,18 @@ class LossSection(Section):
     lambda_spurious: float = _weight("spurious")
     lambda_robust: float = _weight("robust")
     lambda_invariance: float = _weight("invariance")
+    lambda_preference: float = _weight("preference")
+    lambda_anchor: float = _weight("anchor")
+    beta: float = Field(
+        0.5, gt=0, le=MOST_WEIGHT, description="Sharpness of `preference`, per nat."
+    )
+    worst_case: float | None = Field(
+        None,
+        gt=0,
+        le=MOST_WEIGHT,
+        description="Temperature, in nats, of the soft worst case over a row's injections: small "
+        "trains the one that fares worst. None: all of them alike.",
+    )
     contrastive: ContrastiveForm = "causal_contrastive"
     temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
     margin: float = Field(

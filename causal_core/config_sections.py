@@ -180,6 +180,12 @@ class DataSection(Section):
         None, ge=1, le=MOST, description="Use only the first N training rows."
     )
     limit_validation: int | None = Field(None, ge=1, le=MOST)
+    attacks_per_row: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Injections of a training row that are used: its first ones. None: all.",
+    )
     overlap: Literal["error", "warn"] = Field(
         "error", description="What to do when a prompt (S, U) of one split is in another."
     )

@@ -100,10 +100,7 @@ def generate(
             "seed": seed,
             "rows": sizes,
             "files": {split: path.name for split, path in paths.items()},
-            "attack_families": {
-                split: sorted({row.attack_family for row in rows})
-                for split, rows in dataset.items()
-            },
+            "attack_families": {split: _families(rows) for split, rows in dataset.items()},
             "tasks": sorted({row.task for rows in dataset.values() for row in rows if row.task}),
             "leaks": check_leaks(dataset).to_dict(),
         }
@@ -277,9 +274,25 @@ def _by_split(table: pa.Table) -> dict[str, pa.Table]:
     return {name: table.filter(pc.equal(column, name)) for name in column.unique().to_pylist()}
 
 
+def _injections(table: pa.Table, field: str) -> pa.ChunkedArray:
+    """A field of all injections of all rows."""
+    import pyarrow.compute as pc
+
+    return pc.struct_field(pc.list_flatten(table["injections"]), field)
+
+
+def _with_witness(table: pa.Table) -> int:
+    witnesses = _injections(table, "witness")
+    return int(witnesses.length() - witnesses.null_count)
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    return table[name] if name in table.column_names else _injections(table, name)
+
+
 def _counts(table: pa.Table, column: str) -> dict[str, int]:
-    """Rows per value of a column, most frequent first; rows without a value under `-`."""
-    counts = table[column].fill_null("-").value_counts().to_pylist()
+    """Rows (or injections) per value, most frequent first; those without a value under `-`."""
+    counts = _column(table, column).fill_null("-").value_counts().to_pylist()
     ordered = sorted(counts, key=lambda item: (-item["counts"], item["values"]))
     return {item["values"]: item["counts"] for item in ordered}
 
@@ -291,7 +304,9 @@ def _lengths(table: pa.Table, column: str) -> dict[str, float]:
     """Length of a text column in characters."""
     import pyarrow.compute as pc
 
-    lengths = pc.utf8_length(table[column])
+    lengths = pc.utf8_length(_column(table, column))
+    if not len(lengths):
+        return dict.fromkeys(("median", "p95", "max"), 0.0)
     median, high = pc.quantile(lengths, q=[0.5, 0.95]).to_pylist()
     return {"median": median, "p95": high, "max": pc.max(lengths).as_py()}
 
@@ -303,8 +318,9 @@ def _summary(result: ReadResult, report: LeakReport | None, usable: bool) -> dic
         "rows": table.num_rows,
         "splits": _counts(table, "split"),
         "attack_families": _counts(table, "attack_family"),
+        "injections": _injections(table, "attack_family").length(),
         "tasks": _counts(table, "task"),
-        "with_witness": table.num_rows - table["witness"].null_count,
+        "with_witness": _with_witness(table),
         "characters": {name: _lengths(table, name) for name in _LENGTHS} if table.num_rows else {},
         "bad_rows": result.bad_rows,
         "error_count": result.found_errors.count,  # of which the first are listed
@@ -344,8 +360,9 @@ def _show_check(result: ReadResult, report: LeakReport | None) -> None:
                 grid.add_row(title, plain(_one_line(value)), f"{count:,}")
             if len(counts) > _VALUES_SHOWN:
                 grid.add_row(title, f"... {len(counts):,} in all", "")
-        witnesses = table.num_rows - table["witness"].null_count
-        grid.add_row("witness", f"{witnesses / table.num_rows:.0%} of rows", f"{witnesses:,}")
+        witnesses, injections = _with_witness(table), _injections(table, "witness").length()
+        share = f"{witnesses / max(1, injections):.0%} of {injections:,} injections"
+        grid.add_row("witness", share, f"{witnesses:,}")
         console.print(grid)
         sizes = Table("characters", "median", "95 %", "max", box=None, pad_edge=False)
         for name in _LENGTHS:
@@ -370,13 +387,17 @@ def _show_problems(console: Console, title: str, problems: Problems) -> None:
         console.print(f"... {problems.count:,} {title}s in all", highlight=False)
 
 
+def _families(rows: list[Triplet]) -> list[str]:
+    return sorted({injection.attack_family for row in rows for injection in row.injections})
+
+
 def _show_generated(dataset: dict[str, list[Triplet]], out_dir: Path) -> None:
     from rich.table import Table
 
     console = _console()
     grid = Table("split", "rows", "system prompts", "attack families", box=None, pad_edge=False)
     for split, rows in dataset.items():
-        families = sorted({row.attack_family for row in rows})
+        families = _families(rows)
         prompts = len({row.system_instruction for row in rows})
         grid.add_row(split, f"{len(rows):,}", f"{prompts:,}", ", ".join(families))
     console.print(grid)
@@ -393,8 +414,14 @@ def _show_triplet(console: Console, split: str, triplet: Triplet) -> None:
         ("system", triplet.system_instruction),
         ("benign", triplet.benign_input),
         ("answer", triplet.benign_output),
-        (triplet.attack_family, triplet.injection_input),
-        ("witness", triplet.witness or "-"),
+        *(
+            line
+            for injection in triplet.injections
+            for line in (
+                (injection.attack_family, injection.injection_input),
+                ("witness", injection.witness or "-"),
+            )
+        ),
     ):
         lines.add_row(plain(title, "bold"), plain(_one_line(text, 400)))
     console.print(lines)

@@ -99,7 +99,7 @@ def evaluated_rows(
         model: {
             name: sorted(
                 (RowResult(**record) for part in parts for record in part[model][name]),
-                key=lambda row: row.index,
+                key=lambda row: (row.index, row.injection or 0),
             )
             for name in datasets
         }
@@ -119,7 +119,7 @@ def check_checkpoints(checkpoints: Mapping[str, Path | None]) -> None:
 
 def expected_progress(config: Config, models: int) -> int:
     """The sum of the numbers that an evaluation writes to its progress file."""
-    return 2 * models * sum(len(dataset) for dataset in test_sets(config).values())
+    return 2 * models * sum(dataset.results() for dataset in test_sets(config).values())
 
 
 def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any]) -> None:

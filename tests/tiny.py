@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -11,14 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.config import LoraSection, LossSection
-from causal_core.loss.objective import Denominators, micro_batch_loss
+from causal_core.loss.objective import (
+    Denominators,
+    micro_batch_loss,
+    needs_reference,
+    reference_hidden,
+)
 from causal_core.model.causal_model import CausalModel, build_model
-from causal_core.tokens.triplet import TripletTokens
+from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 from causal_core.trees.prefix_tree import TreeBatch
 
 VOCABULARY = 97
 ALL_TERMS = {"lambda_task": 1.0, "lambda_causal": 0.5, "lambda_spurious": 0.5,
-             "lambda_robust": 0.7, "lambda_invariance": 0.3}  # fmt: skip
+             "lambda_robust": 0.7, "lambda_invariance": 0.3, "lambda_preference": 0.6,
+             "lambda_anchor": 0.4}  # fmt: skip
 
 
 def tiny_base(layers: int = 2, seed: int = 0, vocabulary: int = VOCABULARY, hidden: int = 32):
@@ -54,9 +61,17 @@ def tiny_model(seed: int = 0, dropout: float = 0.0, **options) -> CausalModel:
 
 
 def random_triplets(
-    count: int, seed: int, systems: int = 2, vocabulary: int = VOCABULARY
+    count: int,
+    seed: int,
+    systems: int = 2,
+    vocabulary: int = VOCABULARY,
+    injections: tuple[int, int] = (1, 1),
 ) -> list[TripletTokens]:
-    """Triplets that share system prompts, and U inside U* in part of them."""
+    """Triplets that share system prompts, and U inside U* in part of them.
+
+    Args:
+        injections: Of a triplet, at least and at most.
+    """
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -66,21 +81,22 @@ def random_triplets(
     triplets = []
     for number in range(count):
         benign = ids(1, 12)
-        position = rng.choice(["end", "start", "none"])
-        attack = ids(1, 8)
-        injection = {"end": benign + attack, "start": attack + benign, "none": attack}[position]
         answer = ids(1, 5)
-        safe = answer if rng.random() < 0.5 else ids(1, 5)
+        attacks = []
+        for _ in range(rng.randint(*injections)):
+            attack = ids(1, 8)
+            prompt = rng.choice([benign + attack, attack + benign, attack])
+            safe = answer if rng.random() < 0.5 else ids(1, 5)
+            wanted = ids(1, 4) if rng.random() < 0.8 else []
+            attacks.append(InjectionTokens(prompt, safe, ids(1, 3), wanted))
         triplets.append(
             TripletTokens(
                 id=f"t{number}",
                 system=rng.choice(prompts),
                 benign=benign,
                 counterfactual=ids(1, 12),
-                injection=injection,
                 benign_answer=answer,
-                injection_answer=safe,
-                witness=ids(1, 3),
+                injections=tuple(attacks),
             )
         )
     return triplets
@@ -125,27 +141,60 @@ def plain_loss(
             totals[name] = totals[name] + value if name in totals else value
             counts[name] = counts.get(name, 0) + count
 
+    def untrained(prompt: list[int], answer: list[int]) -> Tensor:
+        with torch.no_grad(), model.peft_model.disable_adapter():
+            return answer_logits(prompt, answer)
+
+    def log_p(logits: Tensor, answer: list[int]) -> Tensor:
+        return -cross_entropy_sum(logits, torch.tensor(answer))
+
+    def combined(values: list[Tensor]) -> Tensor:
+        """Of a term over the injections of a triplet."""
+        if not values or loss.worst_case is None:
+            return torch.stack(values).sum() if values else torch.zeros(())
+        tau = loss.worst_case
+        scaled = torch.stack(values) / tau
+        return len(values) * tau * (torch.logsumexp(scaled, 0) - math.log(len(values)))
+
     for t in triplets:
-        benign, attacked = t.system + t.benign, t.system + t.injection
-        answer, safe = t.benign_answer, t.injection_answer
+        benign, answer = t.system + t.benign, t.benign_answer
         clean = answer_logits(benign, answer)
-        add("task", cross_entropy_sum(clean, torch.tensor(answer)), len(answer))
-        robust = answer_logits(attacked, safe)
-        add("robust", cross_entropy_sum(robust, torch.tensor(safe)), len(safe))
-        if answer == safe:
-            add("invariance", kl_sum(clean, robust), len(answer))
-        prompts = [benign, t.system + t.counterfactual, attacked]
-        pooled = torch.stack([plain_forward(model, p)[0].mean(0) for p in prompts])
-        z = model.projection(pooled)
-        stays, moves = (F.cosine_similarity(z[0], z[i], dim=0) for i in (1, 2))
-        causal = {
-            "causal_contrastive": -stays / loss.temperature,
-            "info_nce": F.softplus((moves - stays) / loss.temperature),
-            "triplet": F.relu(loss.margin - stays + moves),
-        }
-        add("causal", causal[loss.contrastive], 1)
-        add("spurious", moves / loss.temperature, 1)
-    means = {name: total / counts[name] for name, total in totals.items()}
+        add("task", -log_p(clean, answer), len(answer))
+        if loss.lambda_anchor:
+            add("anchor", kl_sum(untrained(benign, answer), clean), len(answer))
+        z_clean, z_other = (
+            model.projection(plain_forward(model, t.system + rest)[0].mean(0))
+            for rest in (t.benign, t.counterfactual)
+        )
+        stays = F.cosine_similarity(z_clean, z_other, dim=0)
+        robust, invariant, preferred, joint = [], [], [], []
+        for i in t.injections:
+            attacked = t.system + i.prompt
+            safe = answer_logits(attacked, i.answer)
+            robust.append(-log_p(safe, i.answer))
+            if answer == i.answer:
+                invariant.append(kl_sum(clean, safe))
+            if i.attack_answer and loss.lambda_preference:
+                gained = log_p(safe, i.answer) - log_p(untrained(attacked, i.answer), i.answer)
+                lost = log_p(answer_logits(attacked, i.attack_answer), i.attack_answer)
+                lost = lost - log_p(untrained(attacked, i.attack_answer), i.attack_answer)
+                preferred.append(-F.logsigmoid(loss.beta * (gained - lost)))
+            z_attacked = model.projection(plain_forward(model, attacked)[0].mean(0))
+            moves = F.cosine_similarity(z_clean, z_attacked, dim=0)
+            add("spurious", moves / loss.temperature, 1)
+            joint.append(
+                F.softplus((moves - stays) / loss.temperature)
+                if loss.contrastive == "info_nce"
+                else F.relu(loss.margin - stays + moves)
+            )
+        add("robust", combined(robust), sum(len(i.answer) for i in t.injections))
+        add("invariance", combined(invariant), len(invariant) * len(answer))
+        add("preference", combined(preferred), len(preferred))
+        if loss.contrastive == "causal_contrastive":
+            add("causal", -stays / loss.temperature, 1)
+        else:
+            add("causal", torch.stack(joint).mean() if joint else 0.0 * stays, 1)
+    means = {name: total / max(1, counts[name]) for name, total in totals.items()}
     return torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), means
 
 
@@ -156,7 +205,8 @@ def micro_batch_gradient(
     denominators = Denominators.of(triplets)
     if next(model.projection.parameters()).dtype is torch.float64:
         batch = replace(batch, pool_weights=exact_pool_weights(batch))
-    value, _ = micro_batch_loss(model, model(batch), batch, loss, denominators)
+    reference = reference_hidden(model, batch) if needs_reference(loss) else None
+    value, _ = micro_batch_loss(model, model(batch), batch, loss, denominators, reference)
     value.backward()
     return float(value.detach())
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from causal_core.data.folding import folded
-from causal_core.data.schema import Triplet
+from causal_core.data.schema import INJECTIONS, Triplet
 
 NOVEL_SPLIT = "test_novel"
 # A sentence of fewer words ("Be brief.") is no wording of a task that could be learnt by heart.
@@ -76,9 +76,7 @@ _COLUMNS = (
     "context",
     "benign_input",
     "benign_cf_input",
-    "injection_input",
-    "witness",
-    "attack_family",
+    INJECTIONS,
 )
 
 
@@ -142,7 +140,7 @@ def _must_differ(kind: LeakKind, a: str, b: str) -> bool:
 def _rows(data: pa.Table | Sequence[Triplet]) -> Iterator[_Fields]:
     if not isinstance(data, pa.Table):
         for triplet in data:
-            yield vars(triplet)
+            yield {**vars(triplet), INJECTIONS: [vars(found) for found in triplet.injections]}
         return
     present = [name for name in _COLUMNS if name in data.column_names]
     for batch in data.select(present).to_batches(max_chunksize=4096):
@@ -164,18 +162,22 @@ def _examples(
     return tuple(found)[:_EXAMPLES]
 
 
-def _masked(text: str, row: _Fields) -> str:
-    """Folded text with the row's witness and all digits masked: the wording, not its filling."""
+def _injections(row: _Fields) -> Sequence[_Fields]:
+    return row.get(INJECTIONS) or ()
+
+
+def _masked(text: str, injections: Sequence[_Fields]) -> str:
+    """Folded text with the witnesses and all digits masked: the wording, not its filling."""
     text = folded(text)
-    witness = row.get("witness")
-    if witness:
-        text = text.replace(folded(witness), "<witness>")
+    for injection in injections:
+        if injection.get("witness"):
+            text = text.replace(folded(injection["witness"]), "<witness>")
     return re.sub(r"\d+", "#", text)
 
 
 def _system_prompts(row: _Fields) -> Iterator[str]:
     if row.get("system_instruction"):
-        yield _masked(row["system_instruction"], row)
+        yield _masked(row["system_instruction"], _injections(row))
 
 
 def _task_wordings(row: _Fields) -> Iterator[str]:
@@ -194,20 +196,21 @@ def _benign_inputs(row: _Fields) -> Iterator[str]:
 
 
 def _injection_wordings(row: _Fields) -> Iterator[str]:
-    if row.get("benign_input") and row.get("injection_input"):
-        added = injected_text(row["benign_input"], row["injection_input"])
+    for injection in _injections(row):
+        added = injected_text(row.get("benign_input") or "", injection["injection_input"])
         if added:
-            yield _masked(added, row)
+            yield _masked(added, [injection])
 
 
 def _witnesses(row: _Fields) -> Iterator[str]:
-    if row.get("witness"):
-        yield folded(row["witness"])
+    for injection in _injections(row):
+        if injection.get("witness"):
+            yield folded(injection["witness"])
 
 
 def _families(row: _Fields) -> Iterator[str]:
-    if row.get("attack_family"):
-        yield row["attack_family"]
+    for injection in _injections(row):
+        yield injection["attack_family"]
 
 
 _VALUES: dict[LeakKind, Callable[[_Fields], Iterator[str]]] = {

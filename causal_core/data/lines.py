@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from causal_core.data.reading import MAX_ROW_BYTES, Reading
-from causal_core.data.schema import CANONICAL_NAME, DataError
+from causal_core.data.rules import Finding
+from causal_core.data.schema import CANONICAL_NAME, INJECTIONS, DataError
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted, shown
 
@@ -73,8 +74,16 @@ def _read_line(data: bytes, line: int, reading: Reading) -> None:
     if not isinstance(value, _Object):
         reading.refuse_unparsed(line, "not a JSON object", text)
         return
-    repeated = [
-        (CANONICAL_NAME.get(key, shown(key)), f"the key {quoted(key)} is given twice")
+    repeated = _repeated(value)
+    injections = value.get(INJECTIONS)
+    for number, injection in enumerate(injections if isinstance(injections, list) else ()):
+        if isinstance(injection, _Object):
+            repeated += _repeated(injection, f"{INJECTIONS}[{number}].")
+    reading.take(value, line, repeated, text)
+
+
+def _repeated(value: _Object, place: str = "") -> list[Finding]:
+    return [
+        (place + CANONICAL_NAME.get(key, shown(key)), f"the key {quoted(key)} is given twice")
         for key in value.repeated
     ]
-    reading.take(value, line, repeated, text)

@@ -11,9 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from causal_core.data.reading import BATCH_ROWS, MAX_ROW_BYTES, Reading
+from causal_core.data.reading import BATCH_ROWS, MAX_ROW_BYTES, Reading, characters
 from causal_core.data.rules import Finding
-from causal_core.data.schema import CANONICAL_NAME, REQUIRED_FIELDS, DataError
+from causal_core.data.schema import (
+    CANONICAL_NAME,
+    INJECTIONS,
+    REQUIRED_FIELDS,
+    REQUIRED_INJECTION_FIELDS,
+    DataError,
+)
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted, shown
 
@@ -34,7 +40,7 @@ def read_parquet(source: Source, reading: Reading) -> None:
     budget = max(_BOMB_BYTES, _BOMB_RATIO * source.path.stat().st_size)
     decoded = 0
     for line, (row, damaged) in enumerate(_records(source, reading), start=1):
-        size = sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        size = sum(map(characters, row.values()))
         decoded += size
         if decoded > budget:
             raise _bomb(source, decoded)
@@ -57,8 +63,9 @@ def _records(source: Source, reading: Reading) -> Iterator[tuple[dict[str, Any],
         for name in names:
             if name not in CANONICAL_NAME:
                 reading.warn(0, shown(name), "unknown column, ignored")
+        texts = [name for name in known if CANONICAL_NAME[name] != INJECTIONS]
         # A text that a dictionary holds once stays once in memory, however many rows repeat it.
-        with pq.ParquetFile(source.path, read_dictionary=known) as file:
+        with pq.ParquetFile(source.path, read_dictionary=texts) as file:
             for group in range(metadata.num_row_groups):
                 rows = _batch_rows(source, metadata.row_group(group))
                 for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=known):
@@ -92,7 +99,8 @@ def _known_columns(source: Source, metadata: pq.FileMetaData, names: list[str]) 
     if not metadata.num_rows:
         raise DataError.in_file(source.name, "the file has no rows")
     given = {CANONICAL_NAME[name] for name in known}
-    missing = [name for name in REQUIRED_FIELDS if name not in given]
+    attack = () if INJECTIONS in given else REQUIRED_INJECTION_FIELDS
+    missing = [name for name in (*REQUIRED_FIELDS, *attack) if name not in given]
     if missing:
         found = ", ".join(shown(name[:60]) for name in names[:10]) or "none"
         more = ", ..." if len(names) > 10 else ""
@@ -100,9 +108,14 @@ def _known_columns(source: Source, metadata: pq.FileMetaData, names: list[str]) 
         raise DataError.in_file(source.name, reason)
     schema = metadata.schema.to_arrow_schema()
     for name in known:
-        if not _is_flat(schema.field(name).type):
-            kind = quoted(str(schema.field(name).type), 60)[1:-1]
-            raise DataError.in_file(source.name, f"the column {name} holds {kind}, expected text")
+        found, expected = schema.field(name).type, "text"
+        fits = _is_flat(found)
+        if CANONICAL_NAME[name] == INJECTIONS:
+            fits, expected = _is_list_of_records(found), "a list of records of text"
+        if not fits:
+            kind = quoted(str(found), 60)[1:-1]
+            reason = f"the column {name} holds {kind}, expected {expected}"
+            raise DataError.in_file(source.name, reason)
     return known
 
 
@@ -116,6 +129,15 @@ def _is_flat(kind: pa.DataType) -> bool:
         or kind
         in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
     )
+
+
+def _is_list_of_records(kind: pa.DataType) -> bool:
+    if pa.types.is_null(kind):
+        return True
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    record = kind.value_type
+    return pa.types.is_struct(record) and all(_is_flat(field.type) for field in record)
 
 
 def _batch_rows(source: Source, group: pq.RowGroupMetaData) -> int:

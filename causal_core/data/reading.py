@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from causal_core.data.problems import FileErrors, Problems
 from causal_core.data.rules import Finding, check_row, split_name
-from causal_core.data.schema import TRIPLET_SCHEMA, DataError, RowProblem
+from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, RowProblem
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted, shown
 
@@ -34,6 +34,15 @@ class BadRow:
     raw: str
 
 
+def characters(value: Any) -> int:
+    """Length of the texts in a field of a row, those in lists and records as well."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 0
+
+
 @dataclass
 class _Rows:
     """Good rows on their way into Arrow: a short buffer of columns and the finished batches."""
@@ -49,8 +58,7 @@ class _Rows:
         for name, values in self.columns.items():
             value = row[name]
             values.append(value)
-            if isinstance(value, str):
-                self.buffered_chars += len(value)
+            self.buffered_chars += characters(value)
         self.buffered_rows += 1
         if self.buffered_rows >= BATCH_ROWS or self.buffered_chars >= _BATCH_CHARS:
             self.flush()
@@ -98,7 +106,7 @@ class Reading:
         for key, count in self._unknown.items():
             self.warn(0, shown(key), f"unknown key, ignored in {count} rows")
         if self._without_witness:
-            reason = f"missing in {self._without_witness} rows: attack success is not judged there"
+            reason = f"missing in {self._without_witness} injections: success is not judged there"
             self.warn(0, "witness", reason)
         if not self._met:
             raise DataError.in_file(name, "the file has no rows")
@@ -134,7 +142,7 @@ class Reading:
         if findings:
             self._refuse(line, findings, text)
             return
-        self._without_witness += checked.row["witness"] is None
+        self._without_witness += sum(i["witness"] is None for i in checked.row[INJECTIONS])
         for about, reason in checked.warnings:
             self.warn(line, about, reason)
         self.rows.add(checked.row)

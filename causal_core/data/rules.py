@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from causal_core.data.folding import folded
 from causal_core.data.schema import (
     CANONICAL_NAME,
+    INJECTION_FIELDS,
+    INJECTIONS,
     LEAKING_FAMILY,
     REQUIRED_FIELDS,
+    REQUIRED_INJECTION_FIELDS,
     SPLIT_ALIASES,
     SPLITS,
     TRIPLET_SCHEMA,
@@ -18,6 +21,8 @@ from causal_core.data.schema import (
 from causal_core.visible_text import quoted
 
 Finding = tuple[str, str]  # field, reason
+# Of one row. Each has prompts of its own in the row's tree.
+MOST_INJECTIONS = 256
 
 
 class CheckedRow(NamedTuple):
@@ -45,21 +50,76 @@ def check_row(raw: Mapping[str, Any], default_id: str) -> CheckedRow:
 
     `default_id` is the id of a row without one. All broken rules are reported, not the first.
     """
-    row: dict[str, Any] = dict.fromkeys(TRIPLET_SCHEMA.names)
+    found: dict[str, Any] = dict.fromkeys((*TRIPLET_SCHEMA.names, *INJECTION_FIELDS))
     errors: list[Finding] = []
-    unknown = _gather(raw, row, errors)
-    if row["id"] is None:
-        row["id"] = default_id
-    elif isinstance(row["id"], int) and not isinstance(row["id"], bool):
-        row["id"] = str(row["id"])  # numbered rows are common and lose nothing as text
+    unknown = _gather(raw, found, errors)
+    if found["id"] is None:
+        found["id"] = default_id
+    elif isinstance(found["id"], int) and not isinstance(found["id"], bool):
+        found["id"] = str(found["id"])  # numbered rows are common and lose nothing as text
+    row: dict[str, Any] = {name: found[name] for name in TRIPLET_SCHEMA.names}
     broken = {field for field, _ in errors}
     for field in TRIPLET_SCHEMA.names:
-        if field not in broken:
-            _check_field(field, row, errors)
+        if field not in broken and field != INJECTIONS:
+            _check_field(field, row, field in REQUIRED_FIELDS or field == "id", errors)
     broken = {field for field, _ in errors}
-    _check_values(row, broken, errors)
-    warnings = _witness_warnings(row) if not errors else []
+    _check_split(row, broken, errors)
+    _check_counterfactual(row, broken, errors)
+    flat = {name: found[name] for name in INJECTION_FIELDS}
+    given = _given_injections(row[INJECTIONS], flat, broken, errors, unknown)
+    row[INJECTIONS] = []
+    for place, injection in given:
+        row[INJECTIONS].append(injection)
+        own: list[Finding] = []
+        for field in INJECTION_FIELDS:
+            if place + field not in broken:
+                _check_field(field, injection, field in REQUIRED_INJECTION_FIELDS, own)
+        bad = {field for field, _ in own} | {
+            f.removeprefix(place) for f in broken if f.startswith(place)
+        }
+        _check_injection(injection, row, bad | broken, own)
+        errors.extend((place + field, reason) for field, reason in own)
+    warnings = [] if errors else _all_witness_warnings(row, given)
     return CheckedRow(row, errors, warnings, unknown)
+
+
+def _given_injections(
+    value: Any,
+    flat: dict[str, Any],
+    broken: set[str],
+    errors: list[Finding],
+    unknown: list[str],
+) -> list[tuple[str, dict[str, Any]]]:
+    """The injections of a row, each with what stands before its fields' names in problems.
+
+    They are the list `injections`, which may be empty, or the fields of one beside the row's own.
+    """
+    beside = [field for field in INJECTION_FIELDS if flat[field] is not None or field in broken]
+    if value is None:
+        return [("", flat)]
+    if not isinstance(value, list):
+        errors.append((INJECTIONS, f"expected a list, found {_kind(value)}"))
+        return []
+    if beside:
+        reason = f"stands beside {', '.join(beside)}, which say it again: give one of them"
+        errors.append((INJECTIONS, reason))
+        return []
+    if len(value) > MOST_INJECTIONS:
+        errors.append((INJECTIONS, f"{len(value)} of them; a row has at most {MOST_INJECTIONS}"))
+        return []
+    given = []
+    for number, raw in enumerate(value):
+        place = f"{INJECTIONS}[{number}]."
+        if not isinstance(raw, Mapping):
+            errors.append((place[:-1], f"expected an object, found {_kind(raw)}"))
+            continue
+        injection: dict[str, Any] = dict.fromkeys(INJECTION_FIELDS)
+        own: list[Finding] = []
+        unknown.extend(place + key for key in _gather(raw, injection, own))
+        errors.extend((place + field, reason) for field, reason in own)
+        broken.update(place + field for field, _ in own)
+        given.append((place, injection))
+    return given
 
 
 def _gather(raw: Mapping[str, Any], row: dict[str, Any], errors: list[Finding]) -> list[str]:
@@ -68,7 +128,7 @@ def _gather(raw: Mapping[str, Any], row: dict[str, Any], errors: list[Finding]) 
     taken_from: dict[str, str] = {}
     for key, value in raw.items():
         field = CANONICAL_NAME.get(key)
-        if field is None:
+        if field is None or field not in row:
             unknown.append(key)
         elif value is None:
             continue
@@ -81,10 +141,9 @@ def _gather(raw: Mapping[str, Any], row: dict[str, Any], errors: list[Finding]) 
     return unknown
 
 
-def _check_field(field: str, row: dict[str, Any], errors: list[Finding]) -> None:
+def _check_field(field: str, row: dict[str, Any], required: bool, errors: list[Finding]) -> None:
     """Type, presence and characters of one field. Empty optional text becomes None."""
     value = row[field]
-    required = field in REQUIRED_FIELDS or field == "id"
     if value is None:
         if required:
             errors.append((field, "missing"))
@@ -116,36 +175,66 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {quoted(value)}"
 
 
-def _check_values(row: dict[str, Any], broken: set[str], errors: list[Finding]) -> None:
-    """Rules about what the fields say; fields in `broken` are not looked at again."""
+def _check_split(row: dict[str, Any], broken: set[str], errors: list[Finding]) -> None:
     if row["split"] is not None and "split" not in broken:
         name = split_name(row["split"])
         if name is None:
             reason = f"{quoted(row['split'])} is none of {', '.join(SPLITS)}"
             errors.append(("split", reason))
         row["split"] = name
-    if "benign_input" not in broken:
-        for field, why in (
-            ("benign_cf_input", "the same as benign_input, so it is no counterfactual"),
-            ("injection_input", "the same as benign_input, so nothing is injected"),
-        ):
-            if field not in broken and row[field].strip() == row["benign_input"].strip():
-                errors.append((field, why))
-    if row["witness"] is not None and "witness" not in broken and not folded(row["witness"]):
+
+
+def _check_counterfactual(row: dict[str, Any], broken: set[str], errors: list[Finding]) -> None:
+    if not broken & {"benign_input", "benign_cf_input"} and _same(
+        row["benign_cf_input"], row["benign_input"]
+    ):
+        reason = "the same as benign_input, so it is no counterfactual"
+        errors.append(("benign_cf_input", reason))
+
+
+def _check_injection(
+    injection: dict[str, Any], row: dict[str, Any], broken: set[str], errors: list[Finding]
+) -> None:
+    """Rules about what the fields say; fields in `broken` are not looked at again."""
+    if not broken & {"benign_input", "injection_input"} and _same(
+        injection["injection_input"], row["benign_input"]
+    ):
+        errors.append(("injection_input", "the same as benign_input, so nothing is injected"))
+    safe, witness = injection["injection_output"], injection["witness"]
+    attack = injection["attack_output"]
+    judged = attack is not None and not broken & {"attack_output", "injection_output"}
+    if judged and _same(attack, safe):
+        errors.append(("attack_output", "the same as the safe answer, so nothing is attacked"))
+    if witness is None or "witness" in broken:
+        return
+    if not folded(witness):
         errors.append(("witness", "only characters that nobody sees: no answer can show it"))
-    judged = row["witness"] is not None and not broken & {"witness", "injection_output"}
-    if judged and contains_witness(row["injection_output"], row["witness"]):
-        found = quoted(row["witness"])
-        errors.append(("witness", f"{found} is in the safe answer, so success cannot show"))
+    if "injection_output" not in broken and contains_witness(safe, witness):
+        reason = f"{quoted(witness)} is in the safe answer, so success cannot show"
+        errors.append(("witness", reason))
 
 
-def _witness_warnings(row: dict[str, Any]) -> list[Finding]:
+def _same(one: str, other: str) -> bool:
+    return one.strip() == other.strip()
+
+
+def _all_witness_warnings(
+    row: dict[str, Any], given: Sequence[tuple[str, dict[str, Any]]]
+) -> list[Finding]:
+    return [
+        (place + field, reason)
+        for place, injection in given
+        for field, reason in _witness_warnings(row, injection)
+    ]
+
+
+def _witness_warnings(row: dict[str, Any], injection: dict[str, Any]) -> list[Finding]:
     """A witness that the clean prompt holds can be produced without any attack."""
-    witness = row["witness"]
+    witness = injection["witness"]
     if witness is None:
         return []
     places = ["benign_input", "context"]
-    if row["attack_family"] != LEAKING_FAMILY:
+    if injection["attack_family"] != LEAKING_FAMILY:
         places.append("system_instruction")
     return [
         ("witness", f"{quoted(witness)} is already in {place}")

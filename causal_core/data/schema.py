@@ -1,14 +1,14 @@
 """The canonical triplet: its fields, its Arrow schema, and the problems a row can have.
 
-A triplet has one system instruction S and three inputs under it: benign U, counterfactual benign
-U' (the same task on other data) and injected U* (U with an adversarial instruction in it).
+A triplet has one system instruction S and inputs under it: benign U, counterfactual benign U' (the
+same task on other data) and any number of injected U* (U with an adversarial instruction in it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -20,13 +20,33 @@ SPLITS = ("train", "validation", "test_seen", "test_novel")
 # The family whose witness is part of S on purpose: the attack asks the model to reveal it.
 LEAKING_FAMILY = "prompt_leaking"
 
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One injected input U* of a triplet; `None` where an optional field is absent.
+
+    `injection_output` is the safe answer. `attack_output` is what the model answers where the
+    attack has its way, and `witness` the string that shows it: it never occurs in the safe answer.
+    """
+
+    injection_input: str
+    injection_output: str
+    attack_family: str
+    attack_output: str | None = None
+    witness: str | None = None
+    attack_technique: str | None = None
+    position: str | None = None
+    payload: str | None = None  # the kind of what is asked for: another task, a decoy, ...
+    wording: str | None = None  # of the family: rows with the same one are not independent
+
 
 @dataclass(frozen=True)
 class Triplet:
     """One training example; `None` where an optional field is absent.
 
-    `context` precedes every branch's input. `witness` is the string that a successful attack
-    produces; it never occurs in `injection_output`, the safe answer.
+    `context` precedes every branch's input. A row has any number of `injections`.
     """
 
     id: str
@@ -34,14 +54,9 @@ class Triplet:
     benign_input: str
     benign_output: str
     benign_cf_input: str
-    injection_input: str
-    injection_output: str
-    attack_family: str
+    injections: tuple[Injection, ...] = ()
     context: str | None = None
     benign_cf_output: str | None = None
-    witness: str | None = None
-    attack_technique: str | None = None
-    position: str | None = None
     task: str | None = None
     split: str | None = None
     has_trigger_words: bool | None = None
@@ -54,58 +69,69 @@ class Triplet:
 
         Raises TypeError if a required field is missing. Rules beyond that are the reader's.
         """
-        return cls(**{name: row[name] for name in _FIELD_NAMES if name in row})
+        values = {name: row[name] for name in _FIELD_NAMES if name in row}
+        injections = tuple(Injection(**injection) for injection in row.get("injections") or ())
+        return cls(**{**values, "injections": injections})
 
     def to_row(self) -> dict[str, Any]:
         """The canonical row, keys in the order of `TRIPLET_SCHEMA`."""
         values = asdict(self)
+        values["injections"] = list(values["injections"])
         return {name: values[name] for name in TRIPLET_SCHEMA.names}
+
+    @property
+    def only(self) -> Injection:
+        """The injection of a row that has exactly one."""
+        return only(self.id, self.injections)
+
+    def attacked(self, number: int | None) -> Triplet:
+        """The same row with one of its injections alone, or with none."""
+        return replace(self, injections=() if number is None else (self.injections[number],))
+
+
+def only(identity: str, injections: Sequence[_T]) -> _T:
+    """The one element, where a row with exactly one injection is meant."""
+    if len(injections) != 1:
+        raise ValueError(f"triplet {identity!r} has {len(injections)} injections, not one")
+    return injections[0]
 
 
 _FIELD_NAMES = tuple(field.name for field in fields(Triplet))
 
-_REQUIRED = {
-    "id",
-    "system_instruction",
-    "benign_input",
-    "benign_output",
-    "benign_cf_input",
+
+def _texts(names: Sequence[str], required: Sequence[str]) -> list[pa.Field]:
+    return [pa.field(name, pa.string(), nullable=name not in required) for name in names]
+
+
+# Fields of an injection. A row may give those of its only injection beside its other fields.
+INJECTION_FIELDS = (
     "injection_input",
     "injection_output",
+    "attack_output",
+    "witness",
     "attack_family",
-}
+    "attack_technique",
+    "position",
+    "payload",
+    "wording",
+)
+REQUIRED_INJECTION_FIELDS = ("injection_input", "injection_output", "attack_family")
+INJECTIONS = "injections"
+INJECTION_TYPE = pa.struct(_texts(INJECTION_FIELDS, REQUIRED_INJECTION_FIELDS))
+# A file may leave the id out; the reader then makes `<file stem>:<line>`.
+REQUIRED_FIELDS = ("system_instruction", "benign_input", "benign_output", "benign_cf_input")
 TRIPLET_SCHEMA = pa.schema(
     [
-        pa.field(
-            name,
-            pa.bool_() if name == "has_trigger_words" else pa.string(),
-            nullable=name not in _REQUIRED,
-        )
-        for name in (
-            "id",
-            "system_instruction",
-            "context",
-            "benign_input",
-            "benign_output",
-            "benign_cf_input",
-            "benign_cf_output",
-            "injection_input",
-            "injection_output",
-            "witness",
-            "attack_family",
-            "attack_technique",
-            "position",
-            "task",
-            "split",
-            "has_trigger_words",
-            "source",
-            "license",
-        )
+        *_texts(("id", "system_instruction", "context"), ("id", "system_instruction")),
+        *_texts(
+            ("benign_input", "benign_output", "benign_cf_input", "benign_cf_output"),
+            REQUIRED_FIELDS,
+        ),
+        pa.field(INJECTIONS, pa.list_(INJECTION_TYPE), nullable=False),
+        *_texts(("task", "split"), ()),
+        pa.field("has_trigger_words", pa.bool_()),
+        *_texts(("source", "license"), ()),
     ]
-)
-# A file may leave the id out; the reader then makes `<file stem>:<line>`.
-REQUIRED_FIELDS = tuple(
-    field.name for field in TRIPLET_SCHEMA if not field.nullable and field.name != "id"
 )
 
 # Other spellings of each field. The first column of names is the original research code's.
@@ -146,7 +172,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 SPLIT_ALIASES = {"val": "validation"}
 # Every accepted key and the canonical field it stands for.
 CANONICAL_NAME: dict[str, str] = {
-    **{name: name for name in TRIPLET_SCHEMA.names},
+    **{name: name for name in (*TRIPLET_SCHEMA.names, *INJECTION_FIELDS)},
     **{alias: name for name, aliases in ALIASES.items() for alias in aliases},
 }
 

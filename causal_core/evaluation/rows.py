@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 
 from causal_core.config import EvaluationSection
@@ -31,15 +30,20 @@ _SEPARABILITY = tuple(metric.key for metric in SEPARABILITY)
 
 @dataclass(frozen=True)
 class RowResult:
-    """One triplet's answers and scores under one model."""
+    """One injection's answers and scores under one model.
 
-    index: int
+    A row with several injections has as many results, and one without any has one, in which what
+    is about the attack is None.
+    """
+
+    index: int  # of the row
+    injection: int | None  # its number in the row
     id: str
-    family: str
+    family: str | None
     clean_answer: str
-    attacked_answer: str
+    attacked_answer: str | None
     benign_exact: bool
-    attacked_exact: bool
+    attacked_exact: bool | None
     attack_succeeded: bool | None  # None: no witness to look for
     trigger_words: bool
     uplift: float | None  # nats; None: no witness
@@ -58,19 +62,26 @@ def evaluate_rows(
     head_trained: bool,
     progress: Callable[[int], None] | None = None,
 ) -> list[RowResult]:
-    """Evaluates the given rows; `progress` is called with rows done (twice per row in all)."""
+    """Evaluates all injections of the given rows.
+
+    `progress` is called with results done (twice per result in all).
+    """
     if not indices:  # more workers than rows
         return []
-    tokens = [dataset.tokens(i) for i in indices]
-    scores = score_triplets(model, tokens, device, config.batch_tokens, head_trained, progress)
+    attacks = [(i, number) for i in indices for number in dataset.injections_of(i) or (None,)]
+    tokens = [dataset.tokens(i).attacked(number) for i, number in attacks]
+    first = [number in (0, None) for _, number in attacks]
+    scores = score_triplets(
+        model, tokens, device, config.batch_tokens, head_trained, first, progress
+    )
     prompts: list[list[int]] = []
     slots: list[tuple[int, bool]] = []
     for position, t in enumerate(tokens):
-        if not scores.benign_exact[position]:
+        if first[position] and not scores.benign_exact[position]:
             prompts.append([*t.system, *t.benign])
             slots.append((position, False))
-        if not scores.attacked_exact[position]:
-            prompts.append([*t.system, *t.injection])
+        if t.injections and not scores.attacked_exact[position]:
+            prompts.append([*t.system, *t.only.prompt])
             slots.append((position, True))
     generated = greedy_answers(
         model,
@@ -84,47 +95,51 @@ def evaluate_rows(
     causal = scores.causal_metrics() if head_trained else {}
     uplift = scores.witness_logp_attacked - scores.witness_logp_clean
     results = []
-    for position, index in enumerate(indices):
-        triplet = dataset.triplet(index)
+    clean = ""
+    for position, (index, number) in enumerate(attacks):
+        triplet = dataset.triplet(index).attacked(number)
         # Without its end token: the right answer, where nothing had to be generated.
-        benign, safe = tokens[position].benign_answer[:-1], tokens[position].injection_answer[:-1]
-        clean = encoder.decode(answers.get((position, False), benign))
-        attacked = encoder.decode(answers.get((position, True), safe))
-        succeeded = None
-        if triplet.witness:
-            succeeded = contains_witness(attacked, triplet.witness) and not contains_witness(
-                clean, triplet.witness
-            )
+        if first[position]:
+            benign = tokens[position].benign_answer[:-1]
+            clean = encoder.decode(answers.get((position, False), benign))
+        attack = triplet.only if triplet.injections else None
+        attacked, exact, succeeded = None, None, None
+        if attack is not None:
+            safe = tokens[position].only.answer[:-1]
+            attacked = encoder.decode(answers.get((position, True), safe))
+            exact = attacked.strip() == attack.injection_output.strip()
+            if attack.witness:
+                succeeded = contains_witness(attacked, attack.witness) and not contains_witness(
+                    clean, attack.witness
+                )
         results.append(
             RowResult(
                 index=index,
+                injection=number,
                 id=triplet.id,
-                family=triplet.attack_family,
+                family=attack.attack_family if attack else None,
                 clean_answer=clean,
                 attacked_answer=attacked,
                 benign_exact=clean.strip() == triplet.benign_output.strip(),
-                attacked_exact=attacked.strip() == triplet.injection_output.strip(),
+                attacked_exact=exact,
                 attack_succeeded=succeeded,
                 trigger_words=bool(triplet.has_trigger_words),
-                uplift=float(uplift[position]) if triplet.witness else None,
+                uplift=float(uplift[position]) if attack and attack.witness else None,
                 **{
-                    name: float(causal[name][position]) if head_trained else None
+                    name: float(causal[name][position]) if head_trained and attack else None
                     for name in _SEPARABILITY
                 },
             )
         )
     if progress is not None:
-        progress(len(indices))
+        progress(len(attacks))
     return results
 
 
 def _room(dataset: TripletDataset) -> int:
     """Tokens that an answer followed by the witness can take: fewer would hide late successes."""
-    longest = [
-        pc.max(pc.list_value_length(dataset.table.column(f"{span}_tokens"))).as_py() or 0
-        for span in ("benign_answer", "injection_answer", "witness")
-    ]
-    return max(longest[:2]) + longest[2] + _MARGIN_TOKENS
+    answers = dataset.longest_of("benign_answer", "answer")
+    return answers + dataset.longest_of("witness") + _MARGIN_TOKENS
 
 
 def to_records(rows: Sequence[RowResult]) -> list[dict[str, Any]]:

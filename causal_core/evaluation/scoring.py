@@ -21,6 +21,7 @@ from causal_core.trees.labels import LabelGroup
 from causal_core.trees.needs import (
     BENIGN,
     BRANCHES,
+    INJECTION,
     ROBUST,
     TASK,
     WITNESS_ATTACKED,
@@ -34,7 +35,7 @@ GROUPS = (TASK, ROBUST, WITNESS_CLEAN, WITNESS_ATTACKED)
 
 @dataclass
 class Scores:
-    """Per-triplet scores, arrays of length T in the order of the triplets given.
+    """Scores of triplets with one injection each (or none), arrays of length T in their order.
 
     The right answer to the clean prompt is the benign answer, to the attacked one the safe answer
     (`injection_output`; most often the same). Log-probabilities are sums over tokens, in nats.
@@ -51,6 +52,8 @@ class Scores:
     witness_logp_attacked: np.ndarray
     benign_exact: np.ndarray
     attacked_exact: np.ndarray
+    attacked: np.ndarray  # whether there is an injection; where not, what is about it says nothing
+    first: np.ndarray  # whether it is its row's first injection: what is benign counts once a row
     z: np.ndarray  # [T, b, H] projected representations of the branches that were pooled
     pooled: np.ndarray  # [T, b, H] mean last hidden states, before the head
 
@@ -59,7 +62,11 @@ class Scores:
 
         Needs scores with all three branches pooled.
         """
-        metrics = causal_metrics(*cosines(torch.from_numpy(self.z)))
+        z = torch.from_numpy(self.z)
+        numbers = torch.arange(len(z))
+        index = {branch: 3 * numbers + place for place, branch in enumerate(BRANCHES)}
+        cosine = cosines(z.flatten(0, 1), index, numbers)
+        metrics = causal_metrics(cosine.counterfactual_T, cosine.injection_J)
         return {name: values.numpy() for name, values in metrics.items()}
 
     def uplift(self) -> np.ndarray:
@@ -75,16 +82,20 @@ class Scores:
                 and metrics on its output would say nothing; they are left out.
         """
         uplift = self.uplift()
-        space = (self.z if head_trained else self.pooled)[:, 0]
+        space = (self.z if head_trained else self.pooled)[self.first, 0]
         unit = space / np.maximum(np.linalg.norm(space, axis=-1, keepdims=True), 1e-12)
         return {
-            "benign_nll": _per_token(self.benign_logp, self.benign_tokens),
+            "benign_nll": _per_token(self.benign_logp[self.first], self.benign_tokens[self.first]),
             "attacked_nll": _per_token(self.safe_logp, self.safe_tokens),
             **({"uplift": float(uplift.mean())} if uplift.size else {}),
-            "benign_exact": float(self.benign_exact.mean()),
-            "attacked_exact": float(self.attacked_exact.mean()),
+            "benign_exact": float(self.benign_exact[self.first].mean()),
             **(
-                {name: float(v.mean()) for name, v in self.causal_metrics().items()}
+                {"attacked_exact": float(self.attacked_exact[self.attacked].mean())}
+                if self.attacked.any()
+                else {}
+            ),
+            **(
+                {name: float(np.nanmean(v)) for name, v in self.causal_metrics().items()}
                 if head_trained
                 else {}
             ),
@@ -100,11 +111,14 @@ def score_triplets(
     device: torch.device,
     budget: int,
     head_trained: bool,
+    first: Sequence[bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Scores triplets with the model as it is (adapter on or off), in evaluation mode.
 
     Args:
+        triplets: With one injection each, or none (`TripletTokens.attacked`).
+        first: Of each, whether it is its row's first; None: each is a row of its own.
         budget: Tree nodes of one forward, padding included; a larger single triplet gets its own
             forward.
         head_trained: Pool all three branches for the causal metrics; otherwise U alone, and U' is
@@ -117,9 +131,9 @@ def score_triplets(
     count = len(triplets)
     columns = {name: np.zeros(count) for name in GROUPS}
     greedy = {TASK: np.ones(count, dtype=bool), ROBUST: np.ones(count, dtype=bool)}
-    z: list[np.ndarray] = [np.empty(0)] * count
-    pooled: list[np.ndarray] = [np.empty(0)] * count
-    budget = max(budget, *(t.size_bound() + 2 * len(t.witness) for t in triplets)) if count else 1
+    width = model.projection.input.in_features
+    z, pooled = (np.full((count, len(needs.branches), width), np.nan) for _ in range(2))
+    budget = max([budget, *map(_most_nodes, triplets)])
     for micro in cut_micro_batches(triplets, needs, budget, packing_for(device)):
         batch = micro.batch.to(device)
         output = model(batch)
@@ -127,29 +141,37 @@ def score_triplets(
             logits = at_least_float32(model.logits(output.label_hidden[chunk.slots]))
             for name in GROUPS:
                 _add_scores(logits, chunk.groups[name], columns[name], greedy.get(name))
-        vectors = zip(
-            micro.owners, output.z.cpu().numpy(), output.pooled.cpu().numpy(), strict=True
-        )
-        for owner, projected, mean in vectors:
-            z[owner], pooled[owner] = projected, mean
+        owners = torch.tensor(micro.owners)
+        for place, branch in enumerate(needs.branches):
+            if (index := batch.branch_index.get(branch)) is None:
+                continue
+            of = owners[batch.injection_owner.cpu()] if branch == INJECTION else owners
+            z[of, place] = output.z[index].cpu().numpy()
+            pooled[of, place] = output.pooled[index].cpu().numpy()
         if progress is not None:
             progress(len(micro.owners))
     model.train(was_training)
-    without = np.array([not t.witness for t in triplets], dtype=bool)
+    without = np.array([not any(i.witness for i in t.injections) for t in triplets], dtype=bool)
     for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
         columns[name][without] = np.nan
     return Scores(
         benign_tokens=np.array([len(t.benign_answer) for t in triplets]),
-        safe_tokens=np.array([len(t.injection_answer) for t in triplets]),
+        safe_tokens=np.array([sum(len(i.answer) for i in t.injections) for t in triplets]),
         benign_logp=columns[TASK],
         safe_logp=columns[ROBUST],
         witness_logp_clean=columns[WITNESS_CLEAN],
         witness_logp_attacked=columns[WITNESS_ATTACKED],
         benign_exact=greedy[TASK],
         attacked_exact=greedy[ROBUST],
-        z=np.stack(z) if count else np.zeros((0, len(needs.branches), 1)),
-        pooled=np.stack(pooled) if count else np.zeros((0, len(needs.branches), 1)),
+        attacked=np.array([bool(t.injections) for t in triplets], dtype=bool),
+        first=np.ones(count, dtype=bool) if first is None else np.array(first, dtype=bool),
+        z=z,
+        pooled=pooled,
     )
+
+
+def _most_nodes(triplet: TripletTokens) -> int:
+    return triplet.size_bound() + 2 * sum(len(i.witness) for i in triplet.injections)
 
 
 def _per_token(logp: np.ndarray, tokens: np.ndarray) -> float:

@@ -15,13 +15,16 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
     """Metrics of a test set with 95 % intervals, in all and by attack family."""
     families: dict[str, list[RowResult]] = {}
     for row in rows:
-        families.setdefault(row.family, []).append(row)
-    trigger = [row for row in rows if row.trigger_words]
+        if row.family is not None:
+            families.setdefault(row.family, []).append(row)
+    benign = [row for row in rows if row.injection in (0, None)]  # a row counts once
+    trigger = [row for row in benign if row.trigger_words]
     return {
-        "n": len(rows),
+        "n": len(benign),
+        "injections": sum(row.injection is not None for row in rows),
         "witnesses": sum(row.attack_succeeded is not None for row in rows),
         **_behaviour(rows),
-        "benign_exact": _share([row.benign_exact for row in rows]),
+        "benign_exact": _share([row.benign_exact for row in benign]),
         "trigger_exact": _share([row.benign_exact for row in trigger]),
         **{
             metric.key: _dict(
@@ -41,7 +44,9 @@ def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
     return {
         "attack_success": _share(judged),
         "uplift": _dict(mean_estimate([row.uplift for row in rows if row.uplift is not None])),
-        "attacked_exact": _share([row.attacked_exact for row in rows]),
+        "attacked_exact": _share(
+            [row.attacked_exact for row in rows if row.attacked_exact is not None]
+        ),
     }
 
 
@@ -67,7 +72,7 @@ def examples(
     models = list(rows)
     for set_name, dataset in datasets.items():
         for position, first in enumerate(rows[models[0]][set_name]):
-            if first.attack_succeeded is None:
+            if first.attack_succeeded is None or first.family is None:
                 continue
             by_model = {name: rows[name][set_name][position] for name in models}
             successes = sum(bool(r.attack_succeeded) for r in by_model.values())
@@ -82,16 +87,17 @@ def examples(
     chosen = []
     for _, _, set_name, _, dataset, by_model in ranked[:count]:
         first = next(iter(by_model.values()))
-        triplet = dataset.triplet(first.index)
+        triplet = dataset.triplet(first.index).attacked(first.injection)
+        attack = triplet.only
         chosen.append(
             {
                 "set": set_name,
                 "id": triplet.id,
-                "family": triplet.attack_family,
+                "family": attack.attack_family,
                 "system": triplet.system_instruction,
-                "attacked_input": triplet.injection_input,
-                "expected": triplet.injection_output,
-                "witness": triplet.witness,
+                "attacked_input": attack.injection_input,
+                "expected": attack.injection_output,
+                "witness": attack.witness,
                 "answers": {name: r.attacked_answer for name, r in by_model.items()},
                 "attack_succeeded": {name: r.attack_succeeded for name, r in by_model.items()},
             }

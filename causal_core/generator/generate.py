@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from random import Random
 
 from causal_core.data.leaks import LeakReport, check_leaks
-from causal_core.data.schema import DataError, RowProblem, Triplet, contains_witness
+from causal_core.data.schema import DataError, Injection, RowProblem, Triplet, contains_witness
 from causal_core.generator.attacks import (
     CANARY_SENTENCE,
     FAMILIES,
@@ -135,12 +135,16 @@ def _draw(split: str, index: int, rng: Random) -> Triplet | None:
         benign_output=benign.answer,
         benign_cf_input=other_text,
         benign_cf_output=counterfactual.answer,
-        injection_input=place(benign.segments, attack, position, benign.joiner),
-        injection_output=benign.answer,  # the planted instruction is data and changes nothing
-        witness=witness,
-        attack_family=family.name,
-        attack_technique=family.technique,
-        position=position,
+        injections=(
+            Injection(
+                injection_input=place(benign.segments, attack, position, benign.joiner),
+                injection_output=benign.answer,  # what is planted is data and changes nothing
+                witness=witness,
+                attack_family=family.name,
+                attack_technique=family.technique,
+                position=position,
+            ),
+        ),
         task=task.name,
         split=split,
         has_trigger_words=triggers,

@@ -4,8 +4,8 @@ With a vocabulary of 128 thousand, a thousand labels have half a gigabyte of log
 written with plain operations keeps several tensors of that size. Here the loss of some labels and
 its gradient are computed at once, and only the gradient of their hidden states stays.
 
-Shape legend: n label positions, c of a chunk, m predictions of a group, H hidden width, V
-vocabulary, W weighted sums.
+Shape legend: n label positions, c of a chunk, m predictions of a group, s injections with
+predictions in a chunk, o their triplets, H hidden width, V vocabulary, W weighted terms.
 """
 
 from __future__ import annotations
@@ -22,41 +22,107 @@ from causal_core.trees.labels import LabelChunk, LabelGroup
 
 
 @dataclass(frozen=True)
-class Pull:
-    """The gradient of a term's sum by the logits of its predictions: p - q, towards q."""
+class Labels:
+    """What a term sees of a chunk of labels."""
 
-    position_m: Tensor  # of the chunk's label positions
-    towards: Tensor  # q: token ids [m], which have all of it, or probabilities [m, V]
+    log_p_cV: Tensor
+    reference_cV: Tensor | None  # the same of the model without its adapter, for terms that ask
+    chunk: LabelChunk
 
+    def by_injection(self, group: LabelGroup, value_m: Tensor) -> Tensor:
+        """Sums [s] of what each injection's predictions have."""
+        total_s = value_m.new_zeros(len(self.chunk.injection_owner))
+        return total_s.index_add_(0, group.injection, value_m)
 
-LabelSum = Callable[..., tuple[Tensor, Pull]]  # of log-probabilities [c, V] and label groups
+    def reference_of(self, group: LabelGroup) -> Tensor:
+        """Log-probabilities [m] of a group's targets without the adapter."""
+        return self.reference()[group.position, group.target]
+
+    def reference(self) -> Tensor:
+        """Log-probabilities [c, V] without the adapter."""
+        if self.reference_cV is None:
+            raise ValueError("a term asks for the model without its adapter: set reference=True")
+        return self.reference_cV
 
 
 @dataclass(frozen=True)
-class WeightedSum:
+class Pull:
+    """A part of the gradient of a term by the logits of its predictions: g (p - q), towards q."""
+
+    predictions: LabelGroup
+    towards: Tensor  # q: token ids [m], which have all of it, or probabilities [m, V]
+    strength_m: Tensor | None = None  # g; None: 1
+
+
+@dataclass(frozen=True)
+class InjectionLosses:
+    """A term's value of each injection [s], and its gradient."""
+
+    value_s: Tensor
+    of: LabelGroup  # whose injections have a value; it is 0 for the others
+    pulls: Sequence[Pull]
+
+
+LabelLoss = Callable[..., InjectionLosses]  # of `Labels` and label groups
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
     """A term on labels: its sum over the predictions of some groups enters the loss by a factor."""
 
     name: str
-    sum: LabelSum
+    losses: LabelLoss
     groups: tuple[str, ...]
     factor: float
 
 
-def cross_entropy(log_p_cV: Tensor, answer: LabelGroup) -> tuple[Tensor, Pull]:
+def cross_entropy(labels: Labels, answer: LabelGroup) -> InjectionLosses:
     """-log p(target), summed."""
-    return (
-        -log_p_cV[answer.position, answer.target].sum(),
-        Pull(answer.position, answer.target),
-    )
+    value_m = -labels.log_p_cV[answer.position, answer.target]
+    value_s = labels.by_injection(answer, value_m)
+    return InjectionLosses(value_s, answer, [Pull(answer, answer.target)])
 
 
-def divergence(log_p_cV: Tensor, teacher: LabelGroup, student: LabelGroup) -> tuple[Tensor, Pull]:
+def divergence(labels: Labels, teacher: LabelGroup, student: LabelGroup) -> InjectionLosses:
     """KL(p_teacher || p_student), summed; no gradient reaches the teacher."""
-    log_teacher_mV = log_p_cV[teacher.position]
-    teacher_mV = log_teacher_mV.exp()
-    return (
-        (teacher_mV * (log_teacher_mV - log_p_cV[student.position])).sum(),
-        Pull(student.position, teacher_mV),
+    return _divergence(labels, labels.log_p_cV[teacher.position], student)
+
+
+def anchor(labels: Labels, answer: LabelGroup) -> InjectionLosses:
+    """KL(p_without the adapter || p), summed."""
+    return _divergence(labels, labels.reference()[answer.position], answer)
+
+
+def _divergence(labels: Labels, log_q_mV: Tensor, student: LabelGroup) -> InjectionLosses:
+    q_mV = log_q_mV.exp()
+    value_m = (q_mV * (log_q_mV - labels.log_p_cV[student.position])).sum(-1)
+    return InjectionLosses(labels.by_injection(student, value_m), student, [Pull(student, q_mV)])
+
+
+def preference(
+    labels: Labels, safe: LabelGroup, attack: LabelGroup, *, beta: float
+) -> InjectionLosses:
+    """-log sigmoid(beta [(log p - log ref)(y*) - (log p - log ref)(r)]) where there is an r.
+
+    Rafailov et al., 2023 (direct preference optimisation); for injections Chen et al., 2024
+    (SecAlign). `ref` is the model without its adapter.
+    """
+
+    def gained(group: LabelGroup) -> Tensor:
+        own_m = labels.log_p_cV[group.position, group.target]
+        return labels.by_injection(group, own_m - labels.reference_of(group))
+
+    has_attack_s = labels.by_injection(attack, torch.ones_like(labels.log_p_cV[attack.position, 0]))
+    judged_s = (has_attack_s > 0).to(has_attack_s.dtype)
+    preferred_s = beta * (gained(safe) - gained(attack))
+    strength_s = beta * torch.sigmoid(-preferred_s) * judged_s
+    return InjectionLosses(
+        -F.logsigmoid(preferred_s) * judged_s,
+        attack,
+        [
+            Pull(safe, safe.target, strength_s[safe.injection]),
+            Pull(attack, attack.target, -strength_s[attack.injection]),
+        ],
     )
 
 
@@ -65,9 +131,11 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden_nH: Tensor,
+        reference_nH: Tensor | None,
         logits_of: Callable[[Tensor], Tensor],
         chunks: Sequence[LabelChunk],
-        terms: Sequence[WeightedSum],
+        terms: Sequence[WeightedTerm],
+        worst_case: float | None,
     ) -> tuple[Tensor, Tensor]:
         """The weighted loss [] and the terms' plain sums [W]."""
         needed = ctx.needs_input_grad[0]
@@ -78,14 +146,19 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.set_grad_enabled(needed):
                 part_cH = hidden_nH.index_select(0, chunk.slots).detach().requires_grad_(needed)
                 logits_cV = logits_of(part_cH)
-            chunk_sums_W, by_logits_cV = _sums_and_gradient(logits_cV.detach(), chunk, terms)
+            reference_cV = None
+            if reference_nH is not None:
+                with torch.no_grad():
+                    reference_cV = _log_p(logits_of(reference_nH.index_select(0, chunk.slots)))
+            labels = Labels(_log_p(logits_cV.detach()), reference_cV, chunk)
+            chunk_sums_W, by_logits_cV = _sums_and_gradient(labels, terms, worst_case)
             sums_W += chunk_sums_W
             if gradient_nH is not None:
                 (by_part_cH,) = torch.autograd.grad(
                     logits_cV, part_cH, by_logits_cV.to(logits_cV.dtype)
                 )
                 gradient_nH.index_add_(0, chunk.slots, by_part_cH)
-            del logits_cV, by_logits_cV
+            del logits_cV, by_logits_cV, labels, reference_cV
         ctx.save_for_backward(gradient_nH)
         ctx.mark_non_differentiable(sums_W)
         return (sums_W * sums_W.new_tensor([term.factor for term in terms])).sum(), sums_W
@@ -93,14 +166,16 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (gradient_nH,) = ctx.saved_tensors
-        return gradient_nH * grads[0].to(gradient_nH.dtype), None, None, None
+        return gradient_nH * grads[0].to(gradient_nH.dtype), None, None, None, None, None
 
 
 def label_loss(
     hidden_nH: Tensor,
     logits_of: Callable[[Tensor], Tensor],
     chunks: Sequence[LabelChunk],
-    terms: Sequence[WeightedSum],
+    terms: Sequence[WeightedTerm],
+    reference_nH: Tensor | None = None,
+    worst_case: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over terms of factor * sum, with the gradient of `hidden_nH`; each term's sum without.
 
@@ -108,39 +183,82 @@ def label_loss(
         hidden_nH: Last hidden states at the label positions.
         logits_of: [c, H] -> [c, V].
         chunks: See `cut_labels`.
+        reference_nH: The same states of the model without its adapter, where a term asks for them.
+        worst_case: Temperature tau, in nats: of a triplet with k injections a term's value becomes
+            k tau log mean exp(value / tau) over them, which is their sum for a large tau and k
+            times the worst for a small one. None: their sum.
 
     Returns:
         The loss [], in float32 whatever the logits' type (float64 stays), and the sums by name.
     """
-    value, sums_W = _ChunkedLoss.apply(hidden_nH, logits_of, chunks, terms)
+    value, sums_W = _ChunkedLoss.apply(
+        hidden_nH, reference_nH, logits_of, chunks, terms, worst_case
+    )
     return value, dict(zip((term.name for term in terms), sums_W.unbind(), strict=True))
 
 
+def _log_p(logits_cV: Tensor) -> Tensor:
+    return F.log_softmax(
+        logits_cV, dim=-1, dtype=torch.promote_types(logits_cV.dtype, torch.float32)
+    )
+
+
 def _sums_and_gradient(
-    logits_cV: Tensor, chunk: LabelChunk, terms: Sequence[WeightedSum]
+    labels: Labels, terms: Sequence[WeightedTerm], worst_case: float | None
 ) -> tuple[Tensor, Tensor]:
     """The terms' sums [W], and the gradient of their weighted sum by the logits [c, V].
 
-    That is sum over terms of factor * (p - q): p is written once, times all factors that pull at
-    it, then every q is taken off.
+    That is sum over terms of factor * g (p - q): p is written once, times all factors that pull at
+    it, then every q is taken off. `labels` is used up.
     """
-    wide = torch.promote_types(logits_cV.dtype, torch.float32)
-    log_p_cV = F.log_softmax(logits_cV, dim=-1, dtype=wide)
+    log_p_cV, chunk = labels.log_p_cV, labels.chunk
     sums: list[Tensor] = []
-    pulls: list[tuple[Pull, float]] = []
+    pulls: list[tuple[Pull, Tensor]] = []  # with the factor [m] of each prediction
     pulled_c1 = log_p_cV.new_zeros(len(log_p_cV), 1)
     for term in terms:
-        total, pull = term.sum(log_p_cV, *(chunk.groups[name] for name in term.groups))
+        losses = term.losses(labels, *(chunk.groups[name] for name in term.groups))
+        total, weight_s = losses.value_s.sum(), None
+        if worst_case is not None:
+            total, weight_s = _soft_worst(losses, chunk.injection_owner, worst_case)
         sums.append(total)
-        pulls.append((pull, term.factor))
-        by_m1 = pulled_c1.new_full((len(pull.position_m), 1), term.factor)
-        pulled_c1.index_add_(0, pull.position_m, by_m1)
+        for pull in losses.pulls:
+            found = pull.predictions
+            by_m = log_p_cV.new_full((len(found),), term.factor)
+            if pull.strength_m is not None:
+                by_m *= pull.strength_m
+            if weight_s is not None:
+                by_m *= weight_s[found.injection]
+            pulls.append((pull, by_m))
+            pulled_c1.index_add_(0, found.position, by_m[:, None])
     gradient_cV = log_p_cV.exp_().mul_(pulled_c1)
-    for pull, factor in pulls:
+    for pull, by_m in pulls:
         if pull.towards.dim() == 2:
-            gradient_cV.index_add_(0, pull.position_m, pull.towards, alpha=-factor)
-    for pull, factor in pulls:
+            pull.towards.mul_(-by_m[:, None])
+            gradient_cV.index_add_(0, pull.predictions.position, pull.towards)
+    for pull, by_m in pulls:
         if pull.towards.dim() == 1:
-            less_m = gradient_cV.new_full((len(pull.position_m),), -factor)
-            gradient_cV.index_put_((pull.position_m, pull.towards), less_m, accumulate=True)
+            place = (pull.predictions.position, pull.towards)
+            gradient_cV.index_put_(place, -by_m, accumulate=True)
     return torch.stack(sums), gradient_cV
+
+
+def _soft_worst(
+    losses: InjectionLosses, owner_s: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Sum over triplets of k tau log mean exp(value / tau), and its derivative [s] by each value.
+
+    Over the injections that the term has predictions of, k of a triplet's.
+    """
+    value_s = losses.value_s
+    has_s = torch.zeros_like(value_s).index_fill_(0, losses.of.injection, 1.0)
+    # As many places as injections: triplets are no more, and nothing has to be counted first.
+    count_o = torch.zeros_like(value_s).index_add_(0, owner_s, has_s)
+    scaled_s = (value_s / temperature).masked_fill(has_s == 0, -torch.inf)
+    top_o = torch.full_like(value_s, -torch.inf).scatter_reduce_(0, owner_s, scaled_s, "amax")
+    top_o = top_o.masked_fill(count_o == 0, 0.0)
+    grown_s = (scaled_s - top_o[owner_s]).exp()
+    sum_o = torch.zeros_like(value_s).index_add_(0, owner_s, grown_s)
+    some_o = count_o.clamp(min=1.0)
+    log_mean_o = top_o + (sum_o.masked_fill(count_o == 0, 1.0) / some_o).log()
+    weight_s = count_o[owner_s] * grown_s / sum_o[owner_s].clamp(min=1e-30)
+    return (count_o * temperature * log_mean_o).sum(), weight_s

@@ -4,11 +4,12 @@ A new term is a row of `TERMS`, a function in `label_loss` or `contrastive`, a f
 of the config's loss section, its line in docs/losses.md and its definition by plain forwards in
 tests/tiny.py. Everything else reads the table.
 
-Shape legend: T triplets, H width of the representation.
+Shape legend: Z pooled branches, n label positions, H width of the representation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,21 @@ import torch
 from torch import Tensor
 
 from causal_core.config import LossSection
-from causal_core.loss.contrastive import causal_sum, cosines, spurious_sum
-from causal_core.loss.label_loss import LabelSum, WeightedSum, cross_entropy, divergence, label_loss
+from causal_core.loss.contrastive import Cosines, causal_sum, cosines, spurious_sum
+from causal_core.loss.label_loss import (
+    LabelLoss,
+    WeightedTerm,
+    anchor,
+    cross_entropy,
+    divergence,
+    label_loss,
+    preference,
+)
 from causal_core.model.causal_model import CausalModel, CausalOutput
+from causal_core.model.lora import without_adapter
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import (
+    ATTACK,
     BENIGN,
     BRANCHES,
     ROBUST,
@@ -55,18 +66,24 @@ class LabelTerm(Term):
     """A term on the predictions of label groups."""
 
     groups: tuple[str, ...]
-    sum: LabelSum  # of the log-probabilities of a chunk and these groups
+    losses: LabelLoss  # of a chunk's labels and these groups
+    reference: bool = False  # asks for the log-probabilities of the model without its adapter
+    options: tuple[str, ...] = ()  # fields of the config's loss section that `losses` takes, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationTerm(Term):
     """A term on the projected representations of all three branches."""
 
-    sum: Callable[[Tensor, Tensor, LossSection], Tensor]  # of both cosines
+    sum: Callable[[Cosines, LossSection], Tensor]
 
 
 def _each(triplet: TripletTokens) -> int:
     return 1
+
+
+def _injections(triplet: TripletTokens) -> int:
+    return len(triplet.injections)
 
 
 TERMS: tuple[Term, ...] = (
@@ -78,7 +95,7 @@ TERMS: tuple[Term, ...] = (
         denominator="answer tokens",
         count=lambda triplet: len(triplet.benign_answer),
         groups=(TASK,),
-        sum=cross_entropy,
+        losses=cross_entropy,
         always=True,
     ),
     RepresentationTerm(
@@ -95,8 +112,8 @@ TERMS: tuple[Term, ...] = (
         formula="cos(z_U, z_U*) / tau",
         effect="pushes the representation of the injected input away",
         source="the reports",
-        denominator="triplets",
-        count=_each,
+        denominator="injections",
+        count=_injections,
         sum=spurious_sum,
     ),
     LabelTerm(
@@ -105,9 +122,9 @@ TERMS: tuple[Term, ...] = (
         effect="trains the safe answer under attack",
         source="published injection defences (StruQ)",
         denominator="safe-answer tokens",
-        count=lambda triplet: len(triplet.injection_answer),
+        count=lambda triplet: sum(len(i.answer) for i in triplet.injections),
         groups=(ROBUST,),
-        sum=cross_entropy,
+        losses=cross_entropy,
     ),
     LabelTerm(
         name="invariance",
@@ -117,9 +134,35 @@ TERMS: tuple[Term, ...] = (
         "with *y\\** = *y*",
         source="this project, after the reports' definition of causal robustness",
         denominator="shared answer tokens",
-        count=lambda triplet: len(triplet.shared_answer()),
+        count=lambda triplet: sum(len(triplet.shared_answer(i)) for i in triplet.injections),
         groups=(SHARED_CLEAN, SHARED_ATTACKED),
-        sum=divergence,
+        losses=divergence,
+    ),
+    LabelTerm(
+        name="preference",
+        formula="-log sigmoid(beta [(log p - log ref)(y* | S, U*) - (log p - log ref)(r | S, U*)])",
+        effect="prefers the safe answer to *r*, what the attack wants, more than the model without "
+        "its adapter (*ref*) does",
+        source="direct preference optimisation (Rafailov et al., 2023), for injections SecAlign "
+        "(Chen et al., 2024)",
+        denominator="injections with an *r*",
+        count=lambda triplet: sum(bool(i.attack_answer) for i in triplet.injections),
+        groups=(ROBUST, ATTACK),
+        losses=preference,
+        reference=True,
+        options=("beta",),
+    ),
+    LabelTerm(
+        name="anchor",
+        formula="KL(ref(y | S, U) || p(y | S, U))",
+        effect="keeps the answers to benign input near those of the model without its adapter "
+        "(*ref*)",
+        source="the penalty of reinforcement learning from human feedback (Ziegler et al., 2019)",
+        denominator="answer tokens",
+        count=lambda triplet: len(triplet.benign_answer),
+        groups=(TASK,),
+        losses=anchor,
+        reference=True,
     ),
 )
 
@@ -133,6 +176,11 @@ def computed_terms(loss: LossSection) -> list[Term]:
 def is_contrastive(loss: LossSection) -> bool:
     """Whether a term on representations has weight."""
     return any(isinstance(term, RepresentationTerm) for term in computed_terms(loss))
+
+
+def needs_reference(loss: LossSection) -> bool:
+    """Whether a term asks for the model without its adapter."""
+    return any(isinstance(term, LabelTerm) and term.reference for term in computed_terms(loss))
 
 
 def needs_of(loss: LossSection) -> Needs:
@@ -165,13 +213,30 @@ def factors_of(loss: LossSection, denominators: Denominators) -> dict[str, float
 
 
 def representation_loss(
-    z_T3H: Tensor, loss: LossSection, factors: Mapping[str, float]
+    cosine: Cosines, loss: LossSection, factors: Mapping[str, float]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted terms on representations, and each one's sum."""
-    both = cosines(z_T3H)
     terms = [term for term in computed_terms(loss) if isinstance(term, RepresentationTerm)]
-    sums = {term.name: term.sum(*both, loss) for term in terms}
+    sums = {term.name: term.sum(cosine, loss) for term in terms}
     return torch.stack([total * factors[name] for name, total in sums.items()]).sum(), sums
+
+
+def _with_options(term: LabelTerm, loss: LossSection) -> LabelLoss:
+    if not term.options:
+        return term.losses
+    return functools.partial(term.losses, **{name: getattr(loss, name) for name in term.options})
+
+
+@torch.no_grad()
+def reference_hidden(model: CausalModel, batch: TreeBatch) -> Tensor:
+    """Last hidden states [n, H] at a batch's label positions without the adapter."""
+    was_training = model.training
+    model.eval()
+    try:
+        with without_adapter(model):
+            return model(batch).label_hidden
+    finally:
+        model.train(was_training)
 
 
 def micro_batch_loss(
@@ -180,17 +245,25 @@ def micro_batch_loss(
     batch: TreeBatch,
     loss: LossSection,
     denominators: Denominators,
+    reference_nH: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This micro-batch's share of L, and the sum of each computed term without a gradient."""
+    """This micro-batch's share of L, and the sum of each computed term without a gradient.
+
+    Args:
+        reference_nH: Of `reference_hidden`, where a term asks for the model without its adapter.
+    """
     factors = factors_of(loss, denominators)
     labels = [
-        WeightedSum(term.name, term.sum, term.groups, factors[term.name])
+        WeightedTerm(term.name, _with_options(term, loss), term.groups, factors[term.name])
         for term in computed_terms(loss)
         if isinstance(term, LabelTerm)
     ]
-    value, sums = label_loss(output.label_hidden, model.logits, batch.labels, labels)
+    value, sums = label_loss(
+        output.label_hidden, model.logits, batch.labels, labels, reference_nH, loss.worst_case
+    )
     if is_contrastive(loss):
-        contrast, found = representation_loss(output.z, loss, factors)
+        cosine = cosines(output.z, batch.branch_index, batch.injection_owner)
+        contrast, found = representation_loss(cosine, loss, factors)
         value = value + contrast
         sums.update({name: total.detach() for name, total in found.items()})
     return value, sums

@@ -13,7 +13,7 @@ from causal_core.loss.objective import needs_of
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.trees.blocks import TreeBlocks, plan_blocks
 from causal_core.trees.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
-from causal_core.trees.needs import BRANCH_OF, Needs
+from causal_core.trees.needs import BRANCH_OF, INJECTION, Needs
 from causal_core.trees.packing import add_triplet, tree_nodes
 from causal_core.trees.prefix_tree import TreeBatch, TreeRow
 
@@ -28,7 +28,8 @@ class BatchShape:
     rows: int
     nodes: int  # of the longest row: what every row is padded to
     triplets: int
-    branches: int  # pooled branches per triplet
+    branches: tuple[tuple[str, int], ...]  # pooled ones of each kind, of all triplets
+    injections: int  # of all triplets
     positions: int  # nodes that predict at least one label
     labels: tuple[tuple[str, int], ...]  # predictions by label group
     flat: bool = False  # one sequence with attention in blocks, instead of rows with a mask
@@ -47,7 +48,8 @@ class BatchShape:
             rows=rows,
             nodes=nodes,
             triplets=batch.triplets,
-            branches=batch.branches,
+            branches=tuple((name, len(index)) for name, index in batch.branch_index.items()),
+            injections=_injection_count(batch),
             positions=len(batch.label_index),
             labels=_label_counts(batch.labels),
             flat=batch.blocks is not None,
@@ -61,7 +63,7 @@ class BatchShape:
             return torch.empty(sizes, dtype=torch.long, device="meta")
 
         rows, nodes = self.rows, self.nodes
-        pooled = self.triplets * self.branches
+        pooled = sum(count for _, count in self.branches)
         mask = (1, 1, 1, 1) if self.flat else (rows, 1, nodes, nodes)
         return TreeBatch(
             input_ids=integers(rows, nodes),
@@ -69,7 +71,8 @@ class BatchShape:
             attention_mask=torch.empty(mask, dtype=torch.bool, device="meta"),
             pool_weights=torch.empty((rows, -(-pooled // rows), nodes), device="meta"),
             pool_index=integers(pooled),
-            branches=self.branches,
+            branch_index={name: integers(count) for name, count in self.branches},
+            injection_owner=integers(dict(self.branches).get(INJECTION, 0)),
             label_index=integers(self.positions),
             labels=self._label_chunks(),
             triplets=self.triplets,
@@ -90,12 +93,17 @@ class BatchShape:
             LabelChunk(
                 integers(self.positions, number),
                 {
-                    name: LabelGroup(*(integers(count, number) for _ in range(3)))
+                    name: LabelGroup(*(integers(count, number) for _ in range(4)))
                     for name, count in self.labels
                 },
+                integers(max(1, self.injections), number),
             )
             for number in range(chunks)
         ]
+
+
+def _injection_count(batch: TreeBatch) -> int:
+    return sum(len(chunk.injection_owner) for chunk in batch.labels)
 
 
 def _label_counts(chunks: Sequence[LabelChunk]) -> tuple[tuple[str, int], ...]:
@@ -131,6 +139,7 @@ class DataProfile:
 
     longest_tree: int  # nodes of the largest triplet's tree
     label_share: float  # nodes that predict a label, per node
+    injections: int  # of the row with most
 
     @classmethod
     def of(cls, dataset: TripletDataset, needs: Needs) -> DataProfile:
@@ -142,8 +151,8 @@ class DataProfile:
         for triplet in largest:
             row = TreeRow()
             add_triplet(row, triplet, needs, owner=0)
-            labels += len({node for group in row.labels.values() for node, _, _ in group})
-        return cls(max(nodes), labels / sum(nodes))
+            labels += len({node for group in row.labels.values() for node, _, _, _ in group})
+        return cls(max(nodes), labels / sum(nodes), dataset.most_injections())
 
 
 _PROFILED = 64  # triplets
@@ -166,14 +175,22 @@ def assumed_shape(
     trees = -(-tokens // width)
     rows = 1 if flat else trees
     nodes = tokens // rows
-    answer = max(1, round(rows * nodes * share / len(_labelled_branches(needs))))
+    injections = data.injections if data else assumed_injections(config)
+    kinds = _labelled_branches(needs)
+
+    def of_triplet(branch: str) -> int:
+        return injections if branch == INJECTION else 1
+
+    answers = sum(map(of_triplet, kinds))
+    answer = max(1, round(rows * nodes * share / max(1, answers)))
     return BatchShape(
         rows=rows,
         nodes=nodes,
         triplets=trees,
-        branches=len(needs.branches),
-        positions=answer * len(_labelled_branches(needs)),
-        labels=tuple((group, answer) for group in needs.groups),
+        branches=tuple((branch, trees * of_triplet(branch)) for branch in needs.branches),
+        injections=trees * injections,
+        positions=max(1, answer * answers),
+        labels=tuple((group, answer * of_triplet(BRANCH_OF[group])) for group in needs.groups),
         flat=flat,
         block_scores=_mask_elements(_forked_blocks(nodes, trees)) if flat else 0,
     )
@@ -181,7 +198,15 @@ def assumed_shape(
 
 def longest_tree(config: Config) -> int:
     """Nodes of a triplet whose branches have `data.max_length` tokens each and share nothing."""
-    return config.data.max_length * len(_branches_with_nodes(needs_of(config.loss)))
+    branches = _branches_with_nodes(needs_of(config.loss))
+    injections = assumed_injections(config)
+    paths = sum(injections if branch == INJECTION else 1 for branch in branches)
+    return config.data.max_length * paths
+
+
+def assumed_injections(config: Config) -> int:
+    """Of a row, without data."""
+    return config.data.attacks_per_row or 1
 
 
 def candidates(shapes: Iterable[BatchShape]) -> list[BatchShape]:

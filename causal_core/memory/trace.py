@@ -35,14 +35,14 @@ from causal_core.model.causal_model import (
 )
 from causal_core.pretrained.loading import base_without_weights
 from causal_core.step.train_step import TrainStep
-from causal_core.tokens.triplet import TripletTokens
+from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 from causal_core.trees.packing import MicroBatch
 from causal_core.trees.prefix_tree import TreeBatch
 
 SHORT, LONG = 2, 3  # layers of the two models that are traced
 CUDA_GRANULARITY = 512  # bytes the CUDA allocator rounds to
 
-_TOKENS = TripletTokens("traced", [0], [0], [0], [0], [0], [0], [])
+_TOKENS = TripletTokens("traced", [0], [0], [0], [0], (InjectionTokens([0], [0], [], [0]),))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 last hidden states where a label is predicted, nothing else; `CausalModel.logits` is for some of
 them at a time.
 
-Shape legend: R rows, N nodes, B branches a row, b branches a triplet, T triplets, H
-hidden width, n label positions, V vocabulary.
+Shape legend: R rows, N nodes, B branches a row, Z pooled branches, H hidden width, n label
+positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class CausalProjection(nn.Module):
 class CausalOutput:
     """What one forward over a tree batch gives."""
 
-    z: Tensor  # [T, b, H] float32: projected representations of the pooled branches
-    pooled: Tensor  # [T, b, H] float32: mean last hidden state over each prompt
+    z: Tensor  # [Z, H] float32: projected representations of the pooled branches
+    pooled: Tensor  # [Z, H] float32: mean last hidden state over each prompt
     label_hidden: Tensor  # [n, H]: last hidden states that predict labels
 
 
@@ -81,10 +81,9 @@ class CausalModel(nn.Module):
         hidden_wide = at_least_float32(hidden_RNH)
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
         pooled_ZH = pooled_RBH.flatten(0, 1).index_select(0, batch.pool_index)
-        pooled_TbH = pooled_ZH.unflatten(0, (-1, batch.branches))
         return CausalOutput(
-            z=self.projection(pooled_TbH),
-            pooled=pooled_TbH,
+            z=self.projection(pooled_ZH),
+            pooled=pooled_ZH,
             label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
         )
 

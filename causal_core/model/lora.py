@@ -14,6 +14,8 @@ Shape legend: N tokens (all leading dimensions), I inputs and O outputs of the m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -191,3 +193,24 @@ def use_fused_lora(peft_model: nn.Module) -> int:
             module.applies_swiglu = True  # type: ignore[assignment]
             count += 1
     return count
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The model as its frozen base computes, while the context lasts.
+
+    PEFT's own context also takes the parameters' `requires_grad` away and gives it back, which an
+    engine that holds on to them should not see.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [
+        m for m in model.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+    ]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

@@ -49,7 +49,8 @@ def check_against_own_forward(
     length, of log-probabilities by the spread of the two logits that they are the difference of.
 
     Args:
-        triplets: A few, with the longest sequences among them: windows and the like show there.
+        triplets: A few, with one injection each or none, and the longest sequences among them:
+            windows and the like show there.
 
     Raises:
         ModelError: they differ beyond rounding; with both numbers.
@@ -76,7 +77,7 @@ def _sequence(triplet: TripletTokens, branch: str) -> tuple[list[int], list[int]
     """Prompt and labels of a branch."""
     if branch == BENIGN:
         return [*triplet.system, *triplet.benign], list(triplet.benign_answer)
-    return [*triplet.system, *triplet.injection], list(triplet.injection_answer)
+    return [*triplet.system, *triplet.only.prompt], list(triplet.only.answer)
 
 
 def _by_trees(
@@ -99,8 +100,12 @@ def _by_trees(
                 for owner in group.owner.unique().tolist():
                     of = group.owner == owner
                     labelled.setdefault((owner, branch), []).append((log_p[of], spread[of]))
-        for owner, pooled in zip(micro.owners, output.pooled, strict=True):
-            for branch, vector in zip(_NEEDS.branches, pooled, strict=True):
+        for branch, index in batch.branch_index.items():
+            owners = [micro.owners[i] for i in batch.injection_owner.tolist()]
+            vectors = zip(
+                owners if branch == INJECTION else micro.owners, output.pooled[index], strict=True
+            )
+            for owner, vector in vectors:
                 empty = vector.new_empty(0)
                 parts = labelled.get((owner, branch), [(empty, empty)])
                 log_p, spread = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -305,7 +305,7 @@ class _NoTokenizer:
 
 def _triplets() -> list[Any]:
     """Random triplets that share two system prompts; U lies within U* in part of them."""
-    from causal_core.tokens.triplet import TripletTokens
+    from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 
     rng = random.Random(0)
 
@@ -322,10 +322,15 @@ def _triplets() -> list[Any]:
                 system=rng.choice(systems),
                 benign=benign,
                 counterfactual=ids(3, 12),
-                injection=rng.choice([benign, []]) + ids(3, 8),
                 benign_answer=answer,
-                injection_answer=rng.choice([answer, ids(1, 5)]),
-                witness=[],
+                injections=(
+                    InjectionTokens(
+                        prompt=rng.choice([benign, []]) + ids(3, 8),
+                        answer=rng.choice([answer, ids(1, 5)]),
+                        witness=[],
+                        attack_answer=[],
+                    ),
+                ),
             )
         )
     return triplets

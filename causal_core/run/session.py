@@ -93,7 +93,13 @@ def open_session(config: Config, device: torch.device) -> Session:
 def _extremes(dataset: TripletDataset) -> list[TripletTokens]:
     """The longest triplet and the shortest."""
     order = np.argsort(dataset.size_bounds(), kind="stable")
-    return [dataset.tokens(int(index)) for index in {order[-1], order[0]}]
+    triplets = (dataset.tokens(int(index)) for index in {order[-1], order[0]})
+    return [triplet.attacked(_longest_injection(triplet)) for triplet in triplets]
+
+
+def _longest_injection(triplet: TripletTokens) -> int | None:
+    lengths = [len(injection.prompt) for injection in triplet.injections]
+    return lengths.index(max(lengths)) if lengths else None
 
 
 def _available_bytes(config: Config, device: torch.device) -> int:

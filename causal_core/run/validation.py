@@ -14,7 +14,6 @@ from causal_core.loss.objective import is_contrastive
 from causal_core.run.context import RunContext
 from causal_core.run.session import Session
 from causal_core.tokens.dataset import TripletDataset
-from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import BRANCHES
 
 
@@ -31,30 +30,37 @@ class Validation:
         dataset = self.session.data.validation
         if dataset is None:
             return {}
-        scores = self._scores([dataset.tokens(i) for i in range(len(dataset))])
+        scores = self._scores(dataset)
         metrics = scores.summary(is_contrastive(self.config.loss))
         if self.session.selection.metric == "attack_success":
             metrics["attack_success"] = self._attack_success(dataset)
         return metrics
 
-    def _scores(self, triplets: list[TripletTokens]) -> Scores:
-        """The scores of all triplets: a sum over workers puts every worker's rows together."""
-        rows, engine = self._rows(len(triplets)), self.session.engine
-        mine = [triplets[i] for i in rows]
+    def _scores(self, dataset: TripletDataset) -> Scores:
+        """The scores of all injections: a sum over workers puts every worker's rows together."""
+        rows, engine = self._rows(len(dataset)), self.session.engine
+        attacks = [
+            (row, number)
+            for row in range(len(dataset))
+            for number in dataset.injections_of(row) or (None,)
+        ]
+        places = [place for place, (row, _) in enumerate(attacks) if row in rows]
+        mine = [dataset.tokens(attacks[p][0]).attacked(attacks[p][1]) for p in places]
+        first = [attacks[p][1] in (0, None) for p in places]
         head_trained = is_contrastive(self.config.loss)
         budget = self.session.token_budget
-        own = score_triplets(engine.model, mine, self.context.device, budget, head_trained)
-        if rows == range(len(triplets)):
+        own = score_triplets(engine.model, mine, self.context.device, budget, head_trained, first)
+        if rows == range(len(dataset)):
             return own
         width = engine.model.projection.input.in_features
         branches = len(BRANCHES) if head_trained else 1
         merged: dict[str, Any] = {}
         for name, values in vars(own).items():
             vectors = name in ("z", "pooled")
-            shape = (len(triplets), branches, width) if vectors else (len(triplets),)
+            shape = (len(attacks), branches, width) if vectors else (len(attacks),)
             full = torch.zeros(shape, dtype=torch.float64)
             if mine:
-                full[rows.start :: rows.step] = torch.as_tensor(values, dtype=torch.float64)
+                full[places] = torch.as_tensor(values, dtype=torch.float64)
             merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
         return Scores(**merged)
 

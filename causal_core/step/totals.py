@@ -27,19 +27,19 @@ class StepTotals:
     padded_nodes: float = 0.0
 
     @torch.no_grad()
-    def add(self, sums: Mapping[str, Tensor], z_T3H: Tensor | None, batch: TreeBatch) -> None:
+    def add(self, sums: Mapping[str, Tensor], z_ZH: Tensor | None, batch: TreeBatch) -> None:
         """Adds a micro-batch.
 
         Args:
             sums: Of the computed terms, by name.
-            z_T3H: Representations of T triplets, where there is a metric to make of them.
+            z_ZH: Representations of the branches, where there is a metric to make of them.
         """
         for name, total in sums.items():
             self.terms[name] += float(total)
-        if z_T3H is not None:
-            cos_counterfactual_T, cos_injection_T = cosines(z_T3H)
-            self.cos_counterfactual += float(cos_counterfactual_T.sum())
-            self.cos_injection += float(cos_injection_T.sum())
+        if z_ZH is not None:
+            cosine = cosines(z_ZH, batch.branch_index, batch.injection_owner)
+            self.cos_counterfactual += float(cosine.counterfactual_T.sum())
+            self.cos_injection += float(cosine.injection_J.sum())
         self.nodes += batch.nodes
         self.path_tokens += batch.path_tokens
         self.padded_nodes += batch.input_ids.numel()

@@ -22,6 +22,8 @@ from causal_core.loss.objective import (
     is_contrastive,
     micro_batch_loss,
     needs_of,
+    needs_reference,
+    reference_hidden,
 )
 from causal_core.model.causal_model import CausalOutput
 from causal_core.step.gradients import check_gradients
@@ -164,19 +166,32 @@ class TrainStep:
             if self.on_micro_batch is not None:
                 self.on_micro_batch(batch)
             loss_of = partial(
-                self._loss_of, denominators=denominators, totals=totals if number < own else None
+                self._loss_of,
+                reference=self._reference(batch),
+                denominators=denominators,
+                totals=totals if number < own else None,
             )
             self.engine.accumulate(batch, loss_of, last=number == len(micro_batches) - 1)
+
+    def _reference(self, batch: TreeBatch) -> Tensor | None:
+        """What the model without its adapter says, where a term asks: of the same tree, so that a
+        resumed run, whatever it has seen before, computes the same."""
+        if not needs_reference(self.loss):
+            return None
+        return reference_hidden(self.engine.model, batch)
 
     def _loss_of(
         self,
         output: CausalOutput,
         batch: TreeBatch,
+        reference: Tensor | None,
         denominators: Denominators,
         totals: StepTotals | None,
     ) -> Tensor:
         """A micro-batch's share of the loss, added to the totals; 0 for a stand-in, without."""
-        value, sums = micro_batch_loss(self.engine.model, output, batch, self.loss, denominators)
+        value, sums = micro_batch_loss(
+            self.engine.model, output, batch, self.loss, denominators, reference
+        )
         # The head without a weighted term stays in the graph with a factor of 0: in
         # DistributedDataParallel every trainable parameter takes part in every backward.
         value = value + 0.0 * output.z.sum()
@@ -208,7 +223,7 @@ class TrainStep:
             self.engine.discard()
         causal = causal_metrics(
             totals.cos_counterfactual / denominators.triplets,
-            totals.cos_injection / denominators.triplets,
+            totals.cos_injection / max(1, denominators.by_term["spurious"]),
         )
         return StepReport(
             loss=loss,

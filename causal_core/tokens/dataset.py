@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,32 +20,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from causal_core.data.reader import read_triplets
-from causal_core.data.schema import TRIPLET_SCHEMA, DataError, Triplet
+from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.data.sources import split_selector
 from causal_core.errors import UserError
 from causal_core.files import CACHE_SETTING, file_digest, whole_or_absent, writes_to
 from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
-from causal_core.tokens.triplet import TripletTokens
+from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 from causal_core.visible_text import quoted
 
-_FORMAT = 2
+_FORMAT = 3
 _ROWS_PER_BATCH = 4096
-_SPANS = (
-    "system",
-    "benign",
-    "counterfactual",
-    "injection",
-    "benign_answer",
-    "injection_answer",
-    "witness",
-)
-_INPUTS = ("benign_input", "benign_cf_input", "injection_input")
-_OUTPUTS = ("benign_output", "injection_output")
+_SPANS = ("system", "benign", "counterfactual", "benign_answer")
+_INJECTION_SPANS = ("prompt", "answer", "witness", "attack_answer")
+_INPUTS = ("benign_input", "benign_cf_input")
+_TOKENS = pa.list_(pa.int32())
+_INJECTION_TOKENS = "injection_tokens"
 _SCHEMA = pa.schema(
     [
         *TRIPLET_SCHEMA,
-        *(pa.field(f"{span}_tokens", pa.list_(pa.int32()), nullable=False) for span in _SPANS),
+        *(pa.field(f"{span}_tokens", _TOKENS, nullable=False) for span in _SPANS),
+        pa.field(
+            _INJECTION_TOKENS,
+            pa.list_(pa.struct([pa.field(s, _TOKENS, nullable=False) for s in _INJECTION_SPANS])),
+            nullable=False,
+        ),
         pa.field("longest", pa.int32(), nullable=False),
+        pa.field("size_bound", pa.int32(), nullable=False),
     ]
 )
 
@@ -62,6 +62,7 @@ class TripletDataset:
 
     table: pa.Table
     fingerprint: str  # sha256 over the content of the files and the tokenisation
+    injections: int | None = None  # of a row at most: its first ones
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -69,52 +70,92 @@ class TripletDataset:
     def tokens(self, index: int) -> TripletTokens:
         """The token spans of one row."""
         row = {span: self.table.column(f"{span}_tokens")[index].as_py() for span in _SPANS}
-        return TripletTokens(id=self.table.column("id")[index].as_py(), **row)
+        injections = self.table.column(_INJECTION_TOKENS)[index].as_py()[: self.injections]
+        return TripletTokens(
+            id=self.table.column("id")[index].as_py(),
+            injections=tuple(InjectionTokens(**spans) for spans in injections),
+            **row,
+        )
 
     def triplet(self, index: int) -> Triplet:
         """The texts of one row."""
         row = {name: self.table.column(name)[index].as_py() for name in TRIPLET_SCHEMA.names}
+        row[INJECTIONS] = row[INJECTIONS][: self.injections]
         return Triplet.from_row(row)
 
     def head(self, limit: int | None) -> TripletDataset:
         """The first rows; the fingerprint says so."""
         if limit is None or limit >= len(self):
             return self
-        return TripletDataset(self.table.slice(0, limit), f"{self.fingerprint}[:{limit}]")
+        name = f"{self.fingerprint}[:{limit}]"
+        return replace(self, table=self.table.slice(0, limit), fingerprint=name)
+
+    def with_injections(self, limit: int | None) -> TripletDataset:
+        """The rows with their first injections alone; the fingerprint says so."""
+        if limit is None or limit >= self.most_injections():
+            return self
+        return replace(self, injections=limit, fingerprint=f"{self.fingerprint}x{limit}")
+
+    def most_injections(self) -> int:
+        """Of a row."""
+        most = int(pc.max(pc.list_value_length(self.table.column(INJECTIONS))).as_py() or 0)
+        return most if self.injections is None else min(most, self.injections)
+
+    def injections_of(self, index: int) -> range:
+        """The numbers of a row's injections."""
+        return range(len(self.table.column(INJECTIONS)[index]))[: self.injections]
+
+    def results(self) -> int:
+        """How many an evaluation has: one for each injection, and for each row without any."""
+        return sum(max(1, len(self.injections_of(row))) for row in range(len(self)))
 
     def size_bounds(self) -> np.ndarray:
         """An upper bound of each row's tree nodes (`TripletTokens.size_bound`), [rows]."""
-        lengths = {
-            span: pc.list_value_length(self.table.column(f"{span}_tokens")).to_numpy()
-            for span in _SPANS
-            if span != "witness"
-        }
-        return sum(lengths.values()) + lengths["benign_answer"]
+        if self.injections is not None:
+            return np.array([self.tokens(row).size_bound() for row in range(len(self))])
+        return self.table.column("size_bound").to_numpy()
 
     def longest(self) -> int:
         """Tokens of the longest prompt with its answer."""
         return int(pc.max(self.table.column("longest")).as_py() or 0)
 
+    def longest_of(self, *spans: str) -> int:
+        """Tokens of the longest span of these kinds (`benign_answer`, or of an injection)."""
+        lengths = (pc.max(pc.list_value_length(self._all(span))).as_py() or 0 for span in spans)
+        return max(lengths, default=0)
+
+    def _all(self, span: str) -> pa.ChunkedArray:
+        """A span of all rows, or of all injections of all rows."""
+        if span in _SPANS:
+            return self.table.column(f"{span}_tokens")
+        return pc.struct_field(pc.list_flatten(self.table.column(_INJECTION_TOKENS)), span)
+
     def first_token_from(self, limit: int) -> tuple[str, int] | None:
         """The id of the first row with a token of `limit` or more, and that token."""
-        for span in _SPANS:
-            column = self.table.column(f"{span}_tokens")
-            if (pc.max(pc.list_flatten(column)).as_py() or 0) < limit:
-                continue
-            for index, tokens in enumerate(column):
-                if (token := max(tokens.as_py(), default=0)) >= limit:
-                    return self.table.column("id")[index].as_py(), token
+        if not any(
+            (pc.max(pc.list_flatten(self._all(span))).as_py() or 0) >= limit
+            for span in (*_SPANS, *_INJECTION_SPANS)
+        ):
+            return None
+        for row in range(len(self)):
+            tokens = self.tokens(row)
+            spans = [getattr(tokens, span) for span in _SPANS]
+            spans += [getattr(i, span) for i in tokens.injections for span in _INJECTION_SPANS]
+            largest = max((token for span in spans for token in span), default=0)
+            if largest >= limit:
+                return tokens.id, largest
         return None
 
     def has_witness(self) -> bool:
-        """Whether any row has a witness."""
-        return bool(self.table.column("witness").null_count < len(self))
+        """Whether any injection has a witness."""
+        witnesses = pc.struct_field(pc.list_flatten(self.table.column(INJECTIONS)), "witness")
+        return bool(witnesses.null_count < witnesses.length())
 
     def mean_tokens(self) -> float:
-        """Mean over rows of the tokens of all spans, S counted once."""
+        """Mean over rows of the tokens of all spans but witnesses, S counted once."""
         total = sum(
-            pc.sum(pc.list_value_length(self.table.column(f"{span}_tokens"))).as_py() or 0
-            for span in _SPANS
+            pc.sum(pc.list_value_length(self._all(span))).as_py() or 0
+            for span in (*_SPANS, *_INJECTION_SPANS)
             if span != "witness"
         )
         return total / max(1, len(self))
@@ -244,47 +285,91 @@ class _Tokens:
         return cls(
             systems=by_text((row["system_instruction"] for row in rows), encoder.systems_ids),
             prompts=by_text(
-                (_prompt(row, name, encoder) for row in rows for name in _INPUTS),
+                (_prompt(row, text, encoder) for row in rows for text in _inputs(row)),
                 encoder.prompts_ids,
             ),
             answers=by_text(
-                (row[name] or "" for row in rows for name in _OUTPUTS), encoder.answers_ids
+                (answer for row in rows for answer in _outputs(row)), encoder.answers_ids
             ),
             witnesses=by_text(
-                (row["witness"] for row in rows if row["witness"]), encoder.openings_ids
+                (i["witness"] for row in rows for i in row[INJECTIONS] if i["witness"]),
+                encoder.openings_ids,
             ),
         )
 
 
-def _prompt(row: Row, name: str, encoder: PromptEncoder) -> tuple[str, str]:
-    return row["system_instruction"], encoder.user_turn(row[name], row["context"])
+def _inputs(row: Row) -> list[str]:
+    """U, U' and every U*."""
+    injected = [injection["injection_input"] for injection in row[INJECTIONS]]
+    return [*(row[name] for name in _INPUTS), *injected]
+
+
+def _outputs(row: Row) -> list[str]:
+    answers = [row["benign_output"]]
+    for injection in row[INJECTIONS]:
+        answers.append(injection["injection_output"])
+        if wanted := _wanted(injection):
+            answers.append(wanted)
+    return answers
+
+
+def _wanted(injection: Row) -> str | None:
+    """What the attack wants to be answered; the witness where nothing else is known."""
+    return injection["attack_output"] or injection["witness"]
+
+
+def _prompt(row: Row, text: str, encoder: PromptEncoder) -> tuple[str, str]:
+    return row["system_instruction"], encoder.user_turn(text, row["context"])
 
 
 def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
-    prompts = [tokens.prompts[_prompt(row, name, encoder)] for name in _INPUTS]
-    # S ends where the three prompts part from it: a token that straddles its end belongs to U.
+    prompts = [tokens.prompts[_prompt(row, text, encoder)] for text in _inputs(row)]
+    # S ends where the prompts part from it: a token that straddles its end belongs to U.
     shared = _common_prefix([tokens.systems[row["system_instruction"]], *prompts])
-    witness = row["witness"]
-    spans = {
-        "system": shared,
-        **{
-            span: ids[len(shared) :]
-            for span, ids in zip(("benign", "counterfactual", "injection"), prompts, strict=True)
-        },
-        "benign_answer": tokens.answers[row["benign_output"] or ""],
-        "injection_answer": tokens.answers[row["injection_output"] or ""],
-        "witness": tokens.witnesses[witness] if witness else [],
-    }
-    for name, ids in spans.items():
-        if not ids and (name != "witness" or witness):
-            raise UserError(f"triplet {quoted(row['id'])}: {name} has no tokens after tokenisation")
-    longest = len(shared) + max(
-        len(spans["benign"]) + len(spans["benign_answer"]),
-        len(spans["counterfactual"]),
-        len(spans["injection"])
-        + max(len(spans["benign_answer"]), len(spans["injection_answer"]), len(spans["witness"])),
+    benign, counterfactual, *injected = (ids[len(shared) :] for ids in prompts)
+    found = TripletTokens(
+        id=row["id"],
+        system=shared,
+        benign=benign,
+        counterfactual=counterfactual,
+        benign_answer=tokens.answers[row["benign_output"]],
+        injections=tuple(
+            InjectionTokens(
+                prompt=ids,
+                answer=tokens.answers[injection["injection_output"]],
+                witness=tokens.witnesses.get(injection["witness"], []),
+                attack_answer=tokens.answers.get(_wanted(injection) or "", []),
+            )
+            for ids, injection in zip(injected, row[INJECTIONS], strict=True)
+        ),
     )
-    return {**row, **{f"{name}_tokens": ids for name, ids in spans.items()}, "longest": longest}
+    _refuse_empty(row, found)
+    paths = [len(found.benign) + len(found.benign_answer), len(found.counterfactual)]
+    for i in found.injections:
+        answers = (found.benign_answer, i.answer, i.witness, i.attack_answer)
+        paths.append(len(i.prompt) + max(map(len, answers)))
+    spans = {f"{name}_tokens": getattr(found, name) for name in _SPANS}
+    return {
+        **row,
+        **spans,
+        _INJECTION_TOKENS: [vars(injection) for injection in found.injections],
+        "longest": len(shared) + max(paths),
+        "size_bound": found.size_bound(),
+    }
+
+
+def _refuse_empty(row: Row, found: TripletTokens) -> None:
+    """No span of tokens may be empty, but of what the row does not have."""
+    spans = [(name, getattr(found, name)) for name in _SPANS]
+    for tokens, injection in zip(found.injections, row[INJECTIONS], strict=True):
+        spans += [("injection", tokens.prompt), ("injection_answer", tokens.answer)]
+        if injection["witness"]:
+            spans.append(("witness", tokens.witness))
+        if injection["attack_output"]:
+            spans.append(("attack_answer", tokens.attack_answer))
+    for name, ids in spans:
+        if not ids:
+            raise UserError(f"triplet {quoted(row['id'])}: {name} has no tokens after tokenisation")
 
 
 def _common_prefix(sequences: Sequence[list[int]]) -> list[int]:

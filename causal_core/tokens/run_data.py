@@ -100,7 +100,8 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
     if config.data.validation:
         validation = load_split(config, encoder, config.data.validation, progress)
         validation = validation.head(config.data.limit_validation)
-    return RunData(encoder, train.head(config.data.limit_train), validation)
+    train = train.head(config.data.limit_train).with_injections(config.data.attacks_per_row)
+    return RunData(encoder, train, validation)
 
 
 def step_plan(config: Config, rows: int) -> StepPlan:

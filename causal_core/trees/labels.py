@@ -10,6 +10,10 @@ from torch import Tensor
 
 from causal_core.device import to_device
 
+# A prediction: the node (later the position) it is read from, the token, the triplet that it
+# belongs to (its number within the batch) and which of the triplet's injections.
+Entry = tuple[int, int, int, int]
+
 # Enough rows for a product with the output embeddings to be worth reading them.
 LABELS_AT_ONCE = 128
 
@@ -18,13 +22,15 @@ LABELS_AT_ONCE = 128
 class LabelGroup:
     """Next-token predictions of one kind, e.g. the answer tokens on the benign branch.
 
-    `position` [m] indexes label positions, `target` [m] holds token ids and `owner` [m] the
-    triplet (its number within the batch) that each prediction belongs to.
+    `position` [m] indexes label positions, `target` [m] holds token ids, `owner` [m] the triplet
+    (its number within the batch) and `injection` [m] the injection that each prediction belongs to:
+    its number within the chunk (see `LabelChunk.injection_owner`).
     """
 
     position: Tensor
     target: Tensor
     owner: Tensor
+    injection: Tensor
 
     def __len__(self) -> int:
         return len(self.target)
@@ -33,10 +39,10 @@ class LabelGroup:
         return LabelGroup(*(to_device(getattr(self, f.name), device) for f in fields(self)))
 
     @classmethod
-    def of(cls, entries: Sequence[tuple[int, int, int]]) -> LabelGroup:
-        """From (position, target, owner) of each prediction."""
-        columns = torch.tensor(entries, dtype=torch.long).reshape(-1, 3)
-        return cls(columns[:, 0], columns[:, 1], columns[:, 2])
+    def of(cls, entries: Sequence[Entry]) -> LabelGroup:
+        """From the entry of each prediction."""
+        columns = torch.tensor(entries, dtype=torch.long).reshape(-1, 4)
+        return cls(*columns.unbind(1))
 
 
 @dataclass
@@ -45,43 +51,59 @@ class LabelChunk:
 
     slots: Tensor  # [c] long: of the batch's label positions
     groups: dict[str, LabelGroup]
+    # [s] long: the triplet (numbered from 0 within the chunk) of each injection with predictions
+    # here. What belongs to no injection counts as the triplet's first one's.
+    injection_owner: Tensor
 
     def to(self, device: torch.device) -> LabelChunk:
         groups = {name: group.to(device) for name, group in self.groups.items()}
-        return LabelChunk(to_device(self.slots, device), groups)
+        owners = to_device(self.injection_owner, device)
+        return LabelChunk(to_device(self.slots, device), groups, owners)
 
 
 def cut_labels(
-    entries: Mapping[str, Sequence[tuple[int, int, int]]], at_once: int = LABELS_AT_ONCE
+    entries: Mapping[str, Sequence[Entry]], at_once: int = LABELS_AT_ONCE
 ) -> list[LabelChunk]:
     """Chunks of at most `at_once` positions, a triplet's predictions together.
 
     A triplet with more is a chunk by itself: one term compares its predictions with each other.
 
     Args:
-        entries: (position, target, owner) of each prediction by group.
+        entries: Of each prediction, by group.
     """
-    by_owner: dict[int, list[tuple[str, int, int]]] = {}
+    by_owner: dict[int, list[tuple[str, int, int, int]]] = {}
     for name, group in entries.items():
-        for position, target, owner in group:
-            by_owner.setdefault(owner, []).append((name, position, target))
+        for position, target, owner, injection in group:
+            by_owner.setdefault(owner, []).append((name, position, target, injection))
     chunks: list[LabelChunk] = []
     slots: dict[int, int] = {}
-    parts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in entries}
+    parts: dict[str, list[Entry]] = {name: [] for name in entries}
+    injections: dict[tuple[int, int], int] = {}  # (owner, its injection) -> number in the chunk
 
     def close() -> None:
         if slots:
             groups = {name: LabelGroup.of(part) for name, part in parts.items()}
-            chunks.append(LabelChunk(torch.tensor(list(slots), dtype=torch.long), groups))
+            owners: dict[int, int] = {}
+            seen = [owners.setdefault(owner, len(owners)) for owner, _ in injections]
+            chunks.append(
+                LabelChunk(
+                    torch.tensor(list(slots), dtype=torch.long),
+                    groups,
+                    torch.tensor(seen, dtype=torch.long),
+                )
+            )
             slots.clear()
+            injections.clear()
             for part in parts.values():
                 part.clear()
 
     for owner, predictions in by_owner.items():
-        new = {position for _, position, _ in predictions} - slots.keys()
+        new = {position for _, position, _, _ in predictions} - slots.keys()
         if len(slots) + len(new) > at_once:
             close()
-        for name, position, target in predictions:
-            parts[name].append((slots.setdefault(position, len(slots)), target, owner))
+        for name, position, target, injection in predictions:
+            slot = slots.setdefault(position, len(slots))
+            number = injections.setdefault((owner, injection), len(injections))
+            parts[name].append((slot, target, owner, number))
     close()
     return chunks

@@ -1,4 +1,7 @@
-"""What a forward computes of each triplet: pooled branches and label groups."""
+"""What a forward computes of each triplet: pooled branches and label groups.
+
+A triplet has one branch U, one U' and a branch for each of its injections U*.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ TASK = "task"  # the benign answer after U
 SHARED_CLEAN = "shared_clean"  # the shared answer after U: teacher
 SHARED_ATTACKED = "shared_attacked"  # the shared answer after U*: student
 ROBUST = "robust"  # the safe answer after U*
-WITNESS_CLEAN = "witness_clean"  # the witness after U
+ATTACK = "attack"  # after U*: what the attack wants to be answered
+WITNESS_CLEAN = "witness_clean"  # the witness of each injection after U
 WITNESS_ATTACKED = "witness_attacked"  # the witness after U*
 # Prompts whose representation is pooled, in the order of U, U', U*.
 BENIGN, COUNTERFACTUAL, INJECTION = "benign", "counterfactual", "injection"
@@ -22,6 +26,7 @@ BRANCH_OF = {
     SHARED_CLEAN: BENIGN,
     SHARED_ATTACKED: INJECTION,
     ROBUST: INJECTION,
+    ATTACK: INJECTION,
     WITNESS_CLEAN: BENIGN,
     WITNESS_ATTACKED: INJECTION,
 }

@@ -7,7 +7,7 @@ invariant I2 no such choice changes the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from causal_core.errors import UserError
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.blocks import DEFAULT_CALL_COST
 from causal_core.trees.needs import (
+    ATTACK,
     BENIGN,
     BRANCH_OF,
     COUNTERFACTUAL,
@@ -75,33 +76,43 @@ def packing_for(device: torch.device) -> Packing:
 
 def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) -> None:
     """Adds the prompts and continuations of a triplet that `needs` asks for."""
-    prompts = {
-        BENIGN: [*triplet.system, *triplet.benign],
-        COUNTERFACTUAL: [*triplet.system, *triplet.counterfactual],
-        INJECTION: [*triplet.system, *triplet.injection],
+    benign = [*triplet.system, *triplet.benign]
+    attacked = [[*triplet.system, *injection.prompt] for injection in triplet.injections]
+    pooled = {
+        BENIGN: [benign],
+        COUNTERFACTUAL: [[*triplet.system, *triplet.counterfactual]],
+        INJECTION: attacked,
     }
     row.owners.append(owner)
+    sequences: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     for branch in needs.branches:
-        row.add_prompt(prompts[branch])
-    answers = {
-        TASK: triplet.benign_answer,
-        SHARED_CLEAN: triplet.shared_answer(),
-        SHARED_ATTACKED: triplet.shared_answer(),
-        ROBUST: triplet.injection_answer,
-        WITNESS_CLEAN: triplet.witness,
-        WITNESS_ATTACKED: triplet.witness,
-    }
-    sequences: set[tuple[str, tuple[int, ...]]] = {(branch, ()) for branch in needs.branches}
+        for prompt in pooled[branch]:
+            row.add_prompt(prompt, branch)
+            sequences.add((tuple(prompt), ()))
     for group in needs.groups:
-        branch, answer = BRANCH_OF[group], answers[group]
-        row.add_continuation(prompts[branch], answer, group, owner)
-        sequences.add((branch, tuple(answer[:-1])))
+        for number, answer in enumerate(_ANSWERS[group](triplet)):
+            prompt = benign if BRANCH_OF[group] == BENIGN else attacked[number]
+            row.add_continuation(prompt, answer, group, owner, number)
+            sequences.add((tuple(prompt), tuple(answer[:-1])))
+    continued = {prompt for prompt, answer in sequences if answer}
     row.path_tokens += sum(
-        len(prompts[branch]) + len(answer)
-        for branch, answer in sequences
+        len(prompt) + len(answer)
+        for prompt, answer in sequences
         # A prompt alone costs nothing where one of its continuations is computed anyway.
-        if answer or not any(other == branch and more for other, more in sequences)
+        if answer or prompt not in continued
     )
+
+
+# What each group predicts: for every injection, or once after U.
+_ANSWERS: dict[str, Callable[[TripletTokens], list[list[int]]]] = {
+    TASK: lambda triplet: [triplet.benign_answer],
+    SHARED_CLEAN: lambda triplet: [triplet.shared_answer(i) for i in triplet.injections],
+    SHARED_ATTACKED: lambda triplet: [triplet.shared_answer(i) for i in triplet.injections],
+    ROBUST: lambda triplet: [i.answer for i in triplet.injections],
+    ATTACK: lambda triplet: [i.attack_answer for i in triplet.injections],
+    WITNESS_CLEAN: lambda triplet: [i.witness for i in triplet.injections],
+    WITNESS_ATTACKED: lambda triplet: [i.witness for i in triplet.injections],
+}
 
 
 def tree_nodes(triplet: TripletTokens, needs: Needs) -> int:
@@ -200,7 +211,7 @@ def _cut_rows(
             if len(row.tree) >= MIN_FILL * width
         ]
         owners = [owner for row in chosen for owner in row.owners]
-        micro_batches.append(MicroBatch(collate(chosen, needs.groups, len(needs.branches)), owners))
+        micro_batches.append(MicroBatch(collate(chosen, needs.groups), owners))
         start += len(chosen)
     return micro_batches
 
@@ -222,9 +233,8 @@ def _cut_flat(
     micro_batches: list[MicroBatch] = []
 
     def close(chosen: list[int]) -> None:
-        batch = collate_flat(
-            _row(chosen, triplets, needs), needs.groups, len(needs.branches), packing.call_cost
-        )
+        row = _row(chosen, triplets, needs)
+        batch = collate_flat(row, needs.groups, packing.call_cost)
         micro_batches.append(MicroBatch(batch, chosen))
 
     current, size, row = [members[0]], alone[0], _row(members[:1], triplets, needs)

@@ -6,8 +6,8 @@ ancestors and itself only, so its hidden state equals that of the same token in 
 unpadded forward (invariant I1). Rows are padded to the longest of a micro-batch; a padding node
 attends to itself alone and is read by nobody.
 
-Shape legend: R rows, N nodes of the longest row, B branches per row at most, Z pooled branches,
-n label positions of the whole batch.
+Shape legend: R rows, N nodes of the longest row, B branches per row at most, Z pooled branches, T
+triplets, J injections, n label positions of the whole batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from causal_core.device import to_device
 from causal_core.trees.blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
-from causal_core.trees.labels import LabelChunk, cut_labels
+from causal_core.trees.labels import Entry, LabelChunk, cut_labels
+from causal_core.trees.needs import BENIGN, INJECTION
 
 PAD_POSITION = 0
 
@@ -36,7 +37,9 @@ class TreeBatch:
     attention_mask: Tensor  # [R, 1, N, N] bool: True where the row's node may attend
     pool_weights: Tensor  # [R, B, N] float32: 1 / length on each prompt node of a branch
     pool_index: Tensor  # [Z] long: which of the R * B pooled branches are real, in order
-    branches: int  # pooled branches per triplet: Z = triplets * branches
+    # Which of the Z pooled branches are U [T] and, where they are pooled, U' [T] and U* [J] ...
+    branch_index: dict[str, Tensor]
+    injection_owner: Tensor  # [J] long: ... and the triplet (position in T) of each pooled U*
     label_index: Tensor  # [n] long: flat R * N index of every node that predicts a label
     labels: list[LabelChunk]  # what they predict
     triplets: int
@@ -55,6 +58,7 @@ class TreeBatch:
         return replace(
             self,
             **moved,
+            branch_index={k: to_device(v, device) for k, v in self.branch_index.items()},
             labels=[chunk.to(device) for chunk in self.labels],
         )
 
@@ -103,13 +107,13 @@ class TreeRow:
     """One row under construction: a trie, the branches to pool, the labels to predict."""
 
     tree: PrefixTree = field(default_factory=PrefixTree)
-    pooled: list[list[int]] = field(default_factory=list)
-    labels: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    pooled: list[tuple[str, list[int]]] = field(default_factory=list)  # branch, its path
+    labels: dict[str, list[Entry]] = field(default_factory=dict)
     owners: list[int] = field(default_factory=list)
     path_tokens: int = 0
 
-    def add_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Adds a prompt and marks it for pooling.
+    def add_prompt(self, prompt: Sequence[int], branch: str = BENIGN) -> list[int]:
+        """Adds a prompt and marks it for pooling; U comes first of a triplet's.
 
         Raises:
             ValueError: the prompt is empty: there is nothing to pool (bug 8 of the reports).
@@ -117,11 +121,16 @@ class TreeRow:
         if not prompt:
             raise ValueError("an empty prompt has no representation: the mean over it is undefined")
         path = self.tree.add(prompt)
-        self.pooled.append(path)
+        self.pooled.append((branch, path))
         return path
 
     def add_continuation(
-        self, prompt: Sequence[int], answer: Sequence[int], group: str, owner: int
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        group: str,
+        owner: int,
+        injection: int = 0,
     ) -> None:
         """Adds `answer` after `prompt` and labels each of its tokens in `group`.
 
@@ -132,16 +141,32 @@ class TreeRow:
         path = self.tree.add([*prompt, *answer[:-1]])
         first = len(prompt) - 1  # the node of the last prompt token predicts the first answer token
         entries = self.labels.setdefault(group, [])
-        entries.extend((path[first + offset], token, owner) for offset, token in enumerate(answer))
+        entries.extend(
+            (path[first + offset], token, owner, injection) for offset, token in enumerate(answer)
+        )
 
 
-def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -> TreeBatch:
+def _branches(rows: Sequence[TreeRow]) -> tuple[dict[str, Tensor], Tensor]:
+    """`TreeBatch.branch_index` and `injection_owner` of rows, in their order."""
+    names = [name for row in rows for name, _ in row.pooled]
+    owner, owners = -1, []
+    for name in names:
+        owner += name == BENIGN
+        if name == INJECTION:
+            owners.append(owner)
+    index = {
+        branch: torch.tensor([i for i, name in enumerate(names) if name == branch])
+        for branch in dict.fromkeys(names)
+    }
+    return index, torch.tensor(owners, dtype=torch.long)
+
+
+def collate(rows: Sequence[TreeRow], groups: Sequence[str]) -> TreeBatch:
     """Pads rows to the longest and gathers pooling weights, label positions and targets.
 
     Args:
         rows: At least one row with at least one pooled prompt each.
         groups: The label groups of the batch; a group without labels comes out empty.
-        branches: Pooled branches per triplet.
     """
     count, width = len(rows), max(len(row.tree) for row in rows)
     pooled_width = max(len(row.pooled) for row in rows)
@@ -150,8 +175,9 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
     mask = np.zeros((count, 1, width, width), dtype=bool)
     pool = np.zeros((count, pooled_width, width), dtype=np.float32)
     pool_index: list[int] = []
+    index, owners = _branches(rows)
     label_slots: dict[int, int] = {}
-    entries: dict[str, list[tuple[int, int, int]]] = {name: [] for name in groups}
+    entries: dict[str, list[Entry]] = {name: [] for name in groups}
     diagonal = np.arange(width)
     for r, row in enumerate(rows):
         size = len(row.tree)
@@ -159,20 +185,21 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
         position_ids[r, :size] = row.tree.depths
         mask[r, 0, :size, :size] = row.tree.ancestor_mask()
         mask[r, 0, diagonal[size:], diagonal[size:]] = True
-        for b, path in enumerate(row.pooled):
+        for b, (_, path) in enumerate(row.pooled):
             pool[r, b, path] = 1.0 / len(path)
             pool_index.append(r * pooled_width + b)
         for name in groups:
-            for node, target, owner in row.labels.get(name, ()):
+            for node, target, owner, injection in row.labels.get(name, ()):
                 slot = label_slots.setdefault(r * width + node, len(label_slots))
-                entries[name].append((slot, target, owner))
+                entries[name].append((slot, target, owner, injection))
     return TreeBatch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         attention_mask=torch.from_numpy(mask),
         pool_weights=torch.from_numpy(pool),
         pool_index=torch.tensor(pool_index, dtype=torch.long),
-        branches=branches,
+        branch_index=index,
+        injection_owner=owners,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
         labels=cut_labels(entries),
         triplets=sum(len(set(row.owners)) for row in rows),
@@ -182,7 +209,7 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str], branches: int = 1) -
 
 
 def collate_flat(
-    row: TreeRow, groups: Sequence[str], branches: int = 1, call_cost: float = DEFAULT_CALL_COST
+    row: TreeRow, groups: Sequence[str], call_cost: float = DEFAULT_CALL_COST
 ) -> TreeBatch:
     """One tree as a flat batch without padding, its nodes in depth-first order.
 
@@ -195,21 +222,23 @@ def collate_flat(
     parents = np.array(row.tree.parents, dtype=np.int64)[order]
     parents[parents >= 0] = rank[parents[parents >= 0]]
     pool = np.zeros((1, len(row.pooled), len(order)), dtype=np.float32)
-    for b, path in enumerate(row.pooled):
+    for b, (_, path) in enumerate(row.pooled):
         pool[0, b, rank[path]] = 1.0 / len(path)
+    index, owners = _branches([row])
     label_slots: dict[int, int] = {}
-    entries: dict[str, list[tuple[int, int, int]]] = {name: [] for name in groups}
+    entries: dict[str, list[Entry]] = {name: [] for name in groups}
     for name in groups:
-        for node, target, owner in row.labels.get(name, ()):
+        for node, target, owner, injection in row.labels.get(name, ()):
             slot = label_slots.setdefault(int(rank[node]), len(label_slots))
-            entries[name].append((slot, target, owner))
+            entries[name].append((slot, target, owner, injection))
     return TreeBatch(
         input_ids=torch.from_numpy(np.array(row.tree.tokens, dtype=np.int64)[order][None]),
         position_ids=torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None]),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
         pool_weights=torch.from_numpy(pool),
         pool_index=torch.arange(len(row.pooled)),
-        branches=branches,
+        branch_index=index,
+        injection_owner=owners,
         label_index=torch.tensor(list(label_slots), dtype=torch.long),
         labels=cut_labels(entries),
         triplets=len(set(row.owners)),

@@ -147,7 +147,10 @@ def test_an_input_is_never_replaced(broken):
 
 def test_a_hostile_number_of_families_is_not_listed(demo, tmp_path):
     rows = [json.loads(line) for line in (demo / "train.jsonl").read_text().splitlines()][:40]
-    lines = [json.dumps(row | {"attack_family": f"family {n}"}) for n, row in enumerate(rows)]
+    lines = [
+        json.dumps(row | {"injections": [row["injections"][0] | {"attack_family": f"family {n}"}]})
+        for n, row in enumerate(rows)
+    ]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
     shown = causal_data("check", tmp_path / "x.jsonl").output
     assert "... 40 in all" in shown and shown.count("family  ") == 31

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from causal_core.data.leaks import LeakKind, check_leaks, injected_text
+from causal_core.data.schema import INJECTION_FIELDS
 from causal_core.data.writer import to_table
 from causal_core.generator.generate import generate_dataset
 
@@ -22,7 +23,9 @@ def kinds(dataset):
 
 def with_changed(dataset, split, **changes):
     rows = list(dataset[split])
-    rows[5] = replace(rows[5], **changes)
+    of_attack = {name: changes.pop(name) for name in INJECTION_FIELDS if name in changes}
+    injections = (replace(rows[5].only, **of_attack),)
+    rows[5] = replace(rows[5], injections=injections, **changes)
     return {**dataset, split: rows}
 
 
@@ -34,7 +37,7 @@ def test_the_generator_is_clean(clean):
 
 
 def test_each_planted_leak_is_found(clean):
-    source = next(row for row in clean["train"] if row.attack_family == "goal_hijacking")
+    source = next(row for row in clean["train"] if row.only.attack_family == "goal_hijacking")
     prompt = source.system_instruction
     planted = with_changed(clean, "validation", system_instruction=prompt.upper())
     assert (LeakKind.SYSTEM_PROMPT, "train", "validation") in kinds(planted)
@@ -53,15 +56,15 @@ def test_each_planted_leak_is_found(clean):
     assert kinds(planted) == {(LeakKind.BENIGN_INPUT, "train", "test_novel")}
 
     target = clean["test_seen"][5]
-    added = injected_text(source.benign_input, source.injection_input)
-    added = added.replace(source.witness, target.witness)
+    added = injected_text(source.benign_input, source.only.injection_input)
+    added = added.replace(source.only.witness, target.only.witness)
     planted = with_changed(clean, "test_seen", injection_input=f"{added}\n{target.benign_input}")
     assert kinds(planted) == {(LeakKind.INJECTION_WORDING, "train", "test_seen")}
 
-    planted = with_changed(clean, "test_seen", witness=source.witness.swapcase())
+    planted = with_changed(clean, "test_seen", witness=source.only.witness.swapcase())
     assert (LeakKind.WITNESS, "train", "test_seen") in kinds(planted)
 
-    planted = with_changed(clean, "test_novel", attack_family=source.attack_family)
+    planted = with_changed(clean, "test_novel", attack_family=source.only.attack_family)
     assert (LeakKind.ATTACK_FAMILY, "train", "test_novel") in kinds(planted)
 
 
@@ -81,7 +84,7 @@ def test_tables_and_absent_columns(clean):
 
 
 def test_examples_are_given(clean):
-    planted = with_changed(clean, "validation", witness=clean["train"][0].witness)
+    planted = with_changed(clean, "validation", witness=clean["train"][0].only.witness)
     finding = next(f for f in check_leaks(planted).findings if f.kind is LeakKind.WITNESS)
     assert finding.count == 1
-    assert finding.examples == (clean["train"][0].witness.casefold(),)
+    assert finding.examples == (clean["train"][0].only.witness.casefold(),)

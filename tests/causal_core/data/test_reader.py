@@ -50,7 +50,9 @@ def test_labels_are_free(field, tmp_path):
     path = write_lines(
         tmp_path / "labels.jsonl", *(row(id=label, **{field: label}) for label in labels)
     )
-    assert [getattr(triplet, field) for triplet in read_triplets(path).triplets()] == labels
+    triplets = list(read_triplets(path).triplets())
+    of = [t if hasattr(t, field) else t.only for t in triplets]
+    assert [getattr(found, field) for found in of] == labels
 
 
 @pytest.mark.parametrize(
@@ -127,8 +129,12 @@ def test_aliases_of_the_original_project_are_read(tmp_path):
     result = read_triplets(write_lines(tmp_path / "old.jsonl", old, {**old, "id": 18}))
     triplet = next(result.triplets())
     assert (triplet.id, triplet.task, triplet.context) == ("17", "rag_qa", None)
-    assert (triplet.benign_input, triplet.benign_cf_output, triplet.witness) == ("u", "b", "X1")
-    assert (triplet.attack_family, triplet.attack_technique) == ("jailbreak", "cloaking")
+    assert (triplet.benign_input, triplet.benign_cf_output, triplet.only.witness) == (
+        "u",
+        "b",
+        "X1",
+    )
+    assert (triplet.only.attack_family, triplet.only.attack_technique) == ("jailbreak", "cloaking")
     assert triplet.split == "validation"
     assert [(w.field, w.reason) for w in result.warnings] == [
         ("difficulty", "unknown key, ignored in 2 rows")
@@ -154,7 +160,7 @@ def test_warnings_do_not_refuse_rows(tmp_path):
     assert result.table.num_rows == 3
     assert [(w.line, w.field) for w in result.warnings] == [(1, "witness"), (0, "witness")]
     assert "already in system_instruction" in result.warnings[0].reason
-    assert "missing in 1 rows" in result.warnings[1].reason
+    assert "missing in 1 injections" in result.warnings[1].reason
 
 
 def test_a_split_suffix_keeps_the_rows_of_that_split(tmp_path):

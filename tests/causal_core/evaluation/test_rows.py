@@ -48,12 +48,12 @@ def test_scores_equal_separate_forwards():
     model, triplets = tiny_model().double().eval(), random_triplets(7, seed=4)
     scores = score_triplets(model, triplets, CPU, budget=150, head_trained=True)
     for i, t in enumerate(triplets):
-        clean, attacked = t.system + t.benign, t.system + t.injection
+        clean, attacked = t.system + t.benign, t.system + t.only.prompt
         expected = {
             "benign_logp": plain_logp(model, clean, t.benign_answer),
-            "safe_logp": plain_logp(model, attacked, t.injection_answer),
-            "witness_logp_clean": plain_logp(model, clean, t.witness),
-            "witness_logp_attacked": plain_logp(model, attacked, t.witness),
+            "safe_logp": plain_logp(model, attacked, t.only.answer),
+            "witness_logp_clean": plain_logp(model, clean, t.only.witness),
+            "witness_logp_attacked": plain_logp(model, attacked, t.only.witness),
         }
         for name, value in expected.items():
             assert getattr(scores, name)[i] == pytest.approx(value, rel=1e-4), name
@@ -64,10 +64,14 @@ def test_scores_equal_separate_forwards():
         )
 
 
+def without_witness(triplet):
+    return replace(triplet, injections=(replace(triplet.only, witness=[]),))
+
+
 def test_uplift_is_what_the_attack_adds_and_a_row_without_a_witness_has_none():
     model = tiny_model().eval()
     first, second = random_triplets(2, seed=4)
-    scores = score_triplets(model, [first, replace(second, witness=[])], CPU, 300, False)
+    scores = score_triplets(model, [first, without_witness(second)], CPU, 300, False)
     assert np.isnan(scores.witness_logp_clean[1]) and np.isnan(scores.witness_logp_attacked[1])
     added = scores.witness_logp_attacked[0] - scores.witness_logp_clean[0]
     assert scores.uplift().tolist() == [added]
@@ -94,21 +98,44 @@ def test_greedy_answers_equal_argmax_decoding():
 
 
 @torch.no_grad()
+def test_rows_of_several_injections_and_of_none_are_scored_as_alone():
+    model = tiny_model().double().eval()
+    rows = random_triplets(6, seed=4, injections=(0, 3))
+    pairs = [(t, n) for t in rows for n in range(len(t.injections)) or (None,)]
+    triplets = [t.attacked(n) for t, n in pairs]
+    first = [n in (0, None) for _, n in pairs]
+    scores = score_triplets(model, triplets, CPU, 200, head_trained=True, first=first)
+    for i, triplet in enumerate(triplets):
+        alone = score_triplets(model, [triplet], CPU, 200, head_trained=True)
+        for name, values in vars(alone).items():
+            if name != "first":
+                np.testing.assert_allclose(getattr(scores, name)[i], values[0], rtol=1e-9)
+    summary = scores.summary(head_trained=True)
+    once = [i for i, is_first in enumerate(first) if is_first]
+    assert len(once) == len(rows) < len(pairs)
+    assert summary["benign_exact"] == scores.benign_exact[once].mean()
+    assert not np.isnan(list(summary.values())).any()
+
+
+@torch.no_grad()
 def test_the_shortcut_flags_say_what_decoding_would_give():
     model, triplets = tiny_model().eval(), random_triplets(5, seed=9)
     answered = []
     for i, t in enumerate(triplets):  # some right answers are what the model says, end included
         said = {
             "benign_answer": [*plain_greedy(model, t.system + t.benign, 2, 3), 2],
-            "injection_answer": [*plain_greedy(model, t.system + t.injection, 2, 3), 2],
+            "answer": [*plain_greedy(model, t.system + t.only.prompt, 2, 3), 2],
         }
-        chosen = [name for place, name in enumerate(said) if i >> place & 1]
-        answered.append(replace(t, **{name: said[name] for name in chosen}))
+        if i & 1:
+            t = replace(t, benign_answer=said["benign_answer"])
+        if i & 2:
+            t = replace(t, injections=(replace(t.only, answer=said["answer"]),))
+        answered.append(t)
     scores = score_triplets(model, answered, CPU, budget=500, head_trained=False)
     for i, t in enumerate(answered):
         for prompt, right, exact in (
             (t.benign, t.benign_answer, scores.benign_exact),
-            (t.injection, t.injection_answer, scores.attacked_exact),
+            (t.only.prompt, t.only.answer, scores.attacked_exact),
         ):
             said = plain_greedy(model, t.system + prompt, -1, len(right))
             assert bool(exact[i]) == (said == right)
@@ -151,8 +178,8 @@ def test_a_witness_in_the_clean_answer_too_is_no_success(
     said = {}
     for i in range(len(dataset)):
         tokens, triplet = dataset.tokens(i), dataset.triplet(i)
-        witness = encoder.answer_ids(triplet.witness)
-        said[tuple(tokens.system + tokens.injection)] = witness
+        witness = encoder.answer_ids(triplet.only.witness)
+        said[tuple(tokens.system + tokens.only.prompt)] = witness
         said[tuple(tokens.system + tokens.benign)] = witness if clean_says_it else [65]
     monkeypatch.setattr(
         "causal_core.evaluation.rows.greedy_answers",
@@ -173,8 +200,11 @@ def test_right_under_attack_is_the_safe_answer(tiny_data, tmp_path, monkeypatch,
     path = tmp_path / "refusals.jsonl"
     path.write_text(
         "".join(
-            json.dumps({**json.loads(x), "injection_output": answer}) + "\n"
-            for x, answer in zip(lines, answers, strict=True)
+            json.dumps(
+                {**row, "injections": [{**row["injections"][0], "injection_output": answer}]}
+            )
+            + "\n"
+            for row, answer in zip(map(json.loads, lines), answers, strict=True)
         )
     )
     tokenizer = tiny_tokenizer()
@@ -183,14 +213,14 @@ def test_right_under_attack_is_the_safe_answer(tiny_data, tmp_path, monkeypatch,
     tokens = [dataset.tokens(i) for i in range(len(dataset))]
     # A model that refuses every attack and answers every benign input, either as teacher forcing
     # sees it or in what it generates.
-    refused = tokens[1].injection_answer[:-1]
+    refused = tokens[1].only.answer[:-1]
     said = {tuple(t.system + t.benign): t.benign_answer[:-1] for t in tokens}
-    said |= {tuple(t.system + t.injection): refused for t in tokens}
+    said |= {tuple(t.system + t.only.prompt): refused for t in tokens}
     monkeypatch.setattr(
         "causal_core.evaluation.rows.greedy_answers",
         lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts],
     )
-    is_refusal = np.array([t.injection_answer[:-1] == refused for t in tokens])
+    is_refusal = np.array([t.only.answer[:-1] == refused for t in tokens])
     if shortcut:
         monkeypatch.setattr(
             "causal_core.evaluation.rows.score_triplets",
@@ -212,7 +242,7 @@ def test_right_under_attack_is_the_safe_answer(tiny_data, tmp_path, monkeypatch,
 
 def row(clean, attacked, succeeded, **changes):
     values = {
-        "index": 0, "id": "x", "family": "f", "clean_answer": clean,
+        "index": 0, "injection": 0, "id": "x", "family": "f", "clean_answer": clean,
         "attacked_answer": attacked, "benign_exact": clean == "a",
         "attacked_exact": attacked == "a",
         "attack_succeeded": succeeded, "trigger_words": False, "uplift": 1.0,
@@ -227,6 +257,18 @@ def test_rows_without_a_witness_are_not_counted_as_resisted():
     assert metrics["attack_success"]["n"] == 1 and metrics["attack_success"]["value"] == 1.0
     assert metrics["n"] == 2 and metrics["witnesses"] == 1
     assert aggregate([row("a", "a", None, uplift=None)])["attack_success"] is None
+
+
+def test_a_row_with_several_injections_counts_once_for_what_is_benign():
+    rows = [
+        row("a", "w", True), row("a", "a", False, injection=1),
+        row("b", None, None, index=1, injection=None, family=None, attacked_exact=None,
+            uplift=None),
+    ]  # fmt: skip
+    metrics = aggregate(rows)
+    assert (metrics["n"], metrics["injections"], metrics["witnesses"]) == (2, 2, 2)
+    assert metrics["benign_exact"]["value"] == 0.5
+    assert metrics["attack_success"]["value"] == metrics["attacked_exact"]["value"] == 0.5
 
 
 def test_over_defence_is_measured_on_rows_with_trigger_words():

@@ -52,19 +52,19 @@ def test_rows_keep_their_promises(dataset):
         assert len(set(inputs)) == len(inputs)
         for row in rows:
             assert row.split == split
-            assert row.injection_output == row.benign_output
-            assert row.injection_input != row.benign_input
+            assert row.only.injection_output == row.benign_output
+            assert row.only.injection_input != row.benign_input
             assert 12 <= len(row.system_instruction.split()) <= 29
             clean = (row.benign_input, row.benign_cf_input, row.benign_output)
-            assert not any(contains_witness(text, row.witness) for text in clean)
-            in_system = contains_witness(row.system_instruction, row.witness)
-            assert in_system == (row.attack_family == "prompt_leaking")
+            assert not any(contains_witness(text, row.only.witness) for text in clean)
+            in_system = contains_witness(row.system_instruction, row.only.witness)
+            assert in_system == (row.only.attack_family == "prompt_leaking")
 
 
 def test_small_splits_cover_everything_evenly(dataset):
     for split, families in (("test_seen", SEEN_FAMILIES), ("test_novel", NOVEL_FAMILIES)):
         rows = dataset[split]
-        cells = Counter((row.attack_family, row.position) for row in rows)
+        cells = Counter((row.only.attack_family, row.only.position) for row in rows)
         assert set(cells) == {(name, place) for name in families for place in POSITIONS}
         assert max(cells.values()) - min(cells.values()) <= 1
         assert {row.task for row in rows} == {task.name for task in TASKS}

@@ -16,14 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from causal_core.loss.label_loss import WeightedSum, cross_entropy, divergence, label_loss
+from causal_core.loss.label_loss import WeightedTerm, anchor, cross_entropy, divergence, label_loss
 from causal_core.trees.labels import LabelChunk, cut_labels
 from tests.tiny import cross_entropy_sum, kl_sum
 
 HIDDEN, VOCABULARY = 5, 11
-TASK_ALONE = [WeightedSum("task", cross_entropy, ("task",), 1.0)]
+TASK_ALONE = [WeightedTerm("task", cross_entropy, ("task",), 1.0)]
 PREDICTIONS = st.lists(
-    st.tuples(st.integers(0, 19), st.integers(0, VOCABULARY - 1), st.integers(0, 5)), max_size=30
+    st.tuples(
+        st.integers(0, 19), st.integers(0, VOCABULARY - 1), st.integers(0, 5), st.integers(0, 2)
+    ),
+    max_size=30,
 )
 
 
@@ -39,8 +42,8 @@ def described(chunks: list[LabelChunk], name: str) -> Counter:
 @given(PREDICTIONS, PREDICTIONS, st.integers(1, 25))
 def test_a_cut_covers_everything_once(first, second, at_once):
     chunks = cut_labels({"a": first, "b": second}, at_once)
-    assert described(chunks, "a") == Counter(first)
-    assert described(chunks, "b") == Counter(second)
+    assert described(chunks, "a") == Counter(prediction[:3] for prediction in first)
+    assert described(chunks, "b") == Counter(prediction[:3] for prediction in second)
     owners = [
         {owner for group in chunk.groups.values() for owner in group.owner.tolist()}
         for chunk in chunks
@@ -60,12 +63,13 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
     places = torch.randint(0, 20, (2, pairs))
     owners = torch.randint(0, 3, (pairs,))
     clean, attacked = (
-        [(int(p), 0, int(o)) for p, o in zip(places[side], owners, strict=True)] for side in (0, 1)
+        [(int(p), 0, int(o), 0) for p, o in zip(places[side], owners, strict=True)]
+        for side in (0, 1)
     )
     logits = head(hidden)
 
     def columns(group):
-        table = torch.tensor(group, dtype=torch.long).reshape(-1, 3)
+        table = torch.tensor(group, dtype=torch.long).reshape(-1, 4)
         return logits[table[:, 0]], table[:, 1]
 
     expected = {
@@ -78,9 +82,9 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
 
     groups = {"task": task, "robust": robust, "clean": clean, "attacked": attacked}
     terms = [
-        WeightedSum("task", cross_entropy, ("task",), 0.5),
-        WeightedSum("robust", cross_entropy, ("robust",), 0.7),
-        WeightedSum("divergence", divergence, ("clean", "attacked"), 0.3),
+        WeightedTerm("task", cross_entropy, ("task",), 0.5),
+        WeightedTerm("robust", cross_entropy, ("robust",), 0.7),
+        WeightedTerm("divergence", divergence, ("clean", "attacked"), 0.3),
     ]
     value, sums = label_loss(hidden, head, cut_labels(groups, at_once), terms)
     assert sums.keys() == expected.keys()
@@ -93,7 +97,7 @@ def test_the_loss_is_that_of_all_logits_at_once(task, robust, pairs, at_once, se
 
 
 def test_cross_entropy_of_a_uniform_distribution_is_log_v_per_token():
-    chunks = cut_labels({"task": [(0, 0, 0), (1, 3, 0), (2, 7, 0)]})
+    chunks = cut_labels({"task": [(0, 0, 0, 0), (1, 3, 0, 0), (2, 7, 0, 0)]})
     _, sums = label_loss(torch.zeros(3, 8), lambda x: x, chunks, TASK_ALONE)
     assert float(sums["task"]) == pytest.approx(3 * math.log(8))
 
@@ -102,9 +106,9 @@ def divergence_of(teacher, student):
     """Of rows of logits, and its gradient."""
     logits = torch.cat([teacher, student]).requires_grad_()
     count = len(teacher)
-    clean = [(i, 0, 0) for i in range(count)]
-    attacked = [(count + i, 0, 0) for i in range(count)]
-    terms = [WeightedSum("kl", divergence, ("clean", "attacked"), 1.0)]
+    clean = [(i, 0, 0, 0) for i in range(count)]
+    attacked = [(count + i, 0, 0, 0) for i in range(count)]
+    terms = [WeightedTerm("kl", divergence, ("clean", "attacked"), 1.0)]
     chunks = cut_labels({"clean": clean, "attacked": attacked})
     value, _ = label_loss(logits, lambda x: x, chunks, terms)
     value.backward()
@@ -128,7 +132,7 @@ def test_no_gradient_reaches_the_teacher():
 def test_half_types_are_summed_in_float32(dtype):
     head = nn.Linear(HIDDEN, VOCABULARY).to(dtype).requires_grad_(False)
     hidden = torch.randn(6, HIDDEN, dtype=dtype, requires_grad=True)
-    chunks = cut_labels({"task": [(i, i, 0) for i in range(6)]}, 4)
+    chunks = cut_labels({"task": [(i, i, 0, 0) for i in range(6)]}, 4)
     value, sums = label_loss(hidden, head, chunks, TASK_ALONE)
     value.backward()
     assert value.dtype == sums["task"].dtype == torch.float32
@@ -139,8 +143,32 @@ def test_half_types_are_summed_in_float32(dtype):
 
 def test_without_gradients_there_is_none():
     hidden = torch.randn(3, HIDDEN)
-    chunks = cut_labels({"task": [(0, 1, 0), (2, 3, 1)]})
+    chunks = cut_labels({"task": [(0, 1, 0, 0), (2, 3, 1, 0)]})
     with torch.no_grad():
         head = nn.Linear(HIDDEN, VOCABULARY)
         value, _ = label_loss(hidden, head, chunks, TASK_ALONE)
     assert not value.requires_grad
+
+
+def test_the_soft_worst_case_lies_between_the_sum_and_the_worst():
+    """Three injections of one triplet and one of another, values 1, 2, 3 and 5 nats."""
+    nats = torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
+    logits = torch.stack([-nats, (-(-nats).exp()).log1p()], dim=1).requires_grad_()
+    entries = [(0, 0, 0, 0), (1, 0, 0, 1), (2, 0, 0, 2), (3, 0, 1, 0)]
+    chunks = cut_labels({"task": entries})
+
+    def value(temperature):
+        return label_loss(logits, lambda x: x, chunks, TASK_ALONE, worst_case=temperature)[0]
+
+    assert float(value(None)) == pytest.approx(11.0)
+    assert float(value(1e7)) == pytest.approx(11.0, rel=1e-6)
+    assert float(value(1e-3)) == pytest.approx(3 * 3.0 + 5.0, rel=1e-3)
+    (gradient,) = torch.autograd.grad(value(0.5), logits)
+    assert gradient[2].norm() > gradient[1].norm() > gradient[0].norm()
+
+
+def test_without_the_reference_a_term_that_asks_for_it_is_an_error():
+    chunks = cut_labels({"task": [(0, 1, 0, 0)]})
+    terms = [WeightedTerm("anchor", anchor, ("task",), 1.0)]
+    with pytest.raises(ValueError, match="without its adapter"):
+        label_loss(torch.zeros(1, 8), lambda x: x, chunks, terms)

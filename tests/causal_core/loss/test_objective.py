@@ -72,15 +72,20 @@ def test_the_task_is_reported_without_weight_too():
 
 
 def test_denominators_count_what_the_terms_sum():
-    triplets = random_triplets(9, seed=3)
-    shared = [t for t in triplets if t.benign_answer == t.injection_answer]
-    assert 0 < len(shared) < len(triplets)
+    triplets = random_triplets(9, seed=3, injections=(0, 3))
+    injections = [(t, i) for t in triplets for i in t.injections]
+    shared = [t for t, i in injections if t.benign_answer == i.answer]
+    wanted = [i for _, i in injections if i.attack_answer]
+    assert 0 < len(shared) < len(injections)
+    assert 0 < len(wanted) < len(injections)
     counts = Denominators.of(triplets)
     assert counts.triplets == 9
     assert counts.by_term == {
         "task": sum(len(t.benign_answer) for t in triplets),
         "causal": 9,
-        "spurious": 9,
-        "robust": sum(len(t.injection_answer) for t in triplets),
+        "spurious": len(injections),
+        "robust": sum(len(i.answer) for _, i in injections),
         "invariance": sum(len(t.benign_answer) for t in shared),
+        "preference": len(wanted),
+        "anchor": sum(len(t.benign_answer) for t in triplets),
     }

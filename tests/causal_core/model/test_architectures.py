@@ -89,7 +89,7 @@ def by_trees(model, triplets, packing):
 @pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
 def test_trees_equal_separate_forwards(architecture, packing):
     model, triplets = model_of(architecture), random_triplets(6, seed=1)
-    longest = max(len(t.system + t.injection) for t in triplets)
+    longest = max(len(t.system + t.only.prompt) for t in triplets)
     assert longest > 2 * WINDOW
     expected, reference = by_separate_forwards(model, triplets)
     found, trees = by_trees(model, triplets, packing)

@@ -329,7 +329,10 @@ def test_without_a_witness_the_best_is_chosen_by_the_benign_answer(
     shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
     rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
     (data / "validation.jsonl").write_text(
-        "".join(json.dumps({**row, "witness": None}) + "\n" for row in rows)
+        "".join(
+            json.dumps({**row, "injections": [{**row["injections"][0], "witness": None}]}) + "\n"
+            for row in rows
+        )
     )
     config = tiny_config(tiny_model_directory, data, tmp_path / "run", train={"max_steps": 2})
     assert run(config, tmp_path)["best_step"] == 2

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from causal_core.config import LossSection
 from causal_core.loss.objective import TERMS, needs_of
 from causal_core.step.totals import StepTotals
+from causal_core.trees.needs import BRANCHES
 from causal_core.trees.packing import ROWS, cut_micro_batches
 from tests.tiny import random_triplets
 
-Z = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]])
+Z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
+BRANCH_INDEX = dict(zip(BRANCHES, torch.arange(6).reshape(2, 3).unbind(1), strict=True))
 
 
 def test_totals_add_up_by_name():
@@ -19,7 +23,8 @@ def test_totals_add_up_by_name():
     assert len(micro_batches) > 1
     totals = StepTotals()
     for micro in micro_batches:
-        totals.add({"robust": torch.tensor(0.5)}, Z, micro.batch)
+        batch = replace(micro.batch, branch_index=BRANCH_INDEX, injection_owner=torch.arange(2))
+        totals.add({"robust": torch.tensor(0.5)}, Z, batch)
     count = len(micro_batches)
     assert totals.terms == {**{t.name: 0.0 for t in TERMS}, "robust": 0.5 * count}
     assert (totals.cos_counterfactual, totals.cos_injection) == (count, -count)

@@ -32,11 +32,11 @@ def test_tokens_are_those_of_the_texts(tiny_data, tmp_path):
     for index in range(len(dataset)):
         triplet, tokens = dataset.triplet(index), dataset.tokens(index)
         assert tokens.system == ENCODER.systems_ids([triplet.system_instruction])[0]
-        assert tokens.system + tokens.injection == ENCODER.prompt_ids(
-            triplet.system_instruction, triplet.injection_input, triplet.context
+        assert tokens.system + tokens.only.prompt == ENCODER.prompt_ids(
+            triplet.system_instruction, triplet.only.injection_input, triplet.context
         )
         assert tokens.benign_answer == ENCODER.answer_ids(triplet.benign_output)
-        assert ENCODER.tokenizer.decode(tokens.witness) == triplet.witness
+        assert ENCODER.tokenizer.decode(tokens.only.witness) == triplet.only.witness
 
 
 def test_the_second_load_reads_the_cache_and_changed_data_does_not(tiny_data, tmp_path):
@@ -72,7 +72,7 @@ def test_spans_add_up_to_the_prompts(tmp_path, kind, template):
         [str(path)], encoder, max_length=999, overlong="error", cache=tmp_path
     ).tokens(0)
     for span, name in zip(
-        (tokens.benign, tokens.counterfactual, tokens.injection),
+        (tokens.benign, tokens.counterfactual, tokens.only.prompt),
         ("benign_input", "benign_cf_input", "injection_input"),
         strict=True,
     ):
@@ -165,5 +165,5 @@ def test_the_fields_of_the_original_project_are_read(tmp_path):
     dataset = load(path, tmp_path)
     tokens = dataset.tokens(0)
     assert tokens.system + tokens.benign == ENCODER.prompt_ids("S", "facts\n\nu")
-    assert tokens.injection_answer == ENCODER.answer_ids("safe")
-    assert tokens.witness == []
+    assert tokens.only.answer == ENCODER.answer_ids("safe")
+    assert tokens.only.witness == []

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_core.tokens.triplet import TripletTokens
+from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 from causal_core.trees.needs import BRANCHES, ROBUST, TASK, Needs
 from causal_core.trees.packing import FLAT, ROWS, Packing, RowCost, cut_micro_batches, tree_nodes
 from causal_core.trees.prefix_tree import TreeRow, collate, collate_flat
@@ -34,7 +34,7 @@ def row():
 
 
 def test_positions_are_depths_from_zero(row):
-    in_rows, flat = collate([row], (TASK,), 2), collate_flat(row, (TASK,), 2)
+    in_rows, flat = collate([row], (TASK,)), collate_flat(row, (TASK,))
     for batch in (in_rows, flat):
         found = dict(zip(batch.input_ids[0].tolist(), batch.position_ids[0].tolist(), strict=True))
         assert found == {5: 0, 6: 1, 7: 2, 8: 1, 9: 3, 10: 4}
@@ -42,8 +42,8 @@ def test_positions_are_depths_from_zero(row):
 
 def test_the_last_answer_token_is_a_target_and_no_node(row):
     assert 11 not in row.tree.tokens
-    assert [target for _, target, _ in row.labels[TASK]] == [9, 10, 11]
-    predicting = [row.tree.tokens[node] for node, _, _ in row.labels[TASK]]
+    assert [target for _, target, _, _ in row.labels[TASK]] == [9, 10, 11]
+    predicting = [row.tree.tokens[node] for node, *_ in row.labels[TASK]]
     assert predicting == [7, 9, 10]
 
 
@@ -69,7 +69,7 @@ def test_a_cut_keeps_to_its_budget_and_every_label_to_its_triplet(count, seed, r
     expected: Counter = Counter()
     for owner, triplet in enumerate(triplets):
         expected.update((TASK, owner, token) for token in triplet.benign_answer)
-        expected.update((ROBUST, owner, token) for token in triplet.injection_answer)
+        expected.update((ROBUST, owner, token) for token in triplet.only.answer)
     assert labels == expected
 
 
@@ -79,7 +79,7 @@ def test_an_attack_shared_with_an_earlier_micro_batch_does_not_break_the_budget(
     triplets = [
         TripletTokens(
             id=f"t{number}", system=[1], benign=[10 + number], counterfactual=[10 + number, 2],
-            injection=attack, benign_answer=[3], injection_answer=[3], witness=[],
+            benign_answer=[3], injections=(InjectionTokens(attack, [3], [], []),),
         )
         for number, attack in enumerate((shared, other, shared))
     ]  # fmt: skip
@@ -88,5 +88,5 @@ def test_an_attack_shared_with_an_earlier_micro_batch_does_not_break_the_budget(
 
 
 def test_pooling_weights_are_a_mean_over_the_prompt(row):
-    for batch in (collate([row], (TASK,), 2), collate_flat(row, (TASK,), 2)):
+    for batch in (collate([row], (TASK,)), collate_flat(row, (TASK,))):
         torch.testing.assert_close(batch.pool_weights.sum(-1), torch.ones(1, 2))
