@@ -198,9 +198,8 @@ def label_loss(
 
 
 def _log_p(logits_cV: Tensor) -> Tensor:
-    return F.log_softmax(
-        logits_cV, dim=-1, dtype=torch.promote_types(logits_cV.dtype, torch.float32)
-    )
+    wide = torch.promote_types(logits_cV.dtype, torch.float32)
+    return F.log_softmax(logits_cV, dim=-1, dtype=wide)
 
 
 def _sums_and_gradient(
