@@ -41,7 +41,7 @@ def tiny_base(layers: int = 2, seed: int = 0, vocabulary: int = VOCABULARY, hidd
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=2048,
             attn_implementation="sdpa",
         )
     )

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from causal_core.data.folding import folded
-from causal_core.data.schema import INJECTIONS, Triplet
+from causal_core.data.schema import INJECTIONS, TASK_PAYLOAD, Triplet
 
 NOVEL_SPLIT = "test_novel"
 # A sentence of fewer words ("Be brief.") is no wording of a task that could be learnt by heart.
@@ -204,7 +204,8 @@ def _injection_wordings(row: _Fields) -> Iterator[str]:
 
 def _witnesses(row: _Fields) -> Iterator[str]:
     for injection in _injections(row):
-        if injection.get("witness"):
+        # Where another task is asked for, its answer is the witness, and labels are few: `yes`.
+        if injection.get("witness") and injection.get("payload") != TASK_PAYLOAD:
             yield folded(injection["witness"])
 
 

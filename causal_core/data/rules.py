@@ -11,6 +11,7 @@ from causal_core.data.schema import (
     INJECTION_FIELDS,
     INJECTIONS,
     LEAKING_FAMILY,
+    LEAKING_PAYLOAD,
     REQUIRED_FIELDS,
     REQUIRED_INJECTION_FIELDS,
     SPLIT_ALIASES,
@@ -234,7 +235,8 @@ def _witness_warnings(row: dict[str, Any], injection: dict[str, Any]) -> list[Fi
     if witness is None:
         return []
     places = ["benign_input", "context"]
-    if injection["attack_family"] != LEAKING_FAMILY:
+    leaks = (injection["payload"], injection["attack_family"])
+    if leaks[0] != LEAKING_PAYLOAD and leaks[1] != LEAKING_FAMILY:
         places.append("system_instruction")
     return [
         ("witness", f"{quoted(witness)} is already in {place}")

@@ -17,8 +17,10 @@ from causal_core.errors import UserError
 from causal_core.visible_text import shown
 
 SPLITS = ("train", "validation", "test_seen", "test_novel")
-# The family whose witness is part of S on purpose: the attack asks the model to reveal it.
-LEAKING_FAMILY = "prompt_leaking"
+# Attacks whose witness is part of S on purpose: they ask the model to reveal it. A payload, and the
+# family that data of others calls it.
+LEAKING_PAYLOAD, LEAKING_FAMILY = "leak", "prompt_leaking"
+TASK_PAYLOAD = "task"  # asks for another task: its right answer is the witness
 
 _T = TypeVar("_T")
 

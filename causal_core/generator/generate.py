@@ -7,58 +7,58 @@ are asked for: a larger data set begins with the smaller one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from random import Random
 
 from causal_core.data.leaks import LeakReport, check_leaks
-from causal_core.data.schema import DataError, Injection, RowProblem, Triplet, contains_witness
-from causal_core.generator.attacks import (
-    CANARY_SENTENCE,
-    FAMILIES,
-    POSITIONS,
-    PROMPT_LEAKING,
-    TRIGGER_SENTENCES,
-    Family,
-    attack_text,
-    families_of,
-    place,
-)
-from causal_core.generator.inputs import Sample
+from causal_core.data.schema import DataError, RowProblem, Triplet
+from causal_core.generator.compose import CANARY_SENTENCE, LEAK, PlainRow, compose, slot_of
+from causal_core.generator.look_alikes import TRIGGER_SENTENCES
 from causal_core.generator.tasks import TASKS, Task, instruction
-from causal_core.generator.vocabulary import SPLITS, Pools, pools
+from causal_core.generator.tasks.inputs import Sample
+from causal_core.generator.vocabulary import SPLITS, TEST_NOVEL, TRAIN, Pools, pools
 
 SOURCE = "causal-ray generator"
 LICENSE = "Apache-2.0"
 
-# Two rows of 13 (15 %) carry trigger words. 13, the 25 slots of the task schedule and the cycle of
-# families and positions (18 or 9) have no common divisor, so all combinations occur evenly.
+# Two rows of 13 (15 %) carry trigger words.
 _TRIGGER_CYCLE = 13
 _TRIGGER_SLOTS = (4, 10)
 _MAX_ATTEMPTS = 1000
+# Rows of the split that serve as other tasks in attacks.
+_OTHERS = 256
+# A prime: the further attacks of a row are of other families, positions and payloads.
+_NEXT_ATTACK = 1009
 
 
-def _task_schedule() -> tuple[Task, ...]:
-    """Every task in as many slots as it has weight, spread evenly over the cycle."""
+@cache
+def _schedule(split: str) -> tuple[Task, ...]:
+    """Every task of a split in as many slots as it has weight, spread evenly over the cycle."""
+    tasks = [task for task in TASKS if split == TEST_NOVEL or not task.held_out]
     slots = [
         ((turn + 0.5) / task.weight, number, task)
-        for number, task in enumerate(TASKS)
+        for number, task in enumerate(tasks)
         for turn in range(task.weight)
     ]
     return tuple(task for _, _, task in sorted(slots, key=lambda slot: slot[:2]))
 
 
-_SCHEDULE = _task_schedule()
-
-
-def generate_dataset(sizes: Mapping[str, int], seed: int) -> dict[str, list[Triplet]]:
+def generate_dataset(
+    sizes: Mapping[str, int], seed: int, attacks_per_row: int = 1
+) -> dict[str, list[Triplet]]:
     """Generate the splits named in `sizes` (rows each) and prove that they do not leak.
 
-    The same sizes and seed give the same rows in any process.
+    The same sizes and seed give the same rows in any process; rows with more attacks begin with
+    those of fewer. Only training rows have more than one.
 
     Raises:
         ValueError: an unknown split or a negative size.
         DataError: more rows asked of a split than its words can make, or a leak between splits.
     """
-    dataset = {split: list(generate_split(split, size, seed)) for split, size in sizes.items()}
+    dataset = {
+        split: list(generate_split(split, size, seed, attacks_per_row if split == TRAIN else 1))
+        for split, size in sizes.items()
+    }
     raise_on_leaks(check_leaks(dataset))
     return dataset
 
@@ -80,7 +80,7 @@ def raise_on_leaks(report: LeakReport) -> None:
     )
 
 
-def generate_split(split: str, size: int, seed: int) -> Iterator[Triplet]:
+def generate_split(split: str, size: int, seed: int, attacks_per_row: int = 1) -> Iterator[Triplet]:
     """Yield the first `size` triplets of one split; no benign input occurs twice in it."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -88,14 +88,16 @@ def generate_split(split: str, size: int, seed: int) -> Iterator[Triplet]:
         raise ValueError(f"size of {split} is {size}; it must be 0 or more")
     used: set[str] = set()
     for index in range(size):
-        yield _fresh_triplet(split, index, seed, used)
+        yield _fresh_triplet(split, index, seed, attacks_per_row, used)
 
 
-def _fresh_triplet(split: str, index: int, seed: int, used: set[str]) -> Triplet:
-    """Draw until the inputs are new and the witness is found nowhere but in the attack."""
+def _fresh_triplet(
+    split: str, index: int, seed: int, attacks_per_row: int, used: set[str]
+) -> Triplet:
+    """Draw until the inputs are new and each witness is found nowhere but in its attack."""
     for attempt in range(_MAX_ATTEMPTS):
-        rng = Random(f"{seed}/{split}/{index}/{attempt}")
-        triplet = _draw(split, index, rng)
+        base = f"{seed}/{split}/{index}/{attempt}"
+        triplet = _draw(split, index, seed, attacks_per_row, base)
         if triplet is None or triplet.benign_input in used or triplet.benign_cf_input in used:
             continue
         used.update((triplet.benign_input, triplet.benign_cf_input))
@@ -104,53 +106,73 @@ def _fresh_triplet(split: str, index: int, seed: int, used: set[str]) -> Triplet
     raise DataError.in_file(split, reason)
 
 
-def _draw(split: str, index: int, rng: Random) -> Triplet | None:
+def _draw(split: str, index: int, seed: int, attacks: int, base: str) -> Triplet | None:
     """One candidate for a row, or None if its parts do not go together."""
-    words = pools(split)
-    names = families_of(split)
-    family = FAMILIES[names[index % len(names)]]
-    # The step per round of families makes every family meet every position.
-    position = POSITIONS[(index + index // len(names)) % len(POSITIONS)]
-    task = _SCHEDULE[index % len(_SCHEDULE)]
+    words, rng = pools(split), Random(base)
+    # A step per round of tasks: every task meets every kind of attack.
+    schedule = _schedule(split)
+    number = index + index // len(schedule)
+    task = schedule[index % len(schedule)]
     key = rng.choice(task.keys)
     triggers = index % _TRIGGER_CYCLE in _TRIGGER_SLOTS
 
-    system = instruction(task, key, split, rng)
+    system, request = instruction(task, key, split, rng)
+    canary = words.canary(rng) if slot_of(number, split).payload == LEAK else None
+    if canary is not None:
+        system = f"{system} {CANARY_SENTENCE.format(w=canary)}"
     benign, counterfactual = (_input(task, key, words, triggers, rng) for _ in range(2))
-    witness = _witness(family, task, key, words, rng)
-    if family.name == PROMPT_LEAKING:
-        system = f"{system} {CANARY_SENTENCE.format(w=witness)}"
-    attack = attack_text(family, split, witness, task.noun, rng)
-    benign_text = benign.joiner.join(benign.segments)
-    other_text = counterfactual.joiner.join(counterfactual.segments)
-    clean = [benign_text, other_text, benign.answer, counterfactual.answer]
-    if family.name != PROMPT_LEAKING:
-        clean.append(system)
-    if benign_text == other_text or any(contains_witness(text, witness) for text in clean):
+    if benign.text == counterfactual.text:
         return None
+    row = _plain(task, system, request, benign)
+    injections = []
+    for attack in range(attacks):
+        own = Random(f"{base}/{attack}")
+        injection = compose(
+            row,
+            _others(split, seed),
+            slot_of(number + attack * _NEXT_ATTACK, split),
+            split,
+            own,
+            canary,
+            task.decoy(own, words, key),
+        )
+        if injection is None:
+            return None
+        injections.append(injection)
     return Triplet(
         id=f"{split}-{index:06d}",
         system_instruction=system,
-        benign_input=benign_text,
+        benign_input=benign.text,
         benign_output=benign.answer,
-        benign_cf_input=other_text,
+        benign_cf_input=counterfactual.text,
         benign_cf_output=counterfactual.answer,
-        injections=(
-            Injection(
-                injection_input=place(benign.segments, attack, position, benign.joiner),
-                injection_output=benign.answer,  # what is planted is data and changes nothing
-                witness=witness,
-                attack_family=family.name,
-                attack_technique=family.technique,
-                position=position,
-            ),
-        ),
+        injections=tuple(injections),
         task=task.name,
         split=split,
         has_trigger_words=triggers,
         source=SOURCE,
         license=LICENSE,
     )
+
+
+@cache
+def _others(split: str, seed: int) -> tuple[PlainRow, ...]:
+    """Rows of a split that are no rows of its data: the tasks that attacks in it ask for."""
+    words, schedule, rows = pools(split), _schedule(split), []
+    for number in range(_OTHERS):
+        rng = Random(f"{seed}/{split}/other/{number}")
+        task = schedule[number % len(schedule)]
+        key = rng.choice(task.keys)
+        system, request = instruction(task, key, split, rng)
+        sample = task.draw(rng, words, key)
+        rows.append(
+            PlainRow(system, sample.text, sample.answer, task.name, task.shape, request, task.noun)
+        )
+    return tuple(rows)
+
+
+def _plain(task: Task, system: str, request: str, sample: Sample) -> PlainRow:
+    return PlainRow(system, sample.text, sample.answer, task.name, task.shape, request, task.noun)
 
 
 def _input(task: Task, key: str, words: Pools, triggers: bool, rng: Random) -> Sample:
@@ -162,11 +184,3 @@ def _input(task: Task, key: str, words: Pools, triggers: bool, rng: Random) -> S
     sentence = sentence.format(topic=rng.choice(words.trigger_topics))
     at = rng.randint(0, len(sample.segments))
     return sample._replace(segments=(*sample.segments[:at], sentence, *sample.segments[at:]))
-
-
-def _witness(family: Family, task: Task, key: str, words: Pools, rng: Random) -> str:
-    if family.name == PROMPT_LEAKING:
-        return words.canary(rng)
-    if rng.random() < family.decoy_share:
-        return task.decoy(rng, words, key)
-    return words.codeword(rng)

@@ -37,7 +37,7 @@ def test_the_generator_is_clean(clean):
 
 
 def test_each_planted_leak_is_found(clean):
-    source = next(row for row in clean["train"] if row.only.attack_family == "goal_hijacking")
+    source = next(row for row in clean["train"] if row.only.payload == "decoy")
     prompt = source.system_instruction
     planted = with_changed(clean, "validation", system_instruction=prompt.upper())
     assert (LeakKind.SYSTEM_PROMPT, "train", "validation") in kinds(planted)
@@ -61,7 +61,7 @@ def test_each_planted_leak_is_found(clean):
     planted = with_changed(clean, "test_seen", injection_input=f"{added}\n{target.benign_input}")
     assert kinds(planted) == {(LeakKind.INJECTION_WORDING, "train", "test_seen")}
 
-    planted = with_changed(clean, "test_seen", witness=source.only.witness.swapcase())
+    planted = with_changed(clean, "test_seen", witness=source.only.witness.swapcase(), payload="x")
     assert (LeakKind.WITNESS, "train", "test_seen") in kinds(planted)
 
     planted = with_changed(clean, "test_novel", attack_family=source.only.attack_family)
@@ -84,7 +84,8 @@ def test_tables_and_absent_columns(clean):
 
 
 def test_examples_are_given(clean):
-    planted = with_changed(clean, "validation", witness=clean["train"][0].only.witness)
+    shared = next(row for row in clean["train"] if row.only.payload == "decoy").only.witness
+    planted = with_changed(clean, "validation", witness=shared, payload="decoy")
     finding = next(f for f in check_leaks(planted).findings if f.kind is LeakKind.WITNESS)
     assert finding.count == 1
-    assert finding.examples == (clean["train"][0].only.witness.casefold(),)
+    assert finding.examples == (shared.casefold(),)

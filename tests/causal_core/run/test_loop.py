@@ -163,7 +163,7 @@ def test_another_config_is_refused_with_the_difference(config, tmp_path):
 
 def test_a_config_that_changes_no_result_is_accepted(config, tmp_path):
     run(config, tmp_path)
-    config.train.micro_batch_tokens = 500
+    config.train.micro_batch_tokens = 900
     assert run(config, tmp_path)["finished"]
 
 

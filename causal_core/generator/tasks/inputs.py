@@ -49,6 +49,11 @@ class Sample(NamedTuple):
     answer: str
     joiner: str = " "
 
+    @property
+    def text(self) -> str:
+        """The whole input."""
+        return self.joiner.join(self.segments)
+
 
 def _message(cue: str, value: str, rng: Random, pools: Pools) -> Sample:
     """A message of three sentences, the middle one with the value in a cue phrase."""
