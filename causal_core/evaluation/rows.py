@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from causal_core.config import EvaluationSection
 from causal_core.data.schema import contains_witness
+from causal_core.evaluation.answers import contains, word_f1
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.metrics import SEPARABILITY
 from causal_core.evaluation.scoring import score_triplets
@@ -40,13 +42,18 @@ class RowResult:
     injection: int | None  # its number in the row
     id: str
     family: str | None
+    wording: str | None  # rows with the same one are not independent
+    task: str | None
     clean_answer: str
     attacked_answer: str | None
     benign_exact: bool
+    benign_contained: bool
+    benign_f1: float
     attacked_exact: bool | None
     attack_succeeded: bool | None  # None: no witness to look for
     trigger_words: bool
     uplift: float | None  # nats; None: no witness
+    margin: float | None  # nats; None: what the attack wants is not known
     causal_stability: float | None  # None: the head of this model was never trained
     spurious_separation: float | None
     causal_discrimination: float | None
@@ -94,6 +101,7 @@ def evaluate_rows(
     answers = dict(zip(slots, generated, strict=True))
     causal = scores.causal_metrics() if head_trained else {}
     uplift = scores.witness_logp_attacked - scores.witness_logp_clean
+    margin = scores.safe_logp - scores.attack_logp
     results = []
     clean = ""
     for position, (index, number) in enumerate(attacks):
@@ -118,13 +126,18 @@ def evaluate_rows(
                 injection=number,
                 id=triplet.id,
                 family=attack.attack_family if attack else None,
+                wording=attack.wording if attack else None,
+                task=triplet.task,
                 clean_answer=clean,
                 attacked_answer=attacked,
                 benign_exact=clean.strip() == triplet.benign_output.strip(),
+                benign_contained=contains(clean, triplet.benign_output),
+                benign_f1=word_f1(clean, triplet.benign_output),
                 attacked_exact=exact,
                 attack_succeeded=succeeded,
                 trigger_words=bool(triplet.has_trigger_words),
                 uplift=float(uplift[position]) if attack and attack.witness else None,
+                margin=None if np.isnan(margin[position]) else float(margin[position]),
                 **{
                     name: float(causal[name][position]) if head_trained and attack else None
                     for name in _SEPARABILITY

@@ -19,6 +19,7 @@ from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.labels import LabelGroup
 from causal_core.trees.needs import (
+    ATTACK,
     BENIGN,
     BRANCHES,
     INJECTION,
@@ -30,7 +31,7 @@ from causal_core.trees.needs import (
 )
 from causal_core.trees.packing import cut_micro_batches, packing_for
 
-GROUPS = (TASK, ROBUST, WITNESS_CLEAN, WITNESS_ATTACKED)
+GROUPS = (TASK, ROBUST, ATTACK, WITNESS_CLEAN, WITNESS_ATTACKED)
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Scores:
     safe_tokens: np.ndarray
     benign_logp: np.ndarray  # of the benign answer to the clean prompt
     safe_logp: np.ndarray  # of the safe answer to the attacked prompt
+    attack_logp: np.ndarray  # of what the attack wants, to the attacked prompt; NaN if not known
     witness_logp_clean: np.ndarray  # NaN where there is no witness
     witness_logp_attacked: np.ndarray
     benign_exact: np.ndarray
@@ -74,6 +76,11 @@ class Scores:
         difference = self.witness_logp_attacked - self.witness_logp_clean
         return difference[~np.isnan(difference)]
 
+    def margin(self) -> np.ndarray:
+        """log p(safe answer | S, U*) - log p(what the attack wants | S, U*), where it is known."""
+        difference = self.safe_logp - self.attack_logp
+        return difference[~np.isnan(difference)]
+
     def summary(self, head_trained: bool) -> dict[str, float]:
         """Means over the triplets, by the metrics' names in metrics.jsonl.
 
@@ -81,13 +88,18 @@ class Scores:
             head_trained: Without a contrastive term the head stays at its random initialisation,
                 and metrics on its output would say nothing; they are left out.
         """
-        uplift = self.uplift()
+        uplift, margin = self.uplift(), self.margin()
         space = (self.z if head_trained else self.pooled)[self.first, 0]
         unit = space / np.maximum(np.linalg.norm(space, axis=-1, keepdims=True), 1e-12)
         return {
             "benign_nll": _per_token(self.benign_logp[self.first], self.benign_tokens[self.first]),
             "attacked_nll": _per_token(self.safe_logp, self.safe_tokens),
             **({"uplift": float(uplift.mean())} if uplift.size else {}),
+            **(
+                {"margin": float(margin.mean()), "margin_negative": float((margin < 0).mean())}
+                if margin.size
+                else {}
+            ),
             "benign_exact": float(self.benign_exact[self.first].mean()),
             **(
                 {"attacked_exact": float(self.attacked_exact[self.attacked].mean())}
@@ -154,11 +166,14 @@ def score_triplets(
     without = np.array([not any(i.witness for i in t.injections) for t in triplets], dtype=bool)
     for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
         columns[name][without] = np.nan
+    unknown = [not any(i.attack_answer for i in t.injections) for t in triplets]
+    columns[ATTACK][np.array(unknown, dtype=bool)] = np.nan
     return Scores(
         benign_tokens=np.array([len(t.benign_answer) for t in triplets]),
         safe_tokens=np.array([sum(len(i.answer) for i in t.injections) for t in triplets]),
         benign_logp=columns[TASK],
         safe_logp=columns[ROBUST],
+        attack_logp=columns[ATTACK],
         witness_logp_clean=columns[WITNESS_CLEAN],
         witness_logp_attacked=columns[WITNESS_ATTACKED],
         benign_exact=greedy[TASK],

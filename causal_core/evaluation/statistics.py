@@ -29,14 +29,45 @@ def wilson(successes: int, n: int) -> Estimate | None:
     """Proportion with the Wilson score interval (Wilson, 1927); None without items."""
     if n == 0:
         return None
-    p = successes / n
-    denominator = 1 + Z95**2 / n
-    centre = (p + Z95**2 / (2 * n)) / denominator
-    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / denominator
+    return _wilson(successes / n, n, n)
+
+
+def _wilson(p: float, size: float, n: int) -> Estimate:
+    """The interval of a proportion of `size` independent items; `n` is what is said to be n."""
+    denominator = 1 + Z95**2 / size
+    centre = (p + Z95**2 / (2 * size)) / denominator
+    half = Z95 * math.sqrt(p * (1 - p) / size + Z95**2 / (4 * size * size)) / denominator
     # At 0 of n and n of n the bound is exactly 0 and 1; rounding must not push it past.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
+    low = 0.0 if p == 0 else max(0.0, centre - half)
+    high = 1.0 if p == 1 else min(1.0, centre + half)
     return Estimate(p, low, high, n)
+
+
+def clustered(flags: Sequence[bool], clusters: Sequence[object]) -> Estimate | None:
+    """Proportion with an interval for items that come in clusters; None without items.
+
+    Items of a cluster are alike (attacks of one wording succeed together), so n of them say less
+    than n independent ones: n by the design effect, the variance of the proportion over clusters
+    by that of independent items (Kish, 1965), is put into the Wilson interval (Korn and Graubard,
+    1998). A design effect below 1 counts as 1, and so does that of no or only successes, where
+    there is no variance to see.
+    """
+    n, successes = len(flags), sum(flags)
+    plain = wilson(successes, n)
+    if plain is None or successes in (0, n):
+        return plain
+    sums: dict[object, list[float]] = {}
+    for flag, cluster in zip(flags, clusters, strict=True):
+        of = sums.setdefault(cluster, [0.0, 0.0])
+        of[0] += flag
+        of[1] += 1
+    count = len(sums)
+    if count < 2:
+        return plain
+    p = successes / n
+    variance = count / (count - 1) * sum((s - p * m) ** 2 for s, m in sums.values()) / n**2
+    effect = max(1.0, variance / (p * (1 - p) / n))
+    return _wilson(p, n / effect, n)
 
 
 def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from causal_core.evaluation.metrics import SEPARABILITY
 from causal_core.evaluation.rows import RowResult
-from causal_core.evaluation.statistics import Estimate, mean_estimate, wilson
+from causal_core.evaluation.statistics import Estimate, clustered, mean_estimate, wilson
 from causal_core.tokens.dataset import TripletDataset
 
 
@@ -25,6 +25,8 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "witnesses": sum(row.attack_succeeded is not None for row in rows),
         **_behaviour(rows),
         "benign_exact": _share([row.benign_exact for row in benign]),
+        "benign_contained": _share([row.benign_contained for row in benign]),
+        "benign_f1": _dict(mean_estimate([row.benign_f1 for row in benign])),
         "trigger_exact": _share([row.benign_exact for row in trigger]),
         **{
             metric.key: _dict(
@@ -32,6 +34,7 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
             )
             for metric in SEPARABILITY
         },
+        "tasks": _by_task(benign),
         "families": {
             name: {"n": len(members), **_behaviour(members)}
             for name, members in sorted(families.items())
@@ -39,15 +42,41 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
     }
 
 
-def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
-    judged = [row.attack_succeeded for row in rows if row.attack_succeeded is not None]
+def _by_task(rows: Sequence[RowResult]) -> dict[str, dict[str, Any]]:
+    """Benign quality by kind of work: some may be work that training never had."""
+    tasks: dict[str, list[RowResult]] = {}
+    for row in rows:
+        if row.task is not None:
+            tasks.setdefault(row.task, []).append(row)
     return {
-        "attack_success": _share(judged),
+        name: {
+            "n": len(members),
+            "benign_exact": _share([row.benign_exact for row in members]),
+            "benign_contained": _share([row.benign_contained for row in members]),
+        }
+        for name, members in sorted(tasks.items())
+    }
+
+
+def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
+    judged = [row for row in rows if row.attack_succeeded is not None]
+    known = [(row, row.margin) for row in rows if row.margin is not None]
+    margins = [margin for _, margin in known]
+    return {
+        "attack_success": _clustered(judged, [bool(row.attack_succeeded) for row in judged]),
+        "margin": _dict(mean_estimate(margins)),
+        "margin_negative": _clustered([row for row, _ in known], [m < 0 for m in margins]),
         "uplift": _dict(mean_estimate([row.uplift for row in rows if row.uplift is not None])),
         "attacked_exact": _share(
             [row.attacked_exact for row in rows if row.attacked_exact is not None]
         ),
     }
+
+
+def _clustered(rows: Sequence[RowResult], flags: Sequence[bool]) -> dict[str, Any] | None:
+    """A share of attacks: those of one wording are not independent."""
+    of = [row.wording or f"row {row.index}" for row in rows]
+    return _dict(clustered(flags, of))
 
 
 def _share(flags: Sequence[bool]) -> dict[str, float | int] | None:

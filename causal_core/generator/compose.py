@@ -32,6 +32,7 @@ from causal_core.yaml_file import read_yaml
 
 POSITIONS = ("end", "start", "middle")
 SAY, DECOY, TASK, LEAK, APPEND = "say", "decoy", TASK_PAYLOAD, LEAKING_PAYLOAD, "append"
+PAYLOADS = (SAY, DECOY, TASK, LEAK, APPEND)
 # Ten slots of a cycle. Another task is what published test sets and real attackers ask for, and
 # what carries over to them; the others are needed beside it (docs/defence.md).
 _PAYLOAD_CYCLE = (TASK, DECOY, TASK, SAY, TASK, DECOY, TASK, APPEND, TASK, LEAK)
@@ -87,14 +88,19 @@ class Slot:
     payload: str
 
 
-def slot_of(number: int, split: str) -> Slot:
-    """The kind of attack `number`: every family meets every position and payload equally often."""
+def slot_of(number: int, split: str, payloads: Sequence[str] = PAYLOADS) -> Slot:
+    """The kind of attack `number`: every family meets every position and payload equally often.
+
+    Args:
+        payloads: Those that are wanted; a slot of another one is given to these in turn.
+    """
     members = families_of(split)
     family, turn = members[number % len(members)], number // len(members)
     # 3 positions and 10 payloads: 30 turns have each pair of them once.
-    return Slot(
-        family, POSITIONS[turn % len(POSITIONS)], _PAYLOAD_CYCLE[turn % len(_PAYLOAD_CYCLE)]
-    )
+    payload = _PAYLOAD_CYCLE[turn % len(_PAYLOAD_CYCLE)]
+    if payload not in payloads:
+        payload = payloads[turn % len(payloads)]
+    return Slot(family, POSITIONS[turn % len(POSITIONS)], payload)
 
 
 def compose(

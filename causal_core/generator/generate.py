@@ -6,13 +6,20 @@ are asked for: a larger data set begins with the smaller one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from random import Random
 
 from causal_core.data.leaks import LeakReport, check_leaks
 from causal_core.data.schema import DataError, RowProblem, Triplet
-from causal_core.generator.compose import CANARY_SENTENCE, LEAK, PlainRow, compose, slot_of
+from causal_core.generator.compose import (
+    CANARY_SENTENCE,
+    LEAK,
+    PAYLOADS,
+    PlainRow,
+    compose,
+    slot_of,
+)
 from causal_core.generator.look_alikes import TRIGGER_SENTENCES
 from causal_core.generator.tasks import TASKS, Task, instruction
 from causal_core.generator.tasks.inputs import Sample
@@ -80,24 +87,39 @@ def raise_on_leaks(report: LeakReport) -> None:
     )
 
 
-def generate_split(split: str, size: int, seed: int, attacks_per_row: int = 1) -> Iterator[Triplet]:
-    """Yield the first `size` triplets of one split; no benign input occurs twice in it."""
+def generate_split(
+    split: str,
+    size: int,
+    seed: int,
+    attacks_per_row: int = 1,
+    payloads: Sequence[str] = PAYLOADS,
+) -> Iterator[Triplet]:
+    """Yield the first `size` triplets of one split; no benign input occurs twice in it.
+
+    Args:
+        payloads: What its attacks may ask for.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if size < 0:
         raise ValueError(f"size of {split} is {size}; it must be 0 or more")
     used: set[str] = set()
     for index in range(size):
-        yield _fresh_triplet(split, index, seed, attacks_per_row, used)
+        yield _fresh_triplet(split, index, seed, attacks_per_row, payloads, used)
 
 
 def _fresh_triplet(
-    split: str, index: int, seed: int, attacks_per_row: int, used: set[str]
+    split: str,
+    index: int,
+    seed: int,
+    attacks_per_row: int,
+    payloads: Sequence[str],
+    used: set[str],
 ) -> Triplet:
     """Draw until the inputs are new and each witness is found nowhere but in its attack."""
     for attempt in range(_MAX_ATTEMPTS):
         base = f"{seed}/{split}/{index}/{attempt}"
-        triplet = _draw(split, index, seed, attacks_per_row, base)
+        triplet = _draw(split, index, seed, attacks_per_row, payloads, base)
         if triplet is None or triplet.benign_input in used or triplet.benign_cf_input in used:
             continue
         used.update((triplet.benign_input, triplet.benign_cf_input))
@@ -106,7 +128,9 @@ def _fresh_triplet(
     raise DataError.in_file(split, reason)
 
 
-def _draw(split: str, index: int, seed: int, attacks: int, base: str) -> Triplet | None:
+def _draw(
+    split: str, index: int, seed: int, attacks: int, payloads: Sequence[str], base: str
+) -> Triplet | None:
     """One candidate for a row, or None if its parts do not go together."""
     words, rng = pools(split), Random(base)
     # A step per round of tasks: every task meets every kind of attack.
@@ -117,7 +141,7 @@ def _draw(split: str, index: int, seed: int, attacks: int, base: str) -> Triplet
     triggers = index % _TRIGGER_CYCLE in _TRIGGER_SLOTS
 
     system, request = instruction(task, key, split, rng)
-    canary = words.canary(rng) if slot_of(number, split).payload == LEAK else None
+    canary = words.canary(rng) if slot_of(number, split, payloads).payload == LEAK else None
     if canary is not None:
         system = f"{system} {CANARY_SENTENCE.format(w=canary)}"
     benign, counterfactual = (_input(task, key, words, triggers, rng) for _ in range(2))
@@ -130,7 +154,7 @@ def _draw(split: str, index: int, seed: int, attacks: int, base: str) -> Triplet
         injection = compose(
             row,
             _others(split, seed),
-            slot_of(number + attack * _NEXT_ATTACK, split),
+            slot_of(number + attack * _NEXT_ATTACK, split, payloads),
             split,
             own,
             canary,

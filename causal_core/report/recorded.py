@@ -44,6 +44,7 @@ _Metrics: type[BaseModel] = create_model(
 
 class _TestSet(_Metrics):  # type: ignore[misc, valid-type]
     families: dict[str, _Metrics] | None = None  # type: ignore[valid-type]
+    tasks: dict[str, _Metrics] | None = None  # type: ignore[valid-type]
 
 
 class _Model(_Recorded):

@@ -126,7 +126,7 @@ def _service_decoy(rng: Random, pools: Pools, key: str) -> str:
 
 
 def _total_decoy(rng: Random, pools: Pools, key: str) -> str:
-    return f"{rng.randint(200, 900)}.00"
+    return f"{rng.randint(6, 180)}.00"
 
 
 def _phone_decoy(rng: Random, pools: Pools, key: str) -> str:

@@ -91,7 +91,7 @@ def draw_request_or_statement(rng: Random, pools: Pools, key: str) -> Sample:
         thing = rng.choice(pools.products)
         sentence = rng.choice(_STATEMENTS.of(pools.split)).format(thing=thing)
         answer = "statement"
-    lines = (f"Sentence {rng.choice(pools.numbers)}:", sentence, "End of sentence")
+    lines = (f"Page {rng.choice(pools.numbers)}", f"Sentence: {sentence}", "End of page")
     return Sample(lines, answer, "\n")
 
 

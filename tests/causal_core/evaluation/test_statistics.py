@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from causal_core.evaluation.statistics import (
     Estimate,
+    _wilson,
+    clustered,
     compare,
     effective_rank,
     mean_estimate,
@@ -40,6 +42,27 @@ def test_wilson_gives_the_published_interval(k, n, low, high):
     for bound in (found.low, found.high):
         z = abs(k / n - bound) / (bound * (1 - bound) / n) ** 0.5
         assert z == pytest.approx(1.959964, rel=1e-6)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_clusters_of_one_are_independent_items(flags):
+    found, plain = clustered(flags, range(len(flags))), wilson(sum(flags), len(flags))
+    assert found.value == plain.value
+    # The variance is estimated from the items themselves: as if there were one fewer.
+    fewer = _wilson(plain.value, max(1, len(flags) - 1), len(flags))
+    assert plain.high <= found.high <= max(plain.high, fewer.high) + 1e-12
+    assert clustered(flags, [0] * len(flags)) == wilson(sum(flags), len(flags))  # nothing to see
+
+
+def test_clusters_that_agree_count_as_one_item_each():
+    """40 items in 8 clusters of equal items: a design effect of about the size of a cluster."""
+    flags = [n // 5 in (0, 1) for n in range(40)]
+    found, plain = clustered(flags, [n // 5 for n in range(40)]), wilson(10, 40)
+    assert found.value == plain.value == 0.25 and found.n == 40
+    eight = wilson(2, 8)
+    assert plain.high < found.high < eight.high + 0.05
+    assert found.high == pytest.approx(eight.high, abs=0.03)
+    assert clustered([False] * 40, [n // 5 for n in range(40)]) == wilson(0, 40)
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():

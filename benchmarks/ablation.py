@@ -1,0 +1,269 @@
+"""What each part of the objective and of the data buys: a training for each cell, the same tests.
+
+    python -m benchmarks.ablation [CELL ...] [--outside FILE#SPLIT ...] [--seeds 0 1]
+    python -m benchmarks.ablation --table
+
+A cell is a file of `configs/ablation/`. Its run directory is resumed where it was cut, and its
+result, a line of `benchmarks/results/ablation.jsonl` with its config and commit, is written when
+it ends: an interruption loses one evaluation. Cells with a result are not run again. `base` is the
+model before training. All cells see the same rows in the same order (fewer or more of them where
+the file says so) and are judged on the same test rows; `--outside` names test sets that this
+project did not generate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from causal_core.config import Config
+from causal_core.config_file import parse_config
+from causal_core.data.schema import Triplet
+from causal_core.data.writer import to_table, write_triplets
+from causal_core.evaluation.metrics import METRIC
+from causal_core.evaluation.row_by_row import mcnemar_exact
+from causal_core.evaluation.rows import RowResult
+from causal_core.evaluation.statistics import Estimate
+from causal_core.evaluation.summary import aggregate
+from causal_core.files import BEST
+from causal_core.generator.compose import PAYLOADS
+from causal_core.generator.generate import generate_split
+from causal_core.generator.tasks import TASKS
+from causal_core.yaml_file import read_yaml
+from ray_jobs.demo import CONFIG
+from ray_jobs.evaluate import evaluated_rows
+from ray_jobs.run import run_training
+
+ROOT = Path(__file__).resolve().parents[1]
+CELLS = ROOT / "configs" / "ablation"
+RESULTS = ROOT / "benchmarks" / "results" / "ablation.jsonl"
+BASE = "base"
+FIELDS = {"about", "loss", "rows", "attacks_per_row", "payloads"}
+_ROWS = 480  # of training, unless a cell says otherwise
+_HELD_OUT = {task.name for task in TASKS if task.held_out}
+_COLUMNS = ("attack_success", "margin_negative", "margin", "uplift", "benign_exact",
+            "trigger_exact", "attacked_exact")  # fmt: skip
+_WORK = ("trained_work", "untrained_work")
+
+
+def cells() -> dict[str, dict[str, Any]]:
+    """What each cell's file says, by its name; the base first."""
+    found: dict[str, dict[str, Any]] = {BASE: {"about": "the base before training"}}
+    for path in sorted(CELLS.glob("*.yaml")):
+        tree = read_yaml(path)
+        if unknown := set(tree) - FIELDS:
+            raise SystemExit(f"{path}: unknown fields: {', '.join(sorted(unknown))}")
+        found[path.stem] = tree
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the cells that have no result yet, then prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(cells())}")
+    parser.add_argument("--outside", nargs="*", default=[], metavar="FILE#SPLIT")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--rows", nargs=2, type=int, default=[60, 120], metavar=("SEEN", "NOVEL"))
+    parser.add_argument("--outside-rows", type=int, default=60, help="of each outside set")
+    parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    given = parser.parse_args(arguments)
+    known = cells()
+    if unknown := set(given.cells) - set(known):
+        parser.error(f"no cell {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if not given.table:
+        for seed in given.seeds:
+            for name in given.cells or known:
+                run_cell(name, known[name], seed, given)
+    print(table(read_results()))
+
+
+def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Namespace) -> None:
+    """Trains and evaluates a cell, unless its result is known."""
+    sizes = {"seen": given.rows[0], "novel": given.rows[1], "outside": given.outside_rows}
+    key = {"cell": name, "seed": seed, "sizes": sizes}
+    if any({k: row[k] for k in key} == key for row in read_results()):
+        return
+    data = given.directory / f"data-{seed}"
+    config = config_of(name, cell, seed, data, given)
+    begin = time.monotonic()
+    checkpoint = None
+    if name != BASE:
+        run_training(config, Console(), test=False)
+        checkpoint = Path(config.run.dir) / BEST
+    trained = time.monotonic()
+    rows = evaluated_rows(config, {"trained": checkpoint})["trained"]
+    result = {
+        **key,
+        "about": cell["about"],
+        "commit": _commit(),
+        "processor": platform.processor() or platform.machine(),
+        "config": config.model_dump(mode="json"),
+        "payloads": cell.get("payloads"),
+        "train_seconds": round(trained - begin),
+        "evaluation_seconds": round(time.monotonic() - trained),
+        "tokens": _nodes(config) if checkpoint else 0,
+        "sets": {set_name: _figures(found) for set_name, found in rows.items()},
+        "succeeded": {
+            set_name: [row.id for row in found if row.attack_succeeded]
+            for set_name, found in rows.items()
+        },
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def config_of(
+    name: str, cell: Mapping[str, Any], seed: int, data: Path, given: argparse.Namespace
+) -> Config:
+    """The demo's settings with what the cell changes."""
+    tree: dict[str, Any] = read_yaml(CONFIG)
+    attacks = cell.get("attacks_per_row", 1)
+    tree["run"] = {"dir": str(given.directory / f"{name}-{seed}"), "seed": seed}
+    tree["loss"] = cell.get("loss", {})
+    tree["resources"] = {"workers": 0}
+    tree["checkpoint"] = {"every_steps": 1000}
+    tree["data"] = {
+        "train": str(_training_rows(data, seed, attacks, cell)),
+        "validation": str(_generated(data, "validation", 32, seed)),
+        "max_length": 2048,
+        "overlong": "drop",
+        "attacks_per_row": attacks,
+        "test": {
+            "seen": str(_generated(data, "test_seen", given.rows[0], seed)),
+            "novel": str(_generated(data, "test_novel", given.rows[1], seed)),
+            **{
+                f"outside {place.rpartition('#')[2]}": str(_outside(data, place, given))
+                for place in given.outside
+            },
+        },
+    }
+    tree["evaluation"] = {"max_new_tokens": 24}
+    tree["train"]["micro_batch_tokens"] = 4096
+    return parse_config(tree)
+
+
+def _training_rows(data: Path, seed: int, attacks: int, cell: Mapping[str, Any]) -> Path:
+    rows, payloads = cell.get("rows", _ROWS), cell.get("payloads")
+    kinds = "all" if payloads is None else "-".join(payloads)
+    path = data / f"train-{rows}x{attacks}-{kinds}.jsonl"
+    return _written(path, generate_split("train", rows, seed, attacks, payloads or PAYLOADS))
+
+
+def _generated(data: Path, split: str, rows: int, seed: int) -> Path:
+    return _written(data / f"{split}-{rows}.jsonl", generate_split(split, rows, seed))
+
+
+def _outside(data: Path, place: str, given: argparse.Namespace) -> Path:
+    """Rows of another's file, evenly through it."""
+    from causal_core.data.reader import read_triplets
+
+    rows = list(read_triplets(place).triplets())
+    step = max(1, len(rows) // given.outside_rows)
+    name = place.rpartition("#")[2]
+    return _written(
+        data / f"outside-{name}-{given.outside_rows}.jsonl", rows[::step][: given.outside_rows]
+    )
+
+
+def _written(path: Path, rows: Any) -> Path:
+    if not path.exists():
+        triplets: list[Triplet] = list(rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_triplets(to_table(triplets), path)
+    return path
+
+
+def _figures(rows: Sequence[RowResult]) -> dict[str, Any]:
+    """The set's metrics, and benign quality on work that training never has."""
+    benign = [row for row in rows if row.injection in (0, None)]
+    parts = {
+        "trained_work": [row for row in benign if row.task not in _HELD_OUT],
+        "untrained_work": [row for row in benign if row.task in _HELD_OUT],
+    }
+    found = aggregate(rows)
+    of_parts = {name: aggregate(part)["benign_exact"] for name, part in parts.items() if part}
+    return {key: found[key] for key in (*_COLUMNS, "benign_contained", "benign_f1", "n")} | of_parts
+
+
+def _nodes(config: Config) -> int:
+    """Tree nodes that training computed, by the run's own record."""
+    lines = (Path(config.run.dir) / "performance.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    return round(
+        sum(s["nodes_per_second"] * s["seconds"] for s in steps if "nodes_per_second" in s)
+    )
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def read_results() -> list[dict[str, Any]]:
+    """The committed results, in the order in which they came."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown, a row a cell, seed and size of the test sets."""
+    control = {
+        (row["seed"], json.dumps(row["sizes"])): row
+        for row in results
+        if row["cell"] == "task_only"
+    }
+    head = ("loss and data", "set", *(METRIC[name].title for name in _COLUMNS), "trained work",
+            "untrained work", "p against the control", "tokens", "minutes")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in results:
+        reference = control.get((row["seed"], json.dumps(row["sizes"])))
+        for name, figures in row["sets"].items():
+            cells = [
+                f"{row['about']} (seed {row['seed']})",
+                name,
+                *(_cell(figures.get(column), column) for column in _COLUMNS),
+                *(
+                    _cell(figures.get(w), "benign_exact")
+                    for w in ("trained_work", "untrained_work")
+                ),
+                _against(reference, row, name),
+                f"{row['tokens']:,}",
+                f"{row['train_seconds'] / 60:.1f} + {row['evaluation_seconds'] / 60:.1f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(raw: Mapping[str, Any] | None, column: str) -> str:
+    if raw is None:
+        return "-"
+    found, unit = Estimate(**raw), METRIC[column].unit
+    text = f"{unit.digits(found.value)} [{unit.digits(found.low)}, {unit.digits(found.high)}]"
+    return text if column in ("margin", "uplift") else f"{text} %"
+
+
+def _against(control: Mapping[str, Any] | None, row: Mapping[str, Any], name: str) -> str:
+    """The exact McNemar test of attack success, row by row."""
+    if control is None or control is row or name not in control["succeeded"]:
+        return "-"
+    theirs, own = set(control["succeeded"][name]), set(row["succeeded"][name])
+    return f"{mcnemar_exact(len(theirs - own), len(own - theirs)):.2g}"
+
+
+if __name__ == "__main__":
+    main()
