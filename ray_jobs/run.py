@@ -146,7 +146,7 @@ def run_evaluation(
     """
     quiet_libraries()
     summary = read_summary(directory, ended=True)
-    config = _recorded_config(directory, trust_remote_code)
+    config = recorded_config(directory, trust_remote_code)
     if (missing := no_gpu_here(config)) is not None:
         raise UserError(f"{missing} in {directory / CONFIG}")
     if limit is None:
@@ -168,7 +168,7 @@ def run_evaluation(
     return {**summary, "evaluation": evaluation}
 
 
-def _recorded_config(directory: Path, trust_remote_code: bool) -> Config:
+def recorded_config(directory: Path, trust_remote_code: bool) -> Config:
     """The config of a run directory, which may be another's: it says what was trained, not what
     code may run here (a Ray cluster can run any in whoever connects to it), nor where to write."""
     trust = f"model.trust_remote_code={str(trust_remote_code).lower()}"

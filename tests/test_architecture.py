@@ -19,7 +19,7 @@ GROUND = (
 )  # fmt: skip
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",
-    "checkpoints", "memory", "evaluation", "run", "report",
+    "checkpoints", "memory", "evaluation", "attack", "run", "report",
 )  # fmt: skip
 
 
