@@ -49,7 +49,7 @@ def is_remote(location: str | Path) -> bool:
 
 def checked_file(path: Path) -> os.stat_result:
     """The status of a regular file, which is not opened: a pipe would wait for its writer for ever,
-    and a device has no end.
+    a device has no end, and a file that the kernel makes up (/proc/kmsg) may be either.
 
     Raises:
         OSError: `strerror` says in words why it cannot be read, whatever kind of thing it is.
@@ -61,7 +61,14 @@ def checked_file(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_it, name in _KINDS if is_it(status.st_mode)), "no file")
         raise OSError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+    if status.st_dev in _made_up():
+        raise OSError(errno.EINVAL, "is made up by the kernel, not a regular file", str(path))
     return status
+
+
+def _made_up() -> set[int]:
+    """The file systems whose files are no bytes on a disk, though they look regular."""
+    return {place.stat().st_dev for place in (Path("/proc"), Path("/sys")) if place.is_mount()}
 
 
 _KINDS = (

@@ -77,7 +77,7 @@ def verify_checkpoint(directory: Path) -> Manifest:
     where = shown(str(directory))
     if not directory.is_dir():
         raise DamagedCheckpointError(f"{where}: no such checkpoint directory")
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     for name, expected in manifest.files.items():
         _verify_file(directory, name, expected)
     saved = read_state(directory)
@@ -138,7 +138,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
+    """A checkpoint's manifest, its files not looked at (errors as of `verify_checkpoint`)."""
     path = directory / MANIFEST
     with _damage_of(path):
         try:

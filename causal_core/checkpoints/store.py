@@ -17,7 +17,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from causal_core.checkpoints.checkpoint import copy_checkpoint
-from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
+from causal_core.checkpoints.contents import MANIFEST, read_manifest, verify_checkpoint
+from causal_core.checkpoints.state import MAX_JSON_BYTES
 from causal_core.credentials import without_credentials
 from causal_core.errors import DamagedCheckpointError, UserError
 from causal_core.visible_text import quoted, shown
@@ -72,8 +73,8 @@ class CheckpointStore:
         """
         with contextlib.ExitStack() as stack:
             for name in reversed(self.names()):
-                directory = stack.enter_context(self._local(name))
                 try:
+                    directory = stack.enter_context(self._local(name))
                     verify_checkpoint(directory)
                 except DamagedCheckpointError as error:
                     log.warning("skipping a damaged checkpoint: %s", error)
@@ -118,13 +119,51 @@ class CheckpointStore:
         with tempfile.TemporaryDirectory(prefix="causal-fetch-") as folder:
             target = Path(folder) / name
             target.mkdir()
+            self._fetch(self._remote, name, target)
+            yield target
+
+    def _fetch(self, remote: fs.FileSystem, name: str, target: Path) -> None:
+        """Downloads a manifest and what it lists, each file only if it has the size listed there.
+
+        Raises:
+            DamagedCheckpointError: a file is of another size, or too large to be what it should.
+            UserError: there is no room for what is listed.
+        """
+        source = f"{self._root}/{name}"
+        found = remote.get_file_info(fs.FileSelector(source))
+        sizes = {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+        def copy(file: str) -> None:
             fs.copy_files(
-                f"{self._root}/{name}",
-                str(target),
-                source_filesystem=self._remote,
+                f"{source}/{file}",
+                str(target / file),
+                source_filesystem=remote,
                 destination_filesystem=fs.LocalFileSystem(),
             )
-            yield target
+
+        if sizes.get(MANIFEST, 0) > MAX_JSON_BYTES:
+            raise DamagedCheckpointError(
+                f"{shown(name)}: {MANIFEST} has {sizes[MANIFEST]:,} bytes, no manifest has more "
+                f"than {MAX_JSON_BYTES:,}"
+            )
+        if MANIFEST in sizes:
+            copy(MANIFEST)
+        listed = read_manifest(target).files
+        for file, expected in listed.items():
+            if sizes.get(file) != expected.bytes:
+                there = f"has {sizes[file]:,} bytes" if file in sizes else "is missing"
+                raise DamagedCheckpointError(
+                    f"{shown(name)}: {shown(file)} {there}, the manifest says {expected.bytes:,}"
+                )
+        needed, free = sum(e.bytes for e in listed.values()), shutil.disk_usage(target).free
+        if needed > free:
+            raise UserError(
+                f"checkpoint {shown(name)} has {needed:,} bytes and {tempfile.gettempdir()}, where "
+                f"it is downloaded to, has room for {free:,}: make room there, or choose another "
+                "place with $TMPDIR"
+            )
+        for file in listed:
+            copy(file)
 
 
 def checkpoint_location(run_directory: Path, storage: str | None) -> str:

@@ -198,16 +198,14 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
-    """Adapter, projection and base parameters, counted on a model without weights."""
-    from transformers import AutoConfig
+    """Adapter, projection and base parameters, counted on a model without weights.
 
-    from causal_core.pretrained.loading import base_without_weights, resolve_model
+    Raises:
+        ModelError: its config cannot be loaded, or is of no known architecture.
+    """
+    from causal_core.pretrained.loading import base_without_weights, load_architecture
 
-    described = AutoConfig.from_pretrained(
-        resolve_model(config.model, config.data.cache_dir),
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    described = load_architecture(config.model, config.data.cache_dir)
     base = base_without_weights(described, config.model)
     with torch.device("meta"):
         model = build_model(base, config.lora, config.run.seed)

@@ -48,6 +48,19 @@ def check_weights(config: ModelSection, cache_dir: str | None = None) -> None:
         check_weight_files(directory)
 
 
+def load_architecture(config: ModelSection, cache_dir: str | None = None) -> Any:
+    """transformers' config of the base model (`ModelError` when it cannot be loaded)."""
+    from transformers import AutoConfig
+
+    source = resolve_model(config, cache_dir)
+    try:
+        return AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(cannot_load("configuration", source, error)) from error
+
+
 @dataclass(frozen=True)
 class ModelLimits:
     """What a model can take, by its own config; None where that does not say."""
@@ -61,15 +74,7 @@ class ModelLimits:
 
 def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLimits:
     """The limits of the base model (`ModelError` when its config cannot be loaded)."""
-    from transformers import AutoConfig
-
-    source = resolve_model(config, cache_dir)
-    try:
-        described = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        ).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(cannot_load("configuration", source, error)) from error
+    described = load_architecture(config, cache_dir).get_text_config()
     return ModelLimits(
         getattr(described, "vocab_size", None),
         getattr(described, "max_position_embeddings", None),

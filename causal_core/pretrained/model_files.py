@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from causal_core.errors import ModelError
+from causal_core.files import checked_file, read_small
 from causal_core.visible_text import quoted, shown
 
 _ADAPTER = "adapter_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024  # a pointer is some 130 bytes long
 _MOST_HEADER_BYTES = 100 * 2**20  # the limit of safetensors itself
+_MOST_JSON_BYTES = 64 * 2**20  # an index names every tensor, some hundred bytes each
 
 
 def check_model_directory(directory: Path) -> None:
@@ -101,7 +103,7 @@ def _check_safetensors(path: Path) -> None:
 def _json(path: Path) -> dict[str, Any]:
     _refuse_pointer(path)
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(read_small(path, _MOST_JSON_BYTES).decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{_name(path)} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -112,10 +114,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_pointer(path: Path) -> None:
-    if not path.is_file() or path.stat().st_size > _POINTER_BYTES:
+    if not path.is_file():
         return
-    with path.open("rb") as file:
-        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    try:
+        if checked_file(path).st_size > _POINTER_BYTES:
+            return
+        with path.open("rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError as error:
+        raise ModelError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if pointer:
         raise ModelError(
             f"{_name(path)} is a Git LFS pointer, not the file itself: run `git lfs pull` in the "

@@ -20,7 +20,7 @@ from causal_core.checkpoints.checkpoint import (
 from causal_core.checkpoints.state import TrainerState
 from causal_core.config import Config
 from causal_core.engines.base import EngineState
-from causal_core.errors import StorageRefusedError
+from causal_core.errors import DamagedCheckpointError, StorageRefusedError
 from causal_core.files import BEST
 from causal_core.run.context import RunContext
 from causal_core.run.position import Position
@@ -52,9 +52,16 @@ class Saving:
                 session.data.fingerprint(),
                 session.base_fingerprint,
             )
+            if session.plan.samples_after(state.step) != state.samples:
+                raise DamagedCheckpointError(
+                    f"{newest.name}: its trainer state says step {state.step} and "
+                    f"{state.samples} rows, but that step ends after "
+                    f"{session.plan.samples_after(state.step)}: it was altered. Remove this "
+                    "checkpoint to resume from the one before"
+                )
             log.info("resumed from %s", newest.name)
         return Position(
-            step=session.plan.step_of(state.samples),
+            step=state.step,
             skipped=state.skipped,
             skipped_in_a_row=state.skipped_in_a_row,
             best=Best.from_dict(state.best),

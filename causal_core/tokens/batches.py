@@ -50,18 +50,6 @@ class StepPlan:
         epoch, within = divmod(step, self.steps_per_epoch)
         return epoch * self.rows + min(within * self.global_batch, self.rows)
 
-    def step_of(self, samples: int) -> int:
-        """The optimizer step that a data position belongs to; inverse of `samples_after`.
-
-        Raises:
-            ValueError: no step boundary lies at this position.
-        """
-        epoch, within = divmod(samples, self.rows)
-        step = epoch * self.steps_per_epoch + within // self.global_batch
-        if self.samples_after(step) != samples:
-            raise ValueError(f"data position {samples} is not at an optimizer-step boundary")
-        return step
-
     def epoch_of(self, step: int) -> int:
         """The epoch (from 0) that optimizer step `step` (from 0) draws from."""
         return step // self.steps_per_epoch

@@ -54,7 +54,7 @@ def test_the_usual_permissions_apply(tmp_path):
 
 def test_what_has_no_end_or_waits_has_no_digest(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/proc/kmsg"), tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             file_digest(path, tmp_path / "cache")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from pyarrow import fs
 
 from causal_core.checkpoints import store as store_module
 from causal_core.checkpoints.checkpoint import MANIFEST
+from causal_core.checkpoints.contents import _REQUIRED as REQUIRED
+from causal_core.checkpoints.state import MAX_JSON_BYTES
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import UserError
 
@@ -46,6 +51,69 @@ def test_the_manifest_is_uploaded_last(tmp_path, finished, monkeypatch):
     CheckpointStore((tmp_path / "remote").as_uri()).put(finished, "step-00000002")
     assert sorted(sent[:-1]) == ["adapter.safetensors", "tokenizer.json"]
     assert sent[-1] == MANIFEST
+
+
+@pytest.fixture
+def listed(finished):
+    """With a manifest that lists the other files."""
+    entries = {
+        path.name: {"bytes": path.stat().st_size, "sha256": "0" * 64}
+        for path in finished.iterdir()
+        if path.name != MANIFEST
+    }
+    for name in REQUIRED:
+        (finished / name).touch()
+        entries[name] = {"bytes": 0, "sha256": "0" * 64}
+    manifest = {
+        "format_version": 1, "step": 2, "config_fingerprint": "", "data_fingerprint": "",
+        "base_fingerprint": "", "libraries": {}, "files": entries, "tensors": {},
+    }  # fmt: skip
+    (finished / MANIFEST).write_text(json.dumps(manifest))
+    return finished
+
+
+def downloaded(location, monkeypatch) -> list[str]:
+    """What a look for the newest whole checkpoint downloads."""
+    got = []
+    copy = fs.copy_files
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            store_module.fs,
+            "copy_files",
+            lambda source, target, **o: (got.append(target.rpartition("/")[2]),
+                                         copy(source, target, **o)),
+        )  # fmt: skip
+        with CheckpointStore(location.as_uri()).newest_whole() as newest:
+            assert newest is None  # its files are no tensors
+    return got
+
+
+def test_only_what_a_manifest_lists_is_downloaded_and_only_in_its_size(
+    tmp_path, listed, monkeypatch, caplog
+):
+    location = tmp_path / "remote"
+    CheckpointStore(location.as_uri()).put(listed, "step-00000002")
+    there = location / "step-00000002"
+    (there / "not-listed").write_text("x")
+    assert set(downloaded(location, monkeypatch)) == {p.name for p in listed.iterdir()}
+
+    (there / "tokenizer.json").write_text("x" * 1000)
+    assert downloaded(location, monkeypatch) == [MANIFEST]
+    assert "tokenizer.json has 1,000 bytes, the manifest says 14" in caplog.text
+
+    with (there / MANIFEST).open("r+b") as manifest:
+        manifest.truncate(MAX_JSON_BYTES + 1)  # sparse
+    assert downloaded(location, monkeypatch) == []
+    assert "no manifest has more than" in caplog.text
+
+
+def test_a_download_that_has_no_room_is_refused_before_it_begins(tmp_path, listed, monkeypatch):
+    location = tmp_path / "remote"
+    CheckpointStore(location.as_uri()).put(listed, "step-00000002")
+    full = shutil.disk_usage(tmp_path)._replace(free=3)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match=r"step-00000002 has \d+ bytes .* room for 3: .*TMPDIR"):
+        downloaded(location, monkeypatch)
 
 
 def test_a_location_below_a_file_is_refused_before_anything_is_trained(tmp_path):

@@ -13,7 +13,7 @@ from causal_core.config_sections import LLAMA_PROJECTIONS
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.memory import predict
-from causal_core.model.causal_model import build_model, count_parameters
+from causal_core.model.causal_model import build_model, count_parameters, parameter_counts
 from causal_core.model.targets import target_modules
 from causal_core.pretrained.loading import load_base, load_tokenizer, resolve_model
 from causal_core.trees.packing import cut_micro_batches
@@ -30,6 +30,13 @@ def test_only_adapter_and_head_train():
     assert {n.split(".")[0] for n in names} == {"peft_model", "projection"}
     assert all("lora_" in n or n.startswith("projection.") for n in names)
     assert len([n for n in names if "lora_" in n]) == 2 * 7 * 2  # layers x modules x (A, B)
+
+
+def test_counting_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no such architecture"}')
+    config = parse_config({"model": {"name_or_path": str(tmp_path)}}, "test")
+    with pytest.raises(ModelError, match=r"the configuration of .* cannot be loaded"):
+        parameter_counts(config)
 
 
 def test_parameter_counts_of_llama_2_7b_are_derived_not_quoted():

@@ -176,3 +176,11 @@ def test_tokens_without_an_embedding_are_named(model, tiny_data, tmp_path):
     described(model, vocab_size=used)
     with pytest.raises(UserError, match=rf"has the token {used} .*embedding has {used} rows"):
         load_split(config, encoder, config.data.train)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_file_that_the_kernel_makes_up_is_refused_unopened(model, name):
+    (model / name).unlink()
+    (model / name).symlink_to("/proc/kmsg")  # a reader would wait for the next message
+    with pytest.raises(ModelError, match="made up by the kernel, not a regular file"):
+        resolve_model(ModelSection(name_or_path=str(model)))
