@@ -131,21 +131,25 @@ def described(model, **changes):
     (model / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def longest_of(data):
+    return max(data.train.longest(), data.validation.longest())
+
+
 def test_rows_longer_than_the_models_positions_are_refused(model, tiny_data, tmp_path):
     config = tiny_config(model, tiny_data, tmp_path / "run")
-    longest = load_run_data(config).train.longest()
+    longest = longest_of(load_run_data(config))
     described(model, max_position_embeddings=longest)
     load_run_data(config)
     described(model, max_position_embeddings=longest - 1)
     with pytest.raises(UserError, match=rf"{longest} tokens, more than the {longest - 1} posit"):
         load_run_data(config)
     config.data.max_length, config.data.overlong = longest - 1, "drop"
-    assert load_run_data(config).train.longest() < longest
+    assert longest_of(load_run_data(config)) < longest
 
 
 def test_rows_for_which_longrope_takes_other_frequencies_are_refused(model, tiny_data, tmp_path):
     config = tiny_config(model, tiny_data, tmp_path / "run")
-    longest = load_run_data(config).train.longest()
+    longest = longest_of(load_run_data(config))
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
             "long_factor": [2.0] * 4, "original_max_position_embeddings": longest}  # fmt: skip
     described(model, rope_parameters=rope, max_position_embeddings=4 * longest)
@@ -159,6 +163,16 @@ def test_rows_for_which_longrope_takes_other_frequencies_are_refused(model, tiny
     assert model_limits(config.model).same_rotation == longest - 1
 
 
+def largest_token(row):
+    injected = [
+        span
+        for injection in row.injections
+        for span in (injection.prompt, injection.answer, injection.witness, injection.attack_answer)
+    ]
+    return max(map(max, filter(None, (row.system, row.benign, row.counterfactual,
+                                      row.benign_answer, *injected))))  # fmt: skip
+
+
 def test_tokens_without_an_embedding_are_named(model, tiny_data, tmp_path):
     config = tiny_config(model, tiny_data, tmp_path / "run")
     vocabulary = model_limits(config.model).vocabulary
@@ -166,11 +180,7 @@ def test_tokens_without_an_embedding_are_named(model, tiny_data, tmp_path):
     encoder = load_encoder(config)
     assert max(encoder.tokenizer.get_vocab().values()) == vocabulary - 1
     train = load_split(config, encoder, config.data.train)
-    used = max(
-        max(getattr(train.tokens(i), span))
-        for i in range(len(train))
-        for span in ("system", "benign", "injection", "benign_answer")
-    )
+    used = max(map(largest_token, map(train.tokens, range(len(train)))))
     described(model, vocab_size=used + 1)
     load_split(config, encoder, config.data.train)
     described(model, vocab_size=used)
