@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -107,8 +108,8 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         **key,
         "about": cell["about"],
         "commit": _commit(),
-        "processor": platform.processor() or platform.machine(),
-        "config": config.model_dump(mode="json"),
+        "processor": _processor(),
+        "config": _portable(config.model_dump(mode="json")),
         "payloads": cell.get("payloads"),
         "train_seconds": round(trained - begin),
         "evaluation_seconds": round(time.monotonic() - trained),
@@ -204,6 +205,20 @@ def _nodes(config: Config) -> int:
     return round(
         sum(s["nodes_per_second"] * s["seconds"] for s in steps if "nodes_per_second" in s)
     )
+
+
+def _portable(tree: Any) -> Any:
+    """Paths of this checkout as they are in any."""
+    return json.loads(json.dumps(tree).replace(f"{ROOT}/", ""))
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.+)$", text, re.M)
+    return found.group(1) if found else platform.machine()
 
 
 def _commit() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,19 +21,22 @@ from causal_core.device import prepare_device
 from causal_core.errors import UserError
 from causal_core.evaluation.metrics import SHARE, TRAINED, reference_model
 from causal_core.evaluation.statistics import Estimate, wilson
-from causal_core.files import BEST, cache_root, write_whole
+from causal_core.files import BEST, cache_root, read_small, write_whole
 from causal_core.model import matmul
 from causal_core.model.causal_model import build_model
 from causal_core.model.device_costs import measurements_of
 from causal_core.pretrained.loading import load_base
 from causal_core.run.lock import only_writer
 from causal_core.tokens.run_data import load_encoder, load_split
+from causal_core.visible_text import quoted
 from ray_jobs.console.plain import plain
 from ray_jobs.evaluate import check_checkpoints
 from ray_jobs.run import recorded_config
 
 FOLDER = "attack"
 _FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
+_MOST_BYTES = 2**28  # of a search's record
 _WEAK = 0.1  # an attack that breaks fewer rows of the undefended model says nothing
 CAVEAT = "No break at this budget is not robustness: another search, or a larger one, may find one."
 
@@ -68,6 +72,12 @@ def run_attack(
     """
     if budget not in BUDGETS:
         raise UserError(f"--budget {budget}: it is one of {', '.join(map(str, BUDGETS))}")
+    for name in against:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"--against {quoted(name)}: files are named after it, so it has letters, digits, "
+                "- and _ alone"
+            )
     config = recorded_config(directory, trust_remote_code)
     checkpoints: dict[str, Path | None] = {"base": None}
     checkpoints.update({name: other / BEST for name, other in against.items()})
@@ -115,11 +125,11 @@ def _attacked(
             load_weights(checkpoint, model)
         own = {**key, "checkpoint": _digest(checkpoint)}
         searches, done = _searched(
-            target, rows, place / f"{model_name}.json", own, budget, seed, deadline, console,
+            target, rows, place / f"search-{model_name}.json", own, budget, seed, deadline, console,
             model_name,
         )  # fmt: skip
         curves[model_name] = _curve(searches, done)
-        _write_rows(place / f"{model_name}.parquet", rows, searches)
+        _write_rows(place / f"rows-{model_name}.parquet", rows, searches)
     result = {"data": name, "rows": len(rows), "seed": seed, "curves": curves, "caveat": CAVEAT}
     write_whole(place / "attack.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -153,7 +163,7 @@ def _searched(
     name: str,
 ) -> tuple[list[RowSearch], list[int]]:
     """The searches up to the last budget that was reached, and which were."""
-    searches, done = _recorded(record, key)
+    searches, done = _recorded(record, key, [row.id for row in rows])
     if searches is None:
         searches, done = begin(target, rows), []
     for level in BUDGETS:
@@ -172,15 +182,20 @@ def _searched(
     return searches, [level for level in done if level <= budget]
 
 
-def _recorded(record: Path, key: Mapping[str, Any]) -> tuple[list[RowSearch] | None, list[int]]:
+def _recorded(
+    record: Path, key: Mapping[str, Any], ids: list[str]
+) -> tuple[list[RowSearch] | None, list[int]]:
     """What an earlier command with the same key found; nothing where it is another or damaged."""
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
+        kept = json.loads(read_small(record, _MOST_BYTES))
         if kept["key"] != json.loads(json.dumps(key)):
             return None, []
-        return [RowSearch.from_record(row) for row in kept["rows"]], list(kept["done"])
+        searches = [RowSearch.from_record(row) for row in kept["rows"]]
+        done = [level for level in BUDGETS if level in kept["done"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None, []
+    same = [search.id for search in searches] == ids
+    return (searches, done) if same else (None, [])
 
 
 def _curve(searches: list[RowSearch], done: list[int]) -> list[dict[str, Any]]:
