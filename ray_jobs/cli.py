@@ -190,7 +190,7 @@ def attack(
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows at most.")] = 24,
     budget: Annotated[int, typer.Option(help="Queries for each row: 1, 4, 16, 64 or 256.")] = 64,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Stop after so many minutes.")
+        float | None, typer.Option(min=0.1, help="Begin no further budget after so many minutes.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed searches elsewhere.")] = 0,
     trust_remote_code: Annotated[
