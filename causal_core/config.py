@@ -164,8 +164,25 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """sha256 over `result_fields`: two runs with the same one compute the same."""
-        text = json.dumps(config_names.first(self.result_fields()), sort_keys=True)
+        fields = config_names.first(_without_later(self.result_fields()))
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Fields that came after the first checkpoints, with the value at which a run computes what it did
+# before there were any: such a run keeps its fingerprint, and can be resumed.
+_LATER: dict[str, Any] = {
+    "loss.lambda_preference": 0.0,
+    "loss.lambda_anchor": 0.0,
+    "loss.beta": 0.5,
+    "loss.worst_case": None,
+}
+
+
+def _without_later(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in fields.items() if key not in _LATER or value != _LATER[key]
+    }
 
 
 def _absolute(path: str) -> str:

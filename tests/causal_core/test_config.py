@@ -87,7 +87,8 @@ def test_a_preset_given_later_replaces_the_weights_of_the_file(tmp_path):
     path.write_text(Config().to_yaml())
     config = load_config(path, ["loss.preset=contrastive", "loss.lambda_robust=2"])
     assert config.loss.weights() == {
-        "task": 1.0, "causal": 0.5, "spurious": 0.5, "robust": 2.0, "invariance": 0.0
+        "task": 1.0, "causal": 0.5, "spurious": 0.5, "robust": 2.0, "invariance": 0.0,
+        "preference": 0.0, "anchor": 0.0,
     }  # fmt: skip
 
 

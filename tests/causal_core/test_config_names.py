@@ -60,3 +60,11 @@ def test_both_names_at_once_are_refused():
 def test_only_new_names_are_written():
     assert "kind" not in LossSection.model_fields
     assert "reports" not in Config.model_validate({"loss": {"preset": "reports"}}).to_yaml()
+
+
+def test_a_field_that_came_later_changes_a_fingerprint_only_where_it_is_used():
+    plain = load_config(None, NEW[:1]).fingerprint()
+    as_before = [*NEW[:1], "loss.beta=0.5", "loss.worst_case=null"]
+    assert load_config(None, as_before).fingerprint() == plain
+    for used in ("loss.lambda_preference=1", "loss.worst_case=1"):
+        assert load_config(None, [*NEW[:1], used]).fingerprint() != plain
