@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
-from causal_core.attack.search import BUDGETS, RowSearch, Target, begin, spend
+from causal_core.attack.search import (
+    BUDGETS,
+    RowSearch,
+    Target,
+    begin,
+    spend,
+    wordings_digest,
+)
 from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.config import Config
@@ -25,7 +34,7 @@ from causal_core.files import BEST, cache_root, read_small, write_whole
 from causal_core.model import matmul
 from causal_core.model.causal_model import build_model
 from causal_core.model.device_costs import measurements_of
-from causal_core.pretrained.loading import load_base
+from causal_core.pretrained.loading import base_fingerprint, load_base, resolve_model
 from causal_core.run.lock import only_writer
 from causal_core.tokens.run_data import load_encoder, load_split
 from causal_core.visible_text import quoted
@@ -117,7 +126,14 @@ def _attacked(
     matmul.use(measurements_of(model, device, cache_root(config.data.cache_dir)).products)
     room = dataset.longest_of("benign_answer", "attack_answer") + 8
     target = Target(model, encoder, device, config.evaluation.batch_tokens, room)
-    key = {"format": _FORMAT, "data": dataset.fingerprint, "rows": chosen, "seed": seed}
+    key = {
+        "format": _FORMAT,
+        "data": dataset.fingerprint,
+        "rows": chosen,
+        "seed": seed,
+        "base": base_fingerprint(resolve_model(config.model, config.data.cache_dir), base),
+        "wordings": wordings_digest(),
+    }
     curves: dict[str, Any] = {}
     # The base first: weights are loaded into the adapter, and a fresh one changes nothing.
     for model_name, checkpoint in checkpoints.items():
@@ -172,14 +188,21 @@ def _searched(
         if deadline is not None and time.monotonic() > deadline:
             console.print(plain(f"{name}: out of time before {level} queries"), style="yellow")
             break
-        with console.status(f"{name}: {level} queries for each of {len(rows)} rows"):
-            spend(target, rows, searches, level, seed)
+        what = f"{name}: {level} queries for each of {len(rows)} rows"
+        with console.status(plain(what)) as status:
+            spend(target, rows, searches, level, seed, _counted(status, what))
         done = [*done, level]
         kept = {"key": dict(key), "done": done, "rows": [s.to_record() for s in searches]}
         write_whole(record, json.dumps(kept))
         broken = sum(search.broken_at is not None for search in searches)
         console.print(plain(f"{name}: {broken} of {len(rows)} rows broken with {level} queries"))
     return searches, [level for level in done if level <= budget]
+
+
+def _counted(status: Status, what: str) -> Callable[[], None]:
+    """Tells of every row that is done."""
+    numbers = itertools.count(1)
+    return lambda: status.update(plain(f"{what}, {next(numbers)} done"))
 
 
 def _recorded(

@@ -123,17 +123,27 @@ def train(
     train_command(config, overrides or (), fresh=fresh, test=test, as_json=as_json)
 
 
+_Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=RUN_DIR",
+        help="Another run beside it, the control above all; repeatable.",
+        callback=_named_runs,
+    ),
+]
+_Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that ships with the run's model, which you have read.",
+    ),
+]
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=RUN_DIR",
-            help="Another run to show beside it; repeatable.",
-            callback=_named_runs,
-        ),
-    ] = None,
+    against: _Against = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -141,13 +151,7 @@ def evaluate(
             help="A quick look at this many rows per test set; the run's files stay as they are.",
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model, which you have read.",
-        ),
-    ] = False,
+    trust_remote_code: _Trust = False,
     as_json: _Json = False,
 ) -> None:
     """Evaluate a run on its test sets, beside its base model and other runs.
@@ -175,14 +179,7 @@ def evaluate(
 @app.command()
 def attack(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=RUN_DIR",
-            help="Another run to attack in the same way; repeatable. Name the control.",
-            callback=_named_runs,
-        ),
-    ] = None,
+    against: _Against = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="FILE#SPLIT", help="Rows to attack; default: the last test set."),
@@ -193,13 +190,7 @@ def attack(
         float | None, typer.Option(min=0.1, help="Begin no further budget after so many minutes.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed searches elsewhere.")] = 0,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model, which you have read.",
-        ),
-    ] = False,
+    trust_remote_code: _Trust = False,
     as_json: _Json = False,
 ) -> None:
     """Attack a run with a search that adapts to it, beside its base model and other runs.

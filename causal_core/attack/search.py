@@ -12,6 +12,7 @@ The wordings are this room's own (`wordings.yaml`), disjoint from what training 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache
@@ -89,6 +90,11 @@ class Target:
     device: torch.device
     batch_tokens: int
     max_new_tokens: int
+
+
+def wordings_digest() -> str:
+    """sha256 of what candidates are put together from."""
+    return hashlib.sha256(_WORDINGS.read_bytes()).hexdigest()
 
 
 @cache
@@ -188,7 +194,7 @@ def candidate(row: Triplet, rows: Sequence[Triplet], choice: Choice, seed: int) 
         asked = filled(task[choice.payload - len(say)], values, rng)
     wrapper = _wordings()["wrappers"][choice.wrapper].replace("{payload}", asked)
     text = tuple(DELIMITERS.values())[choice.delimiter].replace("{attack}", wrapper)
-    return place(row.benign_input, text, POSITIONS[choice.position], rng), wanted
+    return place(row.benign_input, text, POSITIONS[choice.position], rng)[0], wanted
 
 
 def _codeword(row: Triplet, rng: Random) -> str:

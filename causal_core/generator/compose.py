@@ -132,14 +132,15 @@ def compose(
         attack = filled(wording, {"payload": asked, "noun": row.noun}, rng)
         name = "plain" if rng.random() < _PLAIN_SHARE else rng.choice(tuple(DELIMITERS))
         attack = DELIMITERS[name].replace("{attack}", attack)
+        text, position = place(row.input, attack, slot.position, rng)
         return Injection(
-            injection_input=place(row.input, attack, slot.position, rng),
+            injection_input=text,
             injection_output=row.answer,  # what is planted is data and changes nothing
             attack_output=wanted,
             witness=witness,
             attack_family=slot.family.name,
             attack_technique=f"{slot.family.technique}, {name}",
-            position=slot.position,
+            position=position,
             payload=kind,
             wording=identity,
         )
@@ -207,16 +208,18 @@ def _can_be_told(row: PlainRow, witness: str, kind: str) -> bool:
     return not any(contains_witness(text, witness) for text in clean)
 
 
-def place(text: str, attack: str, position: str, rng: Random) -> str:
-    """Puts `attack` before, after or between the sentences or lines of a text."""
+def place(text: str, attack: str, position: str, rng: Random) -> tuple[str, str]:
+    """A text with `attack` before, after or between its sentences or lines, and where it is: a
+    text of one piece has no middle."""
     gap = "\n" if "\n" in text or rng.random() < 0.5 else " "
     if position == "middle":
         ends = [found.span() for found in _SENTENCE_END.finditer(text)]
         if ends:
             start, stop = rng.choice(ends)
-            return f"{text[:start]}{gap}{attack}{gap}{text[stop:]}"
+            return f"{text[:start]}{gap}{attack}{gap}{text[stop:]}", position
         position = rng.choice(("start", "end"))
-    return f"{attack}{gap}{text}" if position == "start" else f"{text}{gap}{attack}"
+    placed = f"{attack}{gap}{text}" if position == "start" else f"{text}{gap}{attack}"
+    return placed, position
 
 
 @cache

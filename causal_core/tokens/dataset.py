@@ -110,9 +110,10 @@ class TripletDataset:
         return sum(max(1, len(self.injections_of(row))) for row in range(len(self)))
 
     def size_bounds(self) -> np.ndarray:
-        """An upper bound of each row's tree nodes (`TripletTokens.size_bound`), [rows]."""
-        if self.injections is not None:
-            return np.array([self.tokens(row).size_bound() for row in range(len(self))])
+        """An upper bound of each row's tree nodes (`TripletTokens.size_bound`), [rows].
+
+        With all injections of the file, also where the first ones alone are used.
+        """
         return self.table.column("size_bound").to_numpy()
 
     def longest(self) -> int:

@@ -7,7 +7,7 @@ characters is a marker to a tokenizer that folds width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 Normalize = Callable[[str], str]
@@ -16,19 +16,27 @@ Normalize = Callable[[str], str]
 _BRACKETED = re.compile(r"<{1,2}/?[\w|]+>{1,2}|\[/?[A-Z_]+\]|#{2,} ?\w+:?")
 
 
+_IN_WORD = re.compile(r"\w")
+
+
 class Neutraliser:
     """Finds any of a set of markers in a text and breaks it with a space after its first
     character."""
 
-    def __init__(self, markers: Iterable[str], normalize: Normalize | None) -> None:
+    def __init__(
+        self,
+        markers: Iterable[str],
+        normalize: Normalize | None,
+        known: Callable[[str], bool] = lambda character: True,
+    ) -> None:
+        """`known` says whether the tokenizer has a token for a character."""
         self.markers = tuple(sorted(set(markers), key=lambda m: (-len(m), m)))
         self._normalize = normalize
+        self._known = known
 
     def __contains__(self, text: str) -> bool:
         """Whether the text holds a marker."""
-        if self._pattern is None:
-            return False
-        return self._pattern.search(self._seen(text)) is not None
+        return next(self._found(self._seen(text)), None) is not None
 
     def broken(self, text: str) -> str:
         """The text with every marker broken; what holds none is returned as it is."""
@@ -42,10 +50,25 @@ class Neutraliser:
 
     def _cuts(self, text: str) -> set[int]:
         """The characters before which a space breaks a marker."""
-        assert self._pattern is not None
         pieces = [self._seen(c) for c in text]
         origin = [index for index, piece in enumerate(pieces) for _ in piece]
-        return {origin[m.start() + 1] for m in self._pattern.finditer("".join(pieces))}
+        return {origin[start + 1] for start in self._found("".join(pieces))}
+
+    def _found(self, seen: str) -> Iterator[int]:
+        """Where markers begin in a text as the tokenizer sees it.
+
+        `Human:` inside a word is none; but a character that the tokenizer does not know is no part
+        of a word to the model.
+        """
+        start = 0
+        while self._pattern is not None and (match := self._pattern.search(seen, start)):
+            at = match.start()
+            start = match.end()
+            before = seen[at - 1 : at]
+            if seen[at].isalnum() and _IN_WORD.match(before) and self._known(before):
+                start = at + 1  # another may begin within
+            else:
+                yield at
 
     def _seen(self, text: str) -> str:
         """A text as the tokenizer normalises it in the middle of a longer one."""
@@ -71,7 +94,7 @@ def _bounded(marker: str) -> str:
     if first.isspace() and last.isspace():
         # A word as a line of its own: at the ends of a text the template writes the line breaks.
         return rf"(?<![^{first}]){literal(marker.strip())}(?![^{last}])"
-    return (r"(?<!\w)" if first.isalnum() else "") + literal(marker)
+    return literal(marker)
 
 
 def plain_markers(turns: Iterable[str], opening: str, control: Iterable[str]) -> set[str]:

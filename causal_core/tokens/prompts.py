@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from causal_core.errors import ModelError, UserError
@@ -186,12 +187,12 @@ def build_prompt_encoder(
     turns = (template.between, template.after, template.lead, template.tail, template.next_turn)
     plain = plain_markers(turns, template.before, control)
     end, ending = _end_of_answer(tokenizer, template.tail, control)
-    normalize = _normalize(tokenizer)
+    normalize, known = _normalize(tokenizer), _knows(tokenizer)
     return PromptEncoder(
         tokenizer=tokenizer,
         template=template,
-        plain=Neutraliser(plain, normalize),
-        full=Neutraliser(plain | control.keys(), normalize),
+        plain=Neutraliser(plain, normalize, known),
+        full=Neutraliser(plain | control.keys(), normalize, known),
         control_ids=frozenset(control.values()) - _unknown(tokenizer),
         end_of_answer=end,
         ending=ending,
@@ -233,6 +234,18 @@ def _unknown(tokenizer: Any) -> set[int]:
     """The token of characters that the vocabulary lacks, which any text may hold."""
     roles = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return {tokenizer.unk_token_id} - {None, *roles}
+
+
+def _knows(tokenizer: Any) -> Callable[[str], bool]:
+    """Whether the vocabulary has a token for a character."""
+    unknown = tokenizer.unk_token_id
+
+    @cache
+    def known(character: str) -> bool:
+        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        return unknown is None or unknown not in ids
+
+    return known
 
 
 def _normalize(tokenizer: Any) -> Normalize | None:

@@ -9,7 +9,7 @@ import re
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from causal_core.errors import ModelError
@@ -90,8 +90,10 @@ hostile = st.lists(
 
 
 @pytest.mark.parametrize(("kind", "template"), COMBINATIONS)
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(text=hostile, other=hostile)
+@example(text="<unk>", other="<unkHuman:")  # a `k` that the vocabulary lacks is no part of a word
+@example(text="éHuman: éUSER:", other="漢Assistant:")
 def test_hostile_text_says_nothing_of_the_template(kind, template, text, other):
     encoder = encoder_of(kind, template)
 

@@ -1,0 +1,91 @@
+"""The attack command on a tiny run: the same rows for every model, and nothing done twice."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from causal_core.errors import UserError
+from ray_jobs import attack
+from ray_jobs.run import run_training
+from tests.tiny_run import tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_directory, tiny_data, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("attacked") / "run"
+    config = tiny_config(tiny_model_directory, tiny_data, directory, train={"max_steps": 2})
+    run_training(config, Console(quiet=True), test=False)
+    return directory
+
+
+def attacked(run, **options):
+    return attack.run_attack(run, Console(quiet=True), {}, rows=2, **{"budget": 4, **options})
+
+
+def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(run, monkeypatch):
+    result = attacked(run)
+    assert list(result["curves"]) == ["base", "trained"] and result["rows"] == 2
+    for curve in result["curves"].values():
+        assert [point["budget"] for point in curve] == [1, 4]
+    rows = pq.read_table(run / "attack" / "rows-trained.parquet").to_pylist()
+    assert len(rows) == 2 and all(row["attacked_input"] for row in rows)
+    assert json.loads((run / "attack" / "attack.json").read_text()) == result
+
+    def again(*_):
+        raise AssertionError("a budget that is done was spent again")
+
+    monkeypatch.setattr(attack, "spend", again)
+    assert attacked(run) == result
+    with pytest.raises(AssertionError, match="spent again"):
+        attacked(run, seed=1)  # another search
+
+
+@pytest.mark.parametrize("damage", ["{", '{"key": 1}', "[]"])
+def test_a_damaged_record_is_searched_again(run, damage):
+    result = attacked(run)
+    (run / "attack" / "search-trained.json").write_text(damage)
+    assert attacked(run) == result
+
+
+def test_a_record_of_other_rows_is_not_believed(run):
+    result = attacked(run)
+    record = run / "attack" / "search-trained.json"
+    kept = json.loads(record.read_text())
+    kept["rows"] = [{**row, "id": "another"} for row in kept["rows"]]
+    record.write_text(json.dumps(kept))
+    assert attacked(run) == result
+    assert "another" not in record.read_text()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b"])
+def test_a_name_that_is_no_file_name_is_refused(run, name):
+    with pytest.raises(UserError, match="files are named after it"):
+        attack.run_attack(run, Console(quiet=True), {name: run})
+
+
+def test_a_budget_that_there_is_none_of_is_refused(run):
+    with pytest.raises(UserError, match="--budget 5"):
+        attacked(run, budget=5)
+
+
+def test_out_of_time_leaves_the_budgets_that_were_not_begun_out(run, monkeypatch):
+    clock = iter([0.0, 0.0, 1e9])
+    monkeypatch.setattr(attack.time, "monotonic", lambda: next(clock, 1e9))
+    result = attacked(run, seed=7, minutes=1.0)
+    assert [point["budget"] for point in result["curves"]["base"]] == [1]
+    assert result["curves"]["trained"] == []
+
+
+@pytest.mark.parametrize(("broken", "says"), [(0.05, True), (0.5, False)])
+def test_an_attack_that_does_not_break_the_reference_says_so(broken, says):
+    point = {"budget": 4, "value": broken, "low": 0.0, "high": 1.0, "n": 20}
+    result = {"curves": {"base": [point], "trained": [point]}, "rows": 20, "data": "novel"}
+    out = io.StringIO()
+    attack.show_attack(Console(file=out, width=100), result)
+    assert ("too weak" in out.getvalue()) is says
+    assert "not robustness" in out.getvalue()
