@@ -55,8 +55,9 @@ def small(tiny):
 @pytest.mark.parametrize(
     "sections",
     [{}, {"train": {"gradient_checkpointing": True}}, {"quantization": "nf4"},
-     {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "contrastive"}}],
-    ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss"],
+     {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "contrastive"}},
+     {"loss": {"lambda_preference": 1.0, "lambda_anchor": 0.1, "worst_case": 1.0}}],
+    ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss", "terms with a reference"],
 )  # fmt: skip
 def test_what_a_run_allocates_is_what_was_planned(tiny, tmp_path, sections):
     (model, data), sections = tiny, dict(sections)
