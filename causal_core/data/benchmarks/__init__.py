@@ -1,0 +1,1 @@
+"""Test sets of others, read from files that the user has: `registry.read_benchmark`."""
