@@ -17,6 +17,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from causal_core import config_names
 from causal_core.config import Config
 from causal_core.errors import ConfigError
+from causal_core.files import CONFIG
 from causal_core.visible_text import quoted, shown, visible
 from causal_core.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 
@@ -50,6 +51,14 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
             "which writes the best run's config to best.yaml"
         )
     return parse_config(tree, source_of(path))
+
+
+def recorded_config(directory: Path, trust_remote_code: bool) -> Config:
+    """The config in a run's or a checkpoint's directory, which may be another's: it says what was
+    trained, not what code may run here (a Ray cluster can run any in whoever connects to it), nor
+    where to write."""
+    trust = f"model.{_TRUST}={str(trust_remote_code).lower()}"
+    return load_config(directory / CONFIG, [trust, "ray.address=null", "data.cache_dir=null"])
 
 
 def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:

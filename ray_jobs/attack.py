@@ -25,6 +25,7 @@ from causal_core.attack.search import (
 from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.config import Config
+from causal_core.config_file import recorded_config
 from causal_core.data.schema import Triplet
 from causal_core.device import prepare_device
 from causal_core.errors import UserError
@@ -40,7 +41,6 @@ from causal_core.tokens.run_data import load_encoder, load_split
 from causal_core.visible_text import quoted
 from ray_jobs.console.plain import plain
 from ray_jobs.evaluate import check_checkpoints
-from ray_jobs.run import recorded_config
 
 FOLDER = "attack"
 _FORMAT = 1

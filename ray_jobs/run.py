@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from causal_core.config import Config, run_directory
-from causal_core.config_file import load_config
+from causal_core.config_file import load_config, recorded_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, write_whole
 from causal_core.report.recorded import read_summary
@@ -166,13 +166,6 @@ def run_evaluation(
         soft_wrap=True,
     )
     return {**summary, "evaluation": evaluation}
-
-
-def recorded_config(directory: Path, trust_remote_code: bool) -> Config:
-    """The config of a run directory, which may be another's: it says what was trained, not what
-    code may run here (a Ray cluster can run any in whoever connects to it), nor where to write."""
-    trust = f"model.trust_remote_code={str(trust_remote_code).lower()}"
-    return load_config(directory / CONFIG, [trust, "ray.address=null", "data.cache_dir=null"])
 
 
 def _evaluated_for_the_record(

@@ -20,6 +20,7 @@ GROUND = (
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",
     "checkpoints", "memory", "evaluation", "attack", "run", "report",
+    "inference", "export",
 )  # fmt: skip
 
 

@@ -38,8 +38,7 @@ def greedy_answers(
     was_training = model.training
     model.eval()
     base: Any = model.peft_model.get_base_model()
-    own_end = base.generation_config.eos_token_id
-    ends = {end_of_answer, *(own_end if isinstance(own_end, list) else [own_end])} - {None}
+    ends = end_tokens(base, end_of_answer)
     # The model's own settings are replaced, not only overridden: what is unset here would be taken
     # from them, and a repetition penalty, say, is not greedy decoding.
     base.generation_config = GenerationConfig(eos_token_id=sorted(ends))
@@ -74,3 +73,9 @@ def greedy_answers(
             progress(len(chosen))
     model.train(was_training)
     return answers
+
+
+def end_tokens(base: Any, end_of_answer: int) -> set[int]:
+    """The tokens that end an answer: the template's, and the model's own."""
+    own = base.generation_config.eos_token_id
+    return {end_of_answer, *(own if isinstance(own, list) else [own])} - {None}

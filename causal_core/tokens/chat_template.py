@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from causal_core.errors import ModelError
@@ -25,15 +25,14 @@ _NEXT = "QZNEXTPLACEHOLDERZQ"
 
 # Some templates print today's date: prompts would differ from day to day, and a run could not be
 # resumed after midnight. The date is the one that Llama 3's template falls back to. Templates are
-# given plain values only, so their `strftime_now` is replaced by a macro of the same name; its line
-# break ends the block and is no text.
+# given plain values only, so their `strftime_now` is replaced by a macro of the same name.
 _DATE = datetime.datetime(2024, 7, 26)
-_FIXED = {"date_string": _DATE.strftime("%d %b %Y")}
+FIXED_VARIABLES = {"date_string": _DATE.strftime("%d %b %Y")}
 _DIRECTIVES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdHIjmMpSUwWxXyYZf"]
-_FIXED_CLOCK = (
+FIXED_CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f" | replace('{d}', '{_DATE.strftime(d)}')" for d in [*_DIRECTIVES, "%%"])
-    + " }}{% endmacro %}\n"
+    + " }}{% endmacro %}"
 )
 
 
@@ -61,6 +60,9 @@ class ChatTemplate:
     trim_system: Trim
     trim_user: Trim
     trim_answer: Trim
+    # Whether S has a turn of its own; where not, it is at the head of U's. Told by `between`, too:
+    # no part of the repr, of which fingerprints are made.
+    system_role: bool = field(default=True, repr=False)
 
     def literals(self) -> tuple[str, ...]:
         """All text that is the template's own."""
@@ -90,7 +92,7 @@ def read_chat_template(tokenizer: Any, arguments: Mapping[str, Any]) -> ChatTemp
             f"model.chat_template_args: {', '.join(ours)} is no variable of a template but an "
             "option of the tokenizer, which this program sets itself; leave it out"
         )
-    chat = _chat(tokenizer, {**_FIXED, **arguments})
+    chat = _chat(tokenizer, {**FIXED_VARIABLES, **arguments})
     prompt = chat.render(_SYSTEM, _USER)
     before, _, rest = prompt.partition(_SYSTEM)
     between, _, after = rest.partition(_USER)
@@ -110,6 +112,7 @@ def read_chat_template(tokenizer: Any, arguments: Mapping[str, Any]) -> ChatTemp
         trim_system=_trim(lambda text: chat.render(text, _USER), _SYSTEM),
         trim_user=_trim(lambda text: chat.render(_SYSTEM, text), _USER),
         trim_answer=_trim(lambda text: chat.try_render(_SYSTEM, _USER, text) or "", _ANSWER),
+        system_role=chat.system_role,
     )
 
 
@@ -146,10 +149,15 @@ class _Chat:
             return None
 
 
+def asks_for_time(source: str) -> bool:
+    """Whether a template would print what the clock says, without `FIXED_CLOCK` before it."""
+    return "strftime_now" in source
+
+
 def _chat(tokenizer: Any, arguments: Mapping[str, Any]) -> _Chat:
     source = tokenizer.get_chat_template()
-    if "strftime_now" in source:
-        source = _FIXED_CLOCK + source
+    if asks_for_time(source):
+        source = f"{FIXED_CLOCK}\n{source}"  # the line break ends the block and is no text
     for system_role in (True, False):
         chat = _Chat(tokenizer, source, arguments, system_role)
         text = chat.try_render(_SYSTEM, _USER)

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 Normalize = Callable[[str], str]
 
 # What a template writes as a role marker in ordinary characters ([INST], <<SYS>>, ### User:).
 _BRACKETED = re.compile(r"<{1,2}/?[\w|]+>{1,2}|\[/?[A-Z_]+\]|#{2,} ?\w+:?")
-
-
 _IN_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class SeenMarker:
+    """A marker as it is looked for in a text that the tokenizer has normalised."""
+
+    text: str  # a space stands for U+2581, too: SentencePiece takes one for the other
+    # The character next to it, where it is none without; at the ends of a text the template's own
+    # line breaks are.
+    before: str = ""
+    after: str = ""
+
+    def pattern(self) -> str:
+        """The marker as a regular expression."""
+        literal = re.sub(r"\\ ", "[ ▁]", re.escape(self.text))
+        before = f"(?<![^{self.before}])" if self.before else ""
+        return before + literal + (f"(?![^{self.after}])" if self.after else "")
 
 
 class Neutraliser:
@@ -36,7 +52,7 @@ class Neutraliser:
 
     def __contains__(self, text: str) -> bool:
         """Whether the text holds a marker."""
-        return next(self._found(self._seen(text)), None) is not None
+        return next(self._found(self.seen(text)), None) is not None
 
     def broken(self, text: str) -> str:
         """The text with every marker broken; what holds none is returned as it is."""
@@ -50,7 +66,7 @@ class Neutraliser:
 
     def _cuts(self, text: str) -> set[int]:
         """The characters before which a space breaks a marker."""
-        pieces = [self._seen(c) for c in text]
+        pieces = [self.seen(c) for c in text]
         origin = [index for index, piece in enumerate(pieces) for _ in piece]
         return {origin[start + 1] for start in self._found("".join(pieces))}
 
@@ -70,31 +86,35 @@ class Neutraliser:
             else:
                 yield at
 
-    def _seen(self, text: str) -> str:
+    def seen(self, text: str) -> str:
         """A text as the tokenizer normalises it in the middle of a longer one."""
         if self._normalize is None:
             return text
         return self._normalize(f"x{text}").removeprefix(self._normalize("x"))
 
     @cached_property
+    def seen_markers(self) -> tuple[SeenMarker, ...]:
+        """What is looked for: at one place the first that is there counts."""
+        seen = dict.fromkeys(self.seen(marker) for marker in self.markers)
+        return tuple(
+            _bounded(marker) for marker in seen if len(marker) > 1 and not marker.isspace()
+        )
+
+    @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        seen = dict.fromkeys(self._seen(marker) for marker in self.markers)
-        patterns = [_bounded(marker) for marker in seen if len(marker) > 1 and not marker.isspace()]
+        patterns = [marker.pattern() for marker in self.seen_markers]
         return re.compile("|".join(patterns)) if patterns else None
 
 
-def _bounded(marker: str) -> str:
-    """The pattern of a marker in a text."""
-
-    def literal(text: str) -> str:
-        # SentencePiece writes a space as U+2581, and takes one for the other.
-        return re.sub(r"\\ |▁", "[ ▁]", re.escape(text))
-
+def _bounded(marker: str) -> SeenMarker:
     first, last = marker[0], marker[-1]
-    if first.isspace() and last.isspace():
-        # A word as a line of its own: at the ends of a text the template writes the line breaks.
-        return rf"(?<![^{first}]){literal(marker.strip())}(?![^{last}])"
-    return literal(marker)
+    if first.isspace() and last.isspace():  # a word as a line of its own
+        return SeenMarker(_spaced(marker.strip()), first, last)
+    return SeenMarker(_spaced(marker))
+
+
+def _spaced(text: str) -> str:
+    return text.replace("▁", " ")
 
 
 def plain_markers(turns: Iterable[str], opening: str, control: Iterable[str]) -> set[str]:

@@ -1,0 +1,171 @@
+"""A trained run as something to ask: `load(RUN).answer(system, input)`.
+
+A run may be another's: what it holds is verified before it is used, its model's code never runs
+unless the caller says so, and a hostile input is a text of the user's turn and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causal_core.checkpoints.checkpoint import load_weights
+from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
+from causal_core.config import Config
+from causal_core.config_file import recorded_config
+from causal_core.errors import ForeignCheckpointError, UserError
+from causal_core.evaluation.generation import end_tokens
+from causal_core.files import BEST
+from causal_core.model.causal_model import CausalModel, build_model
+from causal_core.model.lora import without_adapter
+from causal_core.pretrained.loading import (
+    base_fingerprint,
+    load_base,
+    model_limits,
+    resolve_model,
+)
+from causal_core.tokens.prompts import PromptEncoder
+from causal_core.tokens.run_data import load_encoder
+from causal_core.visible_text import shown
+
+MOST_NEW_TOKENS = 256
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what half of a character decodes to
+
+
+def load(
+    run: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> TrainedModel:
+    """Loads the best checkpoint of a run, or a checkpoint directory, with its base model.
+
+    Args:
+        trust_remote_code: Run Python code that ships with the base model, which you have read.
+        device: None: a GPU where there is one.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or another base model than it was trained on.
+    """
+    checkpoint = checkpoint_of(Path(run))
+    manifest = verify_checkpoint(checkpoint)
+    # The checkpoint's own config, which its manifest vouches for.
+    config = recorded_config(checkpoint, trust_remote_code)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = load_encoder(config)
+    base = load_base(config.model, place)
+    source = resolve_model(config.model)
+    if base_fingerprint(source, base) != manifest.base_fingerprint:
+        raise ForeignCheckpointError(
+            f"{shown(str(checkpoint))} was trained on another model than {shown(source)} is now: "
+            "put that one back there, or restore model.name_or_path in a copy of the run"
+        )
+    model = build_model(base, config.lora, config.run.seed)
+    load_weights(checkpoint, model)
+    return TrainedModel(config, encoder, model.eval(), place)
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint that a run's directory offers: its best; a checkpoint offers itself."""
+    if (run / BEST).is_dir():
+        return run / BEST
+    if (run / MANIFEST).is_file():
+        return run
+    raise UserError(
+        f"{shown(str(run))} has no {BEST}/, so there is no trained model in it: give the directory "
+        "of a run that has ended (causal train), or that of a checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A base model with the adapter and the head that a run trained."""
+
+    config: Config
+    encoder: PromptEncoder
+    model: CausalModel
+    device: torch.device
+
+    def answer(
+        self,
+        system: str,
+        user_input: str,
+        context: str | None = None,
+        *,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        defended: bool = True,
+    ) -> str:
+        """The most likely answer, word by word; what the model says is untrusted text.
+
+        Args:
+            context: Text before the input in the user's turn, after which comes a blank line.
+            defended: False asks the base model, without what was trained.
+
+        Raises:
+            UserError: a prompt that the model has no room for.
+        """
+        return "".join(
+            self.stream(
+                system, user_input, context, max_new_tokens=max_new_tokens, defended=defended
+            )
+        )
+
+    def stream(
+        self,
+        system: str,
+        user_input: str,
+        context: str | None = None,
+        *,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        defended: bool = True,
+    ) -> Iterator[str]:
+        """`answer` in the pieces in which it comes; streams may take turns."""
+        prompt = self.encoder.prompt_ids(system, user_input, context)
+        self._refuse_too_long(len(prompt), max_new_tokens)
+        return self._pieces(prompt, max_new_tokens, defended)
+
+    def _refuse_too_long(self, prompt: int, answer: int) -> None:
+        room = model_limits(self.config.model).positions
+        if room is not None and prompt + answer > room:
+            raise UserError(
+                f"the prompt has {prompt:,} tokens and the answer may have {answer:,}, the model "
+                f"has room for {room:,} (max_position_embeddings): shorten the input, or ask for "
+                "fewer new tokens"
+            )
+
+    def _pieces(self, prompt: Sequence[int], limit: int, defended: bool) -> Iterator[str]:
+        # The template's lead (an empty thinking block) is no part of the answer: until it may have
+        # ended there is nothing to say.
+        lead = len(self.encoder.tokenizer(self.encoder.template.lead).input_ids)
+        ids: list[int] = []
+        said = ""
+        for token in self._tokens(prompt, limit, defended):
+            ids.append(token)
+            text = self.encoder.decode(ids)
+            if len(ids) > lead and text.startswith(said) and not text.endswith(_INCOMPLETE):
+                yield text[len(said) :]
+                said = text
+        yield self.encoder.decode(ids)[len(said) :]
+
+    @torch.no_grad()
+    def _tokens(self, prompt: Sequence[int], limit: int, defended: bool) -> Iterator[int]:
+        """Greedy tokens after a prompt, up to an end token.
+
+        The adapter is switched for each forward alone, so that two streams can take turns.
+        """
+        base: Any = self.model.peft_model.get_base_model()
+        ends = end_tokens(base, self.encoder.end_of_answer)
+        new, cache = torch.tensor([list(prompt)], device=self.device), None
+        for _ in range(limit):
+            with nullcontext() if defended else without_adapter(self.model):
+                output = base.get_decoder()(input_ids=new, past_key_values=cache, use_cache=True)
+                new = self.model.logits(output.last_hidden_state[:, -1:]).argmax(-1)
+            cache = output.past_key_values
+            if (token := int(new)) in ends:
+                return
+            yield token
