@@ -87,3 +87,8 @@ class LossSection(Section):
     def weights(self) -> dict[str, float]:
         """Weight of each term by its name in metrics."""
         return {term: getattr(self, _WEIGHT + term) for term in self.terms()}
+
+    def asks_for_counterfactual(self) -> str | None:
+        """The first positive weight of a term on representations, which has U' in it."""
+        names = (_WEIGHT + term for term in ("causal", "spurious"))
+        return next((name for name in names if getattr(self, name) > 0), None)

@@ -1,6 +1,6 @@
-"""Reads triplets from JSONL and Parquet into one Arrow table and names every problem it meets.
+"""Reads triplets from files of any kind into one Arrow table and names every problem it meets.
 
-Files are streamed, line by line or record batch by record batch, and good rows go straight into
+Files are streamed, row by row or record batch by record batch, and good rows go straight into
 Arrow, so memory is that of the table and not of Python objects, nor of problems.
 """
 
@@ -13,18 +13,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from causal_core.data.lines import read_lines
-from causal_core.data.parquet import read_parquet
+from causal_core.data.formats.table import FORMATS
 from causal_core.data.problems import Problems
 from causal_core.data.reading import BadRow, Reading
 from causal_core.data.schema import DataError, RowProblem, Triplet
-from causal_core.data.sources import TEXT_SUFFIXES, Source, resolve_sources
-
-# What reads a kind of file: it hands every row to the `Reading`, which checks it.
-FORMATS: dict[str, Callable[[Source, Reading], None]] = {
-    **dict.fromkeys(TEXT_SUFFIXES, read_lines),
-    **dict.fromkeys((".parquet", ".pq"), read_parquet),
-}
+from causal_core.data.sources import resolve_sources
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,8 @@ def read_triplets(
     """Read triplet files into one table in `TRIPLET_SCHEMA`.
 
     Args:
-        paths: JSONL (`.jsonl`, `.json`, `.ndjson`) or Parquet files. `FILE#SPLIT` keeps only the
-            rows of that split (`data.parquet#train`).
+        paths: Files of the kinds in `FORMATS`, and directories that `datasets` has saved.
+            `FILE#SPLIT` keeps only the rows of that split (`data.parquet#train`).
         on_error: `raise` a `DataError` with the first problems of all files, or `collect` them in
             the result and leave the bad rows out.
         on_bad_row: called with each row left out, while reading, to keep it elsewhere.
@@ -83,6 +76,7 @@ def read_triplets(
         reading.start(source)
         FORMATS[source.suffix](source, reading)
         reading.finish()
+    reading.close()
     result = ReadResult(reading.rows.table(), reading.errors, reading.warnings, reading.bad_rows)
     if on_error == "raise":
         result.refuse_errors()

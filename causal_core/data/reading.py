@@ -89,29 +89,42 @@ class Reading:
         # Hash of an id -> (file index, line) packed in one integer: a million ids stay small.
         self._first_seen: dict[int, int] = {}
         self._files: list[str] = []
+        # Rows met and rows of the split that is wanted, by what was named and that split.
+        self._of_given: dict[tuple[str, str | None], tuple[int, int]] = {}
 
     def start(self, source: Source) -> None:
         self.source = source
+        self.part = source.part  # the split of rows that name none
         self._files.append(source.name)
         self._file_errors = FileErrors(source.name)
         self._unknown: Counter[str] = Counter()
         self._without_witness = 0
+        self._plain = 0
         self._met = 0
         self._kept = 0
 
     def finish(self) -> None:
         """Sum up the file: what is counted once per file rather than told row by row."""
-        name = self.source.name
         self._file_errors.close(self._kept, self.errors)
         for key, count in self._unknown.items():
             self.warn(0, shown(key), f"unknown key, ignored in {count} rows")
         if self._without_witness:
             reason = f"missing in {self._without_witness} injections: success is not judged there"
             self.warn(0, "witness", reason)
-        if not self._met:
-            raise DataError.in_file(name, "the file has no rows")
-        if self.source.split is not None and not self._kept:
-            raise DataError.in_file(name, f"no row has the split {self.source.split}")
+        if self._plain:
+            reason = f"none in {self._plain:,} rows: no attack is trained or tested there"
+            self.warn(0, INJECTIONS, reason)
+        given = (self.source.given, self.source.split)
+        met, kept = self._of_given.get(given, (0, 0))
+        self._of_given[given] = met + self._met, kept + self._kept
+
+    def close(self) -> None:
+        """Refuse what was named and has nothing to read (`DataError`): a directory as a whole."""
+        for (name, split), (met, kept) in self._of_given.items():
+            if not met:
+                raise DataError.in_file(name, "the file has no rows")
+            if split is not None and not kept:
+                raise DataError.in_file(name, f"no row has the split {split}")
 
     def warn(self, line: int, about: str, reason: str) -> None:
         """Tell of something in the file that refuses nothing."""
@@ -120,14 +133,14 @@ class Reading:
     def take(self, raw: Mapping[str, Any], line: int, extra: Sequence[Finding], text: str) -> None:
         """Judge one parsed row. `extra` are problems that parsing found; `text` is the original."""
         self._met += 1
-        wanted = self.source.split
-        if wanted is not None:
-            given = raw.get("split")
-            # A row of another split, or of none, is none of our business; one of no known split is
-            # reported.
-            blank = given is None or (isinstance(given, str) and not given.strip())
-            if blank or split_name(given) not in (None, wanted):
-                return
+        wanted, given = self.source.split, raw.get("split")
+        blank = given is None or (isinstance(given, str) and not given.strip())
+        if blank and self.part is not None:
+            raw, given, blank = {**raw, "split": self.part}, self.part, False
+        # A row of another split, or of none, is none of our business; one of no known split is
+        # reported.
+        if wanted is not None and (blank or split_name(given) not in (None, wanted)):
+            return
         self._kept += 1
         checked = check_row(raw, f"{self.source.id_stem}:{line}")
         # A field that could not even be decoded is not missing as well.
@@ -142,6 +155,7 @@ class Reading:
         if findings:
             self._refuse(line, findings, text)
             return
+        self._plain += not checked.row[INJECTIONS]
         self._without_witness += sum(i["witness"] is None for i in checked.row[INJECTIONS])
         for about, reason in checked.warnings:
             self.warn(line, about, reason)

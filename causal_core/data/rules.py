@@ -17,6 +17,7 @@ from causal_core.data.schema import (
     SPLIT_ALIASES,
     SPLITS,
     TRIPLET_SCHEMA,
+    UNKNOWN_FAMILY,
     contains_witness,
 )
 from causal_core.visible_text import quoted
@@ -75,6 +76,8 @@ def check_row(raw: Mapping[str, Any], default_id: str) -> CheckedRow:
         for field in INJECTION_FIELDS:
             if place + field not in broken:
                 _check_field(field, injection, field in REQUIRED_INJECTION_FIELDS, own)
+        if injection["attack_family"] is None:
+            injection["attack_family"] = UNKNOWN_FAMILY
         bad = {field for field, _ in own} | {
             f.removeprefix(place) for f in broken if f.startswith(place)
         }
@@ -94,10 +97,11 @@ def _given_injections(
     """The injections of a row, each with what stands before its fields' names in problems.
 
     They are the list `injections`, which may be empty, or the fields of one beside the row's own.
+    A row with neither is a plain one.
     """
     beside = [field for field in INJECTION_FIELDS if flat[field] is not None or field in broken]
     if value is None:
-        return [("", flat)]
+        return [("", flat)] if beside else []
     if not isinstance(value, list):
         errors.append((INJECTIONS, f"expected a list, found {_kind(value)}"))
         return []
@@ -186,8 +190,11 @@ def _check_split(row: dict[str, Any], broken: set[str], errors: list[Finding]) -
 
 
 def _check_counterfactual(row: dict[str, Any], broken: set[str], errors: list[Finding]) -> None:
-    if not broken & {"benign_input", "benign_cf_input"} and _same(
-        row["benign_cf_input"], row["benign_input"]
+    other = row["benign_cf_input"]
+    if (
+        other is not None
+        and not broken & {"benign_input", "benign_cf_input"}
+        and _same(other, row["benign_input"])
     ):
         reason = "the same as benign_input, so it is no counterfactual"
         errors.append(("benign_cf_input", reason))

@@ -2,6 +2,7 @@
 
 A triplet has one system instruction S and inputs under it: benign U, counterfactual benign U' (the
 same task on other data) and any number of injected U* (U with an adversarial instruction in it).
+Terms on representations alone need U'. A plain row has neither U' nor U*.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Triplet:
     system_instruction: str
     benign_input: str
     benign_output: str
-    benign_cf_input: str
+    benign_cf_input: str | None = None
     injections: tuple[Injection, ...] = ()
     context: str | None = None
     benign_cf_output: str | None = None
@@ -117,11 +118,12 @@ INJECTION_FIELDS = (
     "payload",
     "wording",
 )
-REQUIRED_INJECTION_FIELDS = ("injection_input", "injection_output", "attack_family")
+REQUIRED_INJECTION_FIELDS = ("injection_input", "injection_output")
+UNKNOWN_FAMILY = "unknown"  # of an attack whose file names none
 INJECTIONS = "injections"
-INJECTION_TYPE = pa.struct(_texts(INJECTION_FIELDS, REQUIRED_INJECTION_FIELDS))
+INJECTION_TYPE = pa.struct(_texts(INJECTION_FIELDS, (*REQUIRED_INJECTION_FIELDS, "attack_family")))
 # A file may leave the id out; the reader then makes `<file stem>:<line>`.
-REQUIRED_FIELDS = ("system_instruction", "benign_input", "benign_output", "benign_cf_input")
+REQUIRED_FIELDS = ("system_instruction", "benign_input", "benign_output")
 TRIPLET_SCHEMA = pa.schema(
     [
         *_texts(("id", "system_instruction", "context"), ("id", "system_instruction")),
@@ -171,7 +173,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "attack_family": ("attack_type",),
     "task": ("task_category",),
 }
-SPLIT_ALIASES = {"val": "validation"}
+SPLIT_ALIASES = {"val": "validation", "test": "test_seen"}
 # Every accepted key and the canonical field it stands for.
 CANONICAL_NAME: dict[str, str] = {
     **{name: name for name in (*TRIPLET_SCHEMA.names, *INJECTION_FIELDS)},

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from causal_core.credentials import without_credentials
+from causal_core.data.opened import COMPRESSED, opened
 from causal_core.data.rules import split_name
+from causal_core.data.saved import is_saved, saved_files
 from causal_core.data.schema import SPLIT_ALIASES, SPLITS, DataError, RowProblem
 from causal_core.files import checked_file
 from causal_core.visible_text import quoted
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
+COMPRESSED_SUFFIXES = tuple(suffix + COMPRESSED for suffix in TEXT_SUFFIXES)
 
 _HEAD_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NAMES = "|".join((*SPLITS, *SPLIT_ALIASES))
+_SPLITS_OF_ROWS = re.compile(rf'\s*{{\s*"(?:{_NAMES})"\s*:\s*\['.encode())
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Source:
     path: Path
     split: str | None
     id_stem: str  # of the ids of rows without one
+    given: str  # what was named: the file, or the directory that it is a part of
+    part: str | None = None  # the split of its rows that name none, by where the file is
 
     @property
     def name(self) -> str:
@@ -33,7 +41,13 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        return self.path.suffix.lower()
+        return suffix_of(self.path)
+
+
+def suffix_of(path: Path) -> str:
+    """What a file's name ends with: `.jsonl`, or `.jsonl.gz`."""
+    ends = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return "".join(ends) if ends[-1:] == [COMPRESSED] else "".join(ends[-1:])
 
 
 def split_selector(given: str | Path) -> tuple[str, str | None]:
@@ -42,6 +56,17 @@ def split_selector(given: str | Path) -> tuple[str, str | None]:
         return str(given), None
     name, _, wanted = str(given).rpartition("#")
     return name, wanted
+
+
+def files_of(path: Path) -> list[tuple[Path, str | None]]:
+    """A file itself, or the files of a saved data set; each with its rows' split, if it has one.
+
+    Raises:
+        OSError: `strerror` says what is wrong with the directory.
+    """
+    if _exists(path) and path.is_dir() and is_saved(path):
+        return saved_files(path)
+    return [(path, None)]
 
 
 def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> list[Source]:
@@ -55,27 +80,42 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
     stems: dict[str, list[Path]] = {}
     for given in paths:
         name, wanted = split_selector(given)
-        path, split = Path(name), None
+        split = None
         if wanted is not None:
             split = split_name(wanted)
             if split is None:
                 known = ", ".join((*SPLITS, *SPLIT_ALIASES))
                 problems.append(_about(given, f"{quoted(wanted)} is no split; known: {known}"))
                 continue
-        reason = _unreadable(path, suffixes)
-        if reason:
-            problems.append(_about(name, reason))
+        try:
+            files = files_of(Path(name))
+        except OSError as problem:
+            problems.append(_about(name, str(problem.strerror)))
             continue
-        namesakes = stems.setdefault(path.stem, [])
-        if path not in namesakes:
-            namesakes.append(path)
-        place = namesakes.index(path)
-        sources.append(Source(path, split, path.stem + (f"~{place + 1}" if place else "")))
+        for path, part in files:
+            reason = _unreadable(path, suffixes)
+            if reason:
+                problems.append(_about(path, reason))
+                continue
+            # Files of a saved data set are all called alike: the directory's name comes before.
+            own = path.name.removesuffix(COMPRESSED)
+            stem = ".".join([*_between(Path(name), path), Path(own).stem])
+            namesakes = stems.setdefault(stem, [])
+            if path not in namesakes:
+                namesakes.append(path)
+            place = namesakes.index(path)
+            stem += f"~{place + 1}" if place else ""
+            sources.append(Source(path, split, stem, name, part))
     if not sources and not problems:
         problems.append(RowProblem("", 0, "", "no data files were given"))
     if problems:
         raise DataError(problems)
     return sources
+
+
+def _between(given: Path, path: Path) -> tuple[str, ...]:
+    """The directory that was given and those from there to the file; none for a file."""
+    return () if given == path else (given.name, *path.relative_to(given).parent.parts)
 
 
 def _about(path: str | Path, reason: str) -> RowProblem:
@@ -98,35 +138,44 @@ def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
         return "no such file"
     except OSError as problem:
         if _exists(path) and path.is_dir():
-            return "is a directory; name the files in it"
+            return "is a directory, and none that `datasets` has saved; name the files in it"
         return problem.strerror
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in suffixes:
         known = ", ".join(suffixes)
         return f"unknown kind of file {quoted(suffix)}; known: {known}"
     if not size:  # nor opened: what the kernel shows as a file, such as its log, may never end
         return "the file is empty"
     try:
-        with path.open("rb") as handle:
+        with opened(path) as handle:
             head = handle.read(_HEAD_BYTES)
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
-    return _no_lines_of_json(head) if suffix in TEXT_SUFFIXES else None
+    return _no_json(head) if suffix in (*TEXT_SUFFIXES, *COMPRESSED_SUFFIXES) else None
 
 
-def _no_lines_of_json(head: bytes) -> str | None:
-    """What the beginning of a text file shows it to be instead of JSON lines, or None."""
+def _no_json(head: bytes) -> str | None:
+    """What the beginning of a text file shows it to be instead of JSON, or None."""
     if head.startswith(b"PAR1"):
         return "is a Parquet file; name it .parquet"
+    if head.startswith(b"ARROW1"):
+        return "is an Arrow file; name it .arrow"
     if head.startswith(b"\x1f\x8b"):
-        return "is compressed with gzip; unpack it first"
+        return "is compressed with gzip; name it .jsonl.gz"
     if _is_utf16(head):
         return "is UTF-16 text; save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
-    if head.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        return "is one JSON array; write one object per line instead"
-    if _is_spread(head):
+    if whole_document(head) is None and _is_spread(head):
         return "holds a JSON object spread over several lines; write each on one line (jq -c .)"
     return None
+
+
+def whole_document(head: bytes) -> str | None:
+    """Whether a text file is one JSON value: "array" of rows, or "splits" (an object of such
+    arrays by split); None for lines."""
+    text = head.removeprefix(_BYTE_ORDER_MARK)
+    if text.lstrip().startswith(b"["):
+        return "array"
+    return "splits" if _SPLITS_OF_ROWS.match(text) else None
 
 
 def _is_utf16(head: bytes) -> bool:

@@ -137,9 +137,9 @@ def evaluate_rows(
                 attack_succeeded=succeeded,
                 trigger_words=bool(triplet.has_trigger_words),
                 uplift=float(uplift[position]) if attack and attack.witness else None,
-                margin=None if np.isnan(margin[position]) else float(margin[position]),
+                margin=_known(margin[position]),
                 **{
-                    name: float(causal[name][position]) if head_trained and attack else None
+                    name: _known(causal[name][position]) if head_trained and attack else None
                     for name in _SEPARABILITY
                 },
             )
@@ -147,6 +147,10 @@ def evaluate_rows(
     if progress is not None:
         progress(len(attacks))
     return results
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _room(dataset: TripletDataset) -> int:

@@ -22,6 +22,7 @@ from causal_core.trees.needs import (
     ATTACK,
     BENIGN,
     BRANCHES,
+    COUNTERFACTUAL,
     INJECTION,
     ROBUST,
     TASK,
@@ -62,7 +63,7 @@ class Scores:
     def causal_metrics(self) -> dict[str, np.ndarray]:
         """The reports' three metrics per triplet, on cosine of projected representations.
 
-        Needs scores with all three branches pooled.
+        Needs scores with all three branches pooled. NaN where a triplet lacks one of them.
         """
         z = torch.from_numpy(self.z)
         numbers = torch.arange(len(z))
@@ -107,7 +108,11 @@ class Scores:
                 else {}
             ),
             **(
-                {name: float(np.nanmean(v)) for name, v in self.causal_metrics().items()}
+                {
+                    name: float(np.nanmean(values))
+                    for name, values in self.causal_metrics().items()
+                    if not np.isnan(values).all()
+                }
                 if head_trained
                 else {}
             ),
@@ -157,7 +162,11 @@ def score_triplets(
         for place, branch in enumerate(needs.branches):
             if (index := batch.branch_index.get(branch)) is None:
                 continue
-            of = owners[batch.injection_owner.cpu()] if branch == INJECTION else owners
+            of = owners
+            if branch == INJECTION:
+                of = owners[batch.injection_owner.cpu()]
+            elif branch == COUNTERFACTUAL:
+                of = torch.tensor([o for o in micro.owners if triplets[o].counterfactual])
             z[of, place] = output.z[index].cpu().numpy()
             pooled[of, place] = output.pooled[index].cpu().numpy()
         if progress is not None:

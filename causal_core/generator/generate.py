@@ -120,9 +120,12 @@ def _fresh_triplet(
     for attempt in range(_MAX_ATTEMPTS):
         base = f"{seed}/{split}/{index}/{attempt}"
         triplet = _draw(split, index, seed, attacks_per_row, payloads, base)
-        if triplet is None or triplet.benign_input in used or triplet.benign_cf_input in used:
+        if triplet is None:
             continue
-        used.update((triplet.benign_input, triplet.benign_cf_input))
+        inputs = {triplet.benign_input, triplet.benign_cf_input or ""}
+        if inputs & used:
+            continue
+        used |= inputs
         return triplet
     reason = f"its words make no more than {index} rows without a repetition; ask for fewer"
     raise DataError.in_file(split, reason)

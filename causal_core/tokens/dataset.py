@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, Triplet
-from causal_core.data.sources import split_selector
+from causal_core.data.sources import files_of, split_selector
 from causal_core.errors import UserError
 from causal_core.files import CACHE_SETTING, file_digest, whole_or_absent, writes_to
 from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
@@ -32,7 +32,6 @@ _FORMAT = 3
 _ROWS_PER_BATCH = 4096
 _SPANS = ("system", "benign", "counterfactual", "benign_answer")
 _INJECTION_SPANS = ("prompt", "answer", "witness", "attack_answer")
-_INPUTS = ("benign_input", "benign_cf_input")
 _TOKENS = pa.list_(pa.int32())
 _INJECTION_TOKENS = "injection_tokens"
 _SCHEMA = pa.schema(
@@ -147,6 +146,10 @@ class TripletDataset:
                 return tokens.id, largest
         return None
 
+    def without_counterfactual(self) -> int:
+        """How many rows have no U'."""
+        return int(self.table.column("benign_cf_input").null_count)
+
     def has_witness(self) -> bool:
         """Whether any injection has a witness."""
         witnesses = pc.struct_field(pc.list_flatten(self.table.column(INJECTIONS)), "witness")
@@ -220,7 +223,10 @@ def _without_longer(table: pa.Table, max_length: int, target: Path) -> pa.Table:
     """The rows of at most `max_length` tokens, mapped from a cache file of their own."""
     kept = _read_cache(target)
     if kept is None:
-        batches = table.to_batches()
+        # A cache of before says of benign_cf_input that it is in every row: the same columns.
+        batches = (
+            pa.RecordBatch.from_arrays(b.columns, schema=_SCHEMA) for b in table.to_batches()
+        )
         short = (b.filter(pc.less_equal(b.column("longest"), max_length)) for b in batches)
         _write_cache(target, short)
         kept = _read_cache(target)
@@ -233,10 +239,11 @@ def _cache_key(paths: Sequence[str], encoder: PromptEncoder, cache: Path) -> str
     for path in paths:
         name, split = split_selector(path)
         try:
-            content = file_digest(Path(name), cache)
+            for file, part in files_of(Path(name)):
+                key = [file_digest(file, cache), split, *([part] if part else [])]
+                digest.update(json.dumps(key).encode())
         except OSError as error:
             raise DataError.in_file(name, f"cannot be read: {error.strerror}") from error
-        digest.update(json.dumps([content, split]).encode())
     return digest.hexdigest()
 
 
@@ -300,9 +307,10 @@ class _Tokens:
 
 
 def _inputs(row: Row) -> list[str]:
-    """U, U' and every U*."""
+    """U, U' if there is one, and every U*."""
     injected = [injection["injection_input"] for injection in row[INJECTIONS]]
-    return [*(row[name] for name in _INPUTS), *injected]
+    counterfactual = [row["benign_cf_input"]] if row["benign_cf_input"] is not None else []
+    return [row["benign_input"], *counterfactual, *injected]
 
 
 def _outputs(row: Row) -> list[str]:
@@ -327,7 +335,8 @@ def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
     prompts = [tokens.prompts[_prompt(row, text, encoder)] for text in _inputs(row)]
     # S ends where the prompts part from it: a token that straddles its end belongs to U.
     shared = _common_prefix([tokens.systems[row["system_instruction"]], *prompts])
-    benign, counterfactual, *injected = (ids[len(shared) :] for ids in prompts)
+    benign, *others = (ids[len(shared) :] for ids in prompts)
+    counterfactual = others.pop(0) if row["benign_cf_input"] is not None else []
     found = TripletTokens(
         id=row["id"],
         system=shared,
@@ -341,7 +350,7 @@ def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
                 witness=tokens.witnesses.get(injection["witness"], []),
                 attack_answer=tokens.answers.get(_wanted(injection) or "", []),
             )
-            for ids, injection in zip(injected, row[INJECTIONS], strict=True)
+            for ids, injection in zip(others, row[INJECTIONS], strict=True)
         ),
     )
     _refuse_empty(row, found)
@@ -361,7 +370,11 @@ def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
 
 def _refuse_empty(row: Row, found: TripletTokens) -> None:
     """No span of tokens may be empty, but of what the row does not have."""
-    spans = [(name, getattr(found, name)) for name in _SPANS]
+    spans = [
+        (name, getattr(found, name))
+        for name in _SPANS
+        if name != "counterfactual" or row["benign_cf_input"] is not None
+    ]
     for tokens, injection in zip(found.injections, row[INJECTIONS], strict=True):
         spans += [("injection", tokens.prompt), ("injection_answer", tokens.answer)]
         if injection["witness"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from causal_core.config import Config
@@ -101,7 +102,25 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
         validation = load_split(config, encoder, config.data.validation, progress)
         validation = validation.head(config.data.limit_validation)
     train = train.head(config.data.limit_train).with_injections(config.data.attacks_per_row)
+    _refuse_without_counterfactual(config, {"train": train, "validation": validation})
     return RunData(encoder, train, validation)
+
+
+def _refuse_without_counterfactual(
+    config: Config, splits: Mapping[str, TripletDataset | None]
+) -> None:
+    """Only a term on representations needs U', and then of every row (`UserError`)."""
+    weight = config.loss.asks_for_counterfactual()
+    if weight is None:
+        return
+    for name, dataset in splits.items():
+        if dataset is not None and (lacking := dataset.without_counterfactual()):
+            raise UserError(
+                f"loss.{weight}={getattr(config.loss, weight)} compares the representations of two "
+                f"benign inputs, and {lacking:,} of {len(dataset):,} rows of data.{name} have no "
+                "second one: give them a benign_cf_input, or set loss.lambda_causal=0 "
+                "loss.lambda_spurious=0"
+            )
 
 
 def step_plan(config: Config, rows: int) -> StepPlan:

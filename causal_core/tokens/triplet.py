@@ -24,7 +24,7 @@ class TripletTokens:
     id: str
     system: list[int]
     benign: list[int]
-    counterfactual: list[int]
+    counterfactual: list[int]  # empty when there is none
     benign_answer: list[int]
     injections: tuple[InjectionTokens, ...]
 

@@ -1,6 +1,7 @@
 """What a forward computes of each triplet: pooled branches and label groups.
 
-A triplet has one branch U, one U' and a branch for each of its injections U*.
+A triplet has one branch U, one U' (where a term on representations asks for it, in every triplet)
+and a branch for each of its injections U*.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) 
     attacked = [[*triplet.system, *injection.prompt] for injection in triplet.injections]
     pooled = {
         BENIGN: [benign],
-        COUNTERFACTUAL: [[*triplet.system, *triplet.counterfactual]],
+        COUNTERFACTUAL: (
+            [[*triplet.system, *triplet.counterfactual]] if triplet.counterfactual else []
+        ),
         INJECTION: attacked,
     }
     row.owners.append(owner)

@@ -140,12 +140,13 @@ def _files_to_upload(config: Config) -> list[Path]:
     named += [path for paths in config.data.test.values() for path in paths]
     files = {path.partition("#")[0] for path in named if not _is_everywhere(path)}
     for file in files:
-        if ".." in Path(file).parts or not Path(file).is_file():
+        if ".." in Path(file).parts or not Path(file).exists():
             raise UserError(
                 f"{file}: no such file below this directory. A relative data path is uploaded with "
                 "the job; data that is on the cluster already needs an absolute path"
             )
-    return sorted(map(Path, files))
+    below = (Path(file).rglob("*") if Path(file).is_dir() else [Path(file)] for file in files)
+    return sorted(path for paths in below for path in paths if path.is_file())
 
 
 def _must_be_on_every_node(name: str, path: str) -> None:

@@ -87,12 +87,16 @@ def test_files(share, watch, tmp_path):
     rows = [dumped(dict(GOOD, id=str(n))) for n in range(4)]
     lines = b"\n".join(rows)
     seeds = [lines, b"[" + b",".join(rows) + b"]", b"\xef\xbb\xbf" + b"\r\n".join(rows),
-             lines.decode().encode("utf-16"), json.dumps(GOOD, indent=1).encode()]  # fmt: skip
+             lines.decode().encode("utf-16"), json.dumps(GOOD, indent=1).encode(),
+             b'{"train": [' + rows[0] + b'], "test": [' + b",".join(rows[1:]) + b"]}"]  # fmt: skip
+    cells = [",".join(f'"{value}"' for value in [*GOOD.values()]) for _ in range(3)]
+    table = "\r\n".join([",".join(GOOD), *cells]).encode()
 
     def one(rng):
-        name = rng.choice(("x.jsonl", "x.json", "x.jsonl", "x.jsonl#train", "x.ndjson"))
+        name = rng.choice(("x.jsonl", "x.json", "x.jsonl", "x.jsonl#train", "x.ndjson", "x.csv"))
         path = tmp_path / name.partition("#")[0]
-        path.write_bytes(mutated_bytes(rng, rng.choice(seeds[:1] * 4 + seeds)))
+        chosen = table if name == "x.csv" else rng.choice(seeds[:1] * 4 + seeds)
+        path.write_bytes(mutated_bytes(rng, chosen))
         return read(tmp_path / name)
 
     watch.campaign("files", int(4000 * share), one)
@@ -117,6 +121,25 @@ def test_parquet_bytes(share, watch, tmp_path):
         return read(tmp_path / "x.parquet")
 
     watch.campaign("parquet", int(4000 * share), one)
+    watch.assert_calm()
+
+
+def test_arrow_bytes(share, watch, tmp_path):
+    table = pa.table({key: [value] * 30 for key, value in GOOD.items() if key != "id"})
+    seeds = []
+    for kind in (pa.ipc.new_file, pa.ipc.new_stream):
+        for compression in (None, "zstd", "lz4"):
+            sink = io.BytesIO()
+            options = pa.ipc.IpcWriteOptions(compression=compression)
+            with kind(sink, table.schema, options=options) as writer:
+                writer.write_table(table, max_chunksize=10)
+            seeds.append(sink.getvalue())
+
+    def one(rng):
+        (tmp_path / "x.arrow").write_bytes(mutated_bytes(rng, rng.choice(seeds)))
+        return read(tmp_path / "x.arrow")
+
+    watch.campaign("arrow", int(2000 * share), one)
     watch.assert_calm()
 
 

@@ -46,12 +46,29 @@ def test_injections_are_a_list_or_the_fields_of_one(tmp_path):
         ({"injections": [{**ATTACK, "injection_input": 3}]}, "injections[0].injection_input",
          "expected text"),
         ({"injections": [ATTACK] * 300}, "injections", "at most 256"),
-        ({}, "injection_input", "missing"),
+        ({"position": "end"}, "injection_input", "missing"),
     ],
 )  # fmt: skip
 def test_a_broken_injection_is_named(changes, field, reason):
     found = check_row({**PLAIN, **changes}, "x").errors
     assert any(name == field and reason in text for name, text in found), found
+
+
+def test_fields_that_nothing_needs_are_not_asked_for(tmp_path):
+    plain = {k: PLAIN[k] for k in ("system_instruction", "benign_input", "benign_output")}
+    attack = {k: v for k, v in ATTACK.items() if k != "attack_family"}
+    path = write_lines(tmp_path / "x.jsonl", plain, {**plain, **attack},
+                       {**plain, "injections": [{**attack, "attack_family": " "}]})  # fmt: skip
+    result = read_triplets(path)
+    none, *attacked = result.triplets()
+    assert (none.injections, none.benign_cf_input) == ((), None)
+    assert [triplet.only.attack_family for triplet in attacked] == ["unknown"] * 2
+    assert (0, "injections", "none in 1 rows: no attack is trained or tested there") in [
+        (w.line, w.field, w.reason) for w in result.warnings
+    ]
+    for name in ("y.parquet", "y.jsonl"):
+        write_triplets(result.table, tmp_path / name)
+        assert read_triplets(tmp_path / name).table.to_pylist() == result.table.to_pylist()
 
 
 def test_unknown_and_repeated_keys_of_an_injection_are_told(tmp_path):

@@ -67,6 +67,23 @@ def test_scores_equal_separate_forwards():
         )
 
 
+def test_rows_without_a_counterfactual_have_no_causal_metrics_and_the_others_keep_theirs():
+    model, triplets = tiny_model().double().eval(), random_triplets(7, seed=4)
+    some = [replace(t, counterfactual=[] if i % 3 == 0 else t.counterfactual)
+            for i, t in enumerate(triplets)]  # fmt: skip
+    whole, partly = (score_triplets(model, rows, CPU, budget=150, head_trained=True)
+                     for rows in (triplets, some))  # fmt: skip
+    lacking = np.arange(7) % 3 == 0
+    assert np.isnan(partly.z[lacking, 1]).all()
+    # float64: what differs is the order of sums over other trees
+    np.testing.assert_allclose(partly.z[~lacking], whole.z[~lacking], rtol=1e-9, atol=1e-12)
+    assert np.array_equal(np.isnan(partly.causal_metrics()["causal_stability"]), lacking)
+    assert "causal_stability" in partly.summary(head_trained=True)
+    none = [replace(t, counterfactual=[]) for t in triplets]
+    alone = score_triplets(model, none, CPU, budget=150, head_trained=True).summary(True)
+    assert "causal_stability" not in alone and "spurious_separation" in alone
+
+
 def without_witness(triplet):
     return replace(triplet, injections=(replace(triplet.only, witness=[]),))
 

@@ -64,6 +64,8 @@ def test_a_term_asks_for_what_it_reads_and_nothing_else(term):
     assert needs.groups == tuple(dict.fromkeys((TASK, *reads)))  # `task` is reported in any case
     assert needs.branches == ((BENIGN,) if isinstance(term, LabelTerm) else BRANCHES)
     assert is_contrastive(loss) is not isinstance(term, LabelTerm)
+    asks = None if isinstance(term, LabelTerm) else term.weight
+    assert loss.asks_for_counterfactual() == asks
     assert [t.name for t in computed_terms(loss)] == list(dict.fromkeys(("task", term.name)))
 
 

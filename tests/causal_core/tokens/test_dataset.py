@@ -7,15 +7,19 @@ import hashlib
 import itertools
 import json
 
+import pyarrow as pa
 import pytest
 from tokenizers import AddedToken
 
 import causal_core.files as file_digest_module
+from causal_core.config import LossSection
+from causal_core.data.reader import read_triplets
 from causal_core.errors import UserError
 from causal_core.files import file_digest
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.prompts import build_prompt_encoder
-from tests.tiny_run import tiny_tokenizer
+from causal_core.tokens.run_data import load_run_data
+from tests.tiny_run import tiny_config, tiny_tokenizer
 from tests.tokenizer_zoo import KINDS, TEMPLATES, zoo_tokenizer
 
 ENCODER = build_prompt_encoder(tiny_tokenizer())
@@ -78,6 +82,75 @@ def test_spans_add_up_to_the_prompts(tmp_path, kind, template):
     ):
         assert tokens.system + span == encoder.prompt_ids("Extract the city.", row[name])
         assert tokens.system and span
+
+
+def test_a_plain_row_has_no_tokens_of_what_it_lacks(tmp_path):
+    path = tmp_path / "plain.jsonl"
+    row = {"system_instruction": "S", "benign_input": "u v w", "benign_output": "a"}
+    more = {**row, "benign_cf_input": "x", "injection_input": "u!", "injection_output": "a"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(more) + "\n")
+    dataset = load(path, tmp_path)
+    plain, full = dataset.tokens(0), dataset.tokens(1)
+    assert (plain.counterfactual, plain.injections) == ([], ())
+    assert plain.system + plain.benign == ENCODER.prompt_ids("S", "u v w")
+    assert full.system + full.counterfactual == ENCODER.prompt_ids("S", "x")
+    assert dataset.without_counterfactual() == 1
+
+
+def test_a_cache_of_before_is_read_and_cut(tiny_data, tmp_path):
+    """Of the time when every row had a counterfactual, and the columns said so."""
+    path = tiny_data / "train.jsonl"
+    first = load(path, tmp_path)
+    (file,) = (tmp_path / "cache" / "tokens").iterdir()
+    before = first.table.schema
+    place = before.get_field_index("benign_cf_input")
+    before = before.set(place, before.field(place).with_nullable(False))
+    rows = pa.Table.from_arrays(first.table.columns, schema=before)
+    with pa.ipc.new_file(str(tmp_path / "old"), before) as writer:
+        writer.write_table(rows)
+    (tmp_path / "old").replace(file)
+    again = load(path, tmp_path)
+    assert not again.table.schema.field("benign_cf_input").nullable
+    assert (again.fingerprint, again.table.to_pylist()) == (
+        first.fingerprint, first.table.to_pylist(),
+    )  # fmt: skip
+    shorter = load(path, tmp_path, max_length=first.longest() - 1, overlong="drop")
+    assert 0 < len(shorter) < len(first)
+
+
+@pytest.mark.parametrize("weight", ["causal", "spurious"])
+def test_only_a_term_on_representations_asks_for_a_counterfactual(
+    weight, tiny_model_directory, tiny_data, tmp_path
+):
+    rows = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    for row in rows[:3]:
+        row["benign_cf_input"] = None
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config(tiny_model_directory, tiny_data, tmp_path)
+    config.data.train, config.data.validation = [str(path)], []
+    assert len(load_run_data(config).train) == len(rows)
+    config.loss = LossSection(**{f"lambda_{weight}": 0.5})
+    with pytest.raises(
+        UserError, match=rf"loss\.lambda_{weight}=0\.5 .* and 3 of 18 rows of data\.train have no"
+    ):
+        load_run_data(config)
+
+
+def test_a_saved_directory_is_one_data_set_and_its_content_counts(tiny_data, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    table = read_triplets(tiny_data / "train.jsonl").table
+    for name, part in (("a.arrow", table[:9]), ("b.arrow", table[9:])):
+        with pa.ipc.new_stream(str(folder / name), part.schema) as writer:
+            writer.write_table(part)
+    names = [{"filename": name} for name in ("a.arrow", "b.arrow")]
+    (folder / "state.json").write_text(json.dumps({"_data_files": names}))
+    dataset = load(folder, tmp_path)
+    assert dataset.table.to_pylist() == load(tiny_data / "train.jsonl", tmp_path).table.to_pylist()
+    with pa.ipc.new_stream(str(folder / "b.arrow"), table.schema) as writer:
+        writer.write_table(table[10:])
+    assert load(folder, tmp_path).fingerprint != dataset.fingerprint
 
 
 def test_a_row_that_cannot_be_encoded_is_named(tmp_path):

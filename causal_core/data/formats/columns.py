@@ -1,0 +1,112 @@
+"""What Parquet and Arrow files have in common: which columns are read, and rows out of batches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from causal_core.data.opened import bomb, most_decoded
+from causal_core.data.reading import MAX_ROW_BYTES, Reading, characters
+from causal_core.data.rules import Finding
+from causal_core.data.schema import (
+    CANONICAL_NAME,
+    INJECTION_FIELDS,
+    INJECTIONS,
+    REQUIRED_FIELDS,
+    REQUIRED_INJECTION_FIELDS,
+    DataError,
+)
+from causal_core.data.sources import Source
+from causal_core.visible_text import quoted, shown
+
+
+def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list[str]:
+    """The columns that fields are read from, after what is wrong with the columns as such."""
+    names = schema.names
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        reason = f"more than one column is named {quoted(repeated[0])}"
+        raise DataError.in_file(source.name, reason)
+    known = [name for name in names if name in CANONICAL_NAME]
+    given = {CANONICAL_NAME[name] for name in known}
+    attacked = INJECTIONS not in given and bool(given & set(INJECTION_FIELDS))
+    required = (*REQUIRED_FIELDS, *(REQUIRED_INJECTION_FIELDS if attacked else ()))
+    missing = [name for name in required if name not in given]
+    if missing:
+        found = ", ".join(shown(name[:60]) for name in names[:10]) or "none"
+        more = ", ..." if len(names) > 10 else ""
+        reason = f"no column is named {', '.join(missing)}; its columns: {found}{more}"
+        raise DataError.in_file(source.name, reason)
+    for name in known:
+        found, expected = schema.field(name).type, "text"
+        fits = _is_flat(found)
+        if CANONICAL_NAME[name] == INJECTIONS:
+            fits, expected = _is_list_of_records(found), "a list of records of text"
+        if not fits or (CANONICAL_NAME[name] in REQUIRED_FIELDS and pa.types.is_null(found)):
+            kind = quoted(str(found), 60)[1:-1]
+            reason = f"the column {name} holds {kind}, expected {expected}"
+            raise DataError.in_file(source.name, reason)
+    # Unknown columns are named without being read: they may be large.
+    for name in names:
+        if name not in known:
+            reading.warn(0, shown(name), "unknown column, ignored")
+    return known
+
+
+def take_batches(source: Source, batches: Iterable[pa.RecordBatch], reading: Reading) -> None:
+    """Hands every row to `reading`, as long as they are no more than the file may decode to."""
+    most, decoded, line = most_decoded(source.path), 0, 0
+    for batch in batches:
+        for index in range(batch.num_rows):
+            line += 1
+            row, damaged = _record(batch, index)
+            size = sum(map(characters, row.values()))
+            decoded += size
+            if decoded > most:
+                raise bomb(source.path, decoded)
+            if size > MAX_ROW_BYTES:
+                limit = f"{MAX_ROW_BYTES // 2**20} MiB"
+                reading.refuse_unparsed(line, f"the row is longer than {limit}", "")
+                continue
+            text = json.dumps(row, default=repr) if reading.wants_text else ""
+            reading.take(row, line, damaged, text)
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether a value of this type is as large as what it shows: no lists, no records."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return (
+        pa.types.is_primitive(kind)
+        or pa.types.is_null(kind)
+        or kind
+        in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
+    )
+
+
+def _is_list_of_records(kind: pa.DataType) -> bool:
+    if pa.types.is_null(kind):
+        return True
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    record = kind.value_type
+    return pa.types.is_struct(record) and all(_is_flat(field.type) for field in record)
+
+
+def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Finding]]:
+    """A row as plain values, with what could not be decoded in it."""
+    row: dict[str, Any] = {}
+    damaged: list[Finding] = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        field = CANONICAL_NAME.get(name, name)
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError as problem:
+            damaged.append((field, f"not UTF-8: {problem.reason} at byte {problem.start + 1}"))
+        except (ValueError, OverflowError) as problem:  # a date that Python does not have
+            damaged.append((field, f"cannot be read: {quoted(str(problem))}"))
+    return row, damaged

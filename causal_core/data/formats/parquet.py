@@ -1,0 +1,75 @@
+"""Parquet files, row by row, within bounds: two kilobytes can decode to gigabytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from causal_core.data.formats.columns import columns_to_read, take_batches
+from causal_core.data.opened import bomb, most_decoded
+from causal_core.data.reading import BATCH_ROWS, Reading
+from causal_core.data.schema import CANONICAL_NAME, INJECTIONS, DataError
+from causal_core.data.sources import Source
+from causal_core.visible_text import quoted
+
+_BATCH_BYTES = 16 * 2**20  # decoded, of one batch
+# Of the metadata at a file's end, which takes about twelve times its length when parsed.
+_MAX_FOOTER_BYTES = 16 * 2**20
+
+
+def read_parquet(source: Source, reading: Reading) -> None:
+    """Hands every row of a file to `reading`.
+
+    Raises:
+        DataError: the file as a whole cannot be rows: damaged, without a column that every row
+            needs, of nested columns, or far larger than it looks.
+    """
+    take_batches(source, _batches(source, reading), reading)
+
+
+def _batches(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
+    try:
+        _refuse_long_footer(source)
+        metadata = pq.read_metadata(source.path)
+        if not metadata.num_rows:
+            raise DataError.in_file(source.name, "the file has no rows")
+        schema = metadata.schema.to_arrow_schema()
+        columns = columns_to_read(source, schema, reading)
+        texts = [name for name in columns if CANONICAL_NAME[name] != INJECTIONS]
+        # A text that a dictionary holds once stays once in memory, however many rows repeat it.
+        with pq.ParquetFile(source.path, read_dictionary=texts) as file:
+            for group in range(metadata.num_row_groups):
+                rows = _batch_rows(source, metadata.row_group(group))
+                yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
+        reason = f"cannot be read as Parquet: {quoted(str(problem), limit=200)}"
+        raise DataError.in_file(source.name, reason) from problem
+
+
+def _refuse_long_footer(source: Source) -> None:
+    """The file ends with the length of its metadata and four letters."""
+    with source.path.open("rb") as file:
+        file.seek(-min(8, source.path.stat().st_size), os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+    if length > _MAX_FOOTER_BYTES:
+        raise DataError.in_file(
+            source.name,
+            f"cannot be read as Parquet: says that its metadata has {length:,} bytes; up to "
+            f"{_MAX_FOOTER_BYTES:,} are read",
+        )
+
+
+def _batch_rows(source: Source, group: pq.RowGroupMetaData) -> int:
+    """Rows of a batch, such that the decoded batch stays small.
+
+    By the group's own sums: pyarrow ends the process where the metadata of a column is damaged and
+    is asked for (reading the column is an error instead).
+    """
+    unpacked = group.total_byte_size
+    if unpacked > most_decoded(source.path):
+        raise bomb(source.path, unpacked)
+    average = max(1, unpacked // max(1, group.num_rows))
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES // average))
