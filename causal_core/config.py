@@ -176,6 +176,7 @@ _LATER: dict[str, Any] = {
     "loss.lambda_anchor": 0.0,
     "loss.beta": 0.5,
     "loss.worst_case": None,
+    "validation.answered": 32,
 }
 
 

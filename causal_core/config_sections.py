@@ -249,10 +249,17 @@ class DeepSpeedSection(Section):
 
 
 class ValidationSection(Section):
-    """Validation inside a run: teacher-forced, no generation."""
+    """Validation inside a run: teacher-forced, and greedy answers to some attacks."""
 
     every_steps: int | None = Field(
         None, ge=1, le=MOST, description="Default: at each epoch's end and at each checkpoint."
+    )
+    answered: int = Field(
+        32,
+        ge=1,
+        le=MOST,
+        description="Attacks, evenly through the data, that are answered for attack_success, "
+        "where checkpoint.metric asks for it.",
     )
 
 
@@ -264,9 +271,10 @@ class CheckpointSection(Section):
     metric: Literal[
         "uplift", "attack_success", "causal_stability", "causal_discrimination", "benign_nll"
     ] = Field(
-        "uplift",
-        description="uplift: lowest witness uplift among checkpoints whose benign NLL is within "
-        "`benign_tolerance` of the best seen; attack_success likewise, from generated answers.",
+        "attack_success",
+        description="attack_success: the lowest, from greedy answers to `validation.answered` "
+        "attacks, among checkpoints whose benign NLL is within `benign_tolerance` of the best "
+        "seen; between equals the lower benign NLL. uplift: likewise, with no answer generated.",
     )
     benign_tolerance: float = Field(
         0.02, ge=0, le=MOST_WEIGHT, description="Relative; at least 0.01 nats."

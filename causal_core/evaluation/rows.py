@@ -94,7 +94,7 @@ def evaluate_rows(
         model,
         prompts,
         end_of_answer=encoder.end_of_answer,
-        max_new_tokens=config.max_new_tokens or _room(dataset),
+        max_new_tokens=config.max_new_tokens or room_for_answers(dataset),
         batch_tokens=config.batch_tokens,
         device=device,
     )
@@ -153,7 +153,7 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _room(dataset: TripletDataset) -> int:
+def room_for_answers(dataset: TripletDataset) -> int:
     """Tokens that an answer followed by the witness can take: fewer would hide late successes."""
     answers = dataset.longest_of("benign_answer", "answer")
     return answers + dataset.longest_of("witness") + _MARGIN_TOKENS

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from causal_core.device import at_least_float32
@@ -100,6 +101,25 @@ def backward(
         keys += dk
         values += dv
     return torch.cat(queries, dim=2), keys.to(k.dtype), values.to(v.dtype)
+
+
+def newest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, attention: Attention) -> Tensor:
+    """Output [R, j, g, e] of the newest node of each of R sequences; nothing for a backward.
+
+    The query heads that share a key/value head are the queries of one product.
+
+    Args:
+        q: [R, j, g, d], k: [R, j, k, d], v: [R, j, k, e].
+        mask: [R, 1, 1, k] boolean (True: may attend).
+    """
+    if attention.is_plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+    scores, _ = _scores(q, k, _additive(mask, k.dtype), attention)
+    normaliser = torch.logsumexp(scores, dim=-1)
+    if attention.sinks is not None:
+        sinks = at_least_float32(attention.sinks).view(q.shape[1:3]).to(q.device)
+        normaliser = torch.logaddexp(normaliser, sinks)
+    return torch.exp(scores - normaliser.unsqueeze(-1)).to(v.dtype) @ v
 
 
 def _has_flash(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> bool:

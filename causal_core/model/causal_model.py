@@ -26,6 +26,7 @@ from causal_core.model.matmul import use_frozen_linear
 from causal_core.model.output_tail import OutputTail
 from causal_core.model.targets import target_modules
 from causal_core.trees.blocks import TreeBlocks, TreeRows
+from causal_core.trees.path_cache import PathCache
 from causal_core.trees.prefix_tree import TreeBatch
 
 # Kinds of layers, as transformers' configs name them, that attend to a path and nothing else.
@@ -64,11 +65,17 @@ class CausalModel(nn.Module):
         self.projection = CausalProjection(hidden_size)
         self._logits_of = OutputTail(peft_model.get_base_model())
 
-    def forward(self, batch: TreeBatch) -> CausalOutput:
-        """One forward over packed trees; see `TreeBatch` for the shapes."""
+    def forward(
+        self, batch: TreeBatch, kept: list[tuple[Tensor, Tensor]] | None = None
+    ) -> CausalOutput:
+        """One forward over packed trees; see `TreeBatch` for the shapes.
+
+        Args:
+            kept: Receives the keys and values of each layer, where answers go on from here.
+        """
         base = self.peft_model.get_base_model()
         tree = batch.blocks or TreeRows(batch.attention_mask, batch.position_ids)
-        tree.attended = []
+        tree.attended, tree.kept = [], kept
         hidden_RNH = base.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -76,6 +83,7 @@ class CausalModel(nn.Module):
             use_cache=False,
             prefix_tree=tree,
         ).last_hidden_state
+        tree.kept = None
         _check_layers(base, tree)
         # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
         hidden_wide = at_least_float32(hidden_RNH)
@@ -87,6 +95,20 @@ class CausalModel(nn.Module):
             label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
         )
 
+    def next_hidden(self, tokens_R: Tensor, paths: PathCache) -> Tensor:
+        """Last hidden states [R, H] of one more token on each path of the cache."""
+        base = self.peft_model.get_base_model()
+        positions_R = paths.grow(tokens_R.device)
+        hidden_R1H = base.get_decoder()(
+            input_ids=tokens_R[:, None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens_R.device),
+            position_ids=positions_R[:, None],
+            use_cache=False,
+            prefix_tree=paths,
+        ).last_hidden_state
+        _check_layers(base, paths)
+        return hidden_R1H[:, 0]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states [..., H] -> [..., V]."""
         return self._logits_of(hidden)
@@ -96,7 +118,7 @@ class CausalModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def _check_layers(base: Any, tree: TreeBlocks | TreeRows) -> None:
+def _check_layers(base: Any, tree: TreeBlocks | TreeRows | PathCache) -> None:
     """Every layer must have looked at the tree, through its window: in any other, branches would
     see each other, or more than in a forward of their own."""
     config = base.config.get_text_config()

@@ -78,11 +78,11 @@ def model_limits(config: ModelSection, cache_dir: str | None = None) -> ModelLim
     return ModelLimits(
         getattr(described, "vocab_size", None),
         getattr(described, "max_position_embeddings", None),
-        _same_rotation(getattr(described, "rope_parameters", None) or {}),
+        same_rotation(getattr(described, "rope_parameters", None) or {}),
     )
 
 
-def _same_rotation(rope: dict[str, Any]) -> int | None:
+def same_rotation(rope: dict[str, Any]) -> int | None:
     """Dynamic scaling differs beyond `max_position_embeddings`, which no row may exceed anyway."""
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one a layer type
     lengths = [

@@ -29,7 +29,8 @@ class Best(BestSoFar):
 
         With metrics `uplift` and `attack_success`, only checkpoints whose benign NLL lies within
         `benign_tolerance` of the lowest seen compete, so a model that resists by answering nothing
-        cannot win. When a new lowest NLL disqualifies the best so far, the new checkpoint takes its
+        cannot win; of two with the same attack success the one with the lower NLL is better. When
+        a new lowest NLL disqualifies the best so far, the new checkpoint takes its
         place.
         """
         if config.metric not in metrics:
@@ -51,7 +52,10 @@ class Best(BestSoFar):
             return False
         sign = -1.0 if config.metric in _HIGHER_IS_BETTER else 1.0
         unseated = self.benign_nll is not None and self.benign_nll > bound
-        better = self.value is None or sign * (self.value - value) > config.min_improvement
+        gain = math.inf if self.value is None else sign * (self.value - value)
+        # A share of few rows often ties; the one that answers better is then the better one.
+        ties = gain == 0 and self.benign_nll is not None and nll < self.benign_nll
+        better = gain > config.min_improvement or (config.metric == "attack_success" and ties)
         if better or unseated:
             self.step, self.value, self.benign_nll, self.stale = step, value, nll, 0
             return True

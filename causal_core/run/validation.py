@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from causal_core.config import Config
-from causal_core.evaluation.rows import evaluate_rows
+from causal_core.evaluation.gate import chosen_attacks, succeeded
 from causal_core.evaluation.scoring import Scores, score_triplets
 from causal_core.loss.objective import is_contrastive
 from causal_core.run.context import RunContext
@@ -33,17 +33,13 @@ class Validation:
         scores = self._scores(dataset)
         metrics = scores.summary(is_contrastive(self.config.loss))
         if self.session.selection.metric == "attack_success":
-            metrics["attack_success"] = self._attack_success(dataset)
+            metrics["attack_success"] = self._attack_success(dataset, scores)
         return metrics
 
     def _scores(self, dataset: TripletDataset) -> Scores:
         """The scores of all injections: a sum over workers puts every worker's rows together."""
         rows, engine = self._rows(len(dataset)), self.session.engine
-        attacks = [
-            (row, number)
-            for row in range(len(dataset))
-            for number in dataset.injections_of(row) or (None,)
-        ]
+        attacks = _attacks(dataset)
         places = [place for place, (row, _) in enumerate(attacks) if row in rows]
         mine = [dataset.tokens(attacks[p][0]).attacked(attacks[p][1]) for p in places]
         first = [attacks[p][1] in (0, None) for p in places]
@@ -64,19 +60,24 @@ class Validation:
             merged[name] = engine.sum_over_workers(full).numpy().astype(values.dtype)
         return Scores(**merged)
 
-    def _attack_success(self, dataset: TripletDataset) -> float:
-        """Share of the attacks that succeed, by greedy answers."""
-        rows = evaluate_rows(
+    def _attack_success(self, dataset: TripletDataset, scores: Scores) -> float:
+        """Share of the attacks that succeed, by greedy answers to some of them."""
+        chosen = chosen_attacks(dataset, self.config.validation.answered)
+        place = {attack: number for number, attack in enumerate(_attacks(dataset))}
+        rows = self._rows(len(dataset))
+        mine = [attack for attack in chosen if attack[0] in rows]
+        flags = succeeded(
             self.session.engine.model,
             self.session.data.encoder,
             dataset,
-            self._rows(len(dataset)),
+            mine,
+            scores,
+            [place[attack] for attack in mine],
             self.config.evaluation,
+            self.session.token_budget,
             self.context.device,
-            head_trained=False,
         )
-        judged = [row.attack_succeeded for row in rows if row.attack_succeeded is not None]
-        counts = torch.tensor([float(sum(judged)), float(len(judged))], dtype=torch.float64)
+        counts = torch.tensor([float(sum(flags)), float(len(mine))], dtype=torch.float64)
         successes, attacks = self.session.engine.sum_over_workers(counts).tolist()
         return successes / max(1.0, attacks)
 
@@ -85,3 +86,12 @@ class Validation:
         if self.session.engine.collective_forward:
             return range(count)
         return range(self.context.rank, count, self.context.world_size)
+
+
+def _attacks(dataset: TripletDataset) -> list[tuple[int, int | None]]:
+    """Every row with the number of each of its injections, or with None: the order of scores."""
+    return [
+        (row, number)
+        for row in range(len(dataset))
+        for number in dataset.injections_of(row) or (None,)
+    ]

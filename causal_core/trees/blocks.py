@@ -51,6 +51,8 @@ class TreeBlocks:
     depths: np.ndarray  # [N]: position of each node on its path
     # The window of each layer that attended by these blocks: checked after the forward.
     attended: list[int | None] = field(default_factory=list)
+    # Where wanted, the keys [1, j, N, d] and values [1, j, N, e] of each layer.
+    kept: list[tuple[Tensor, Tensor]] | None = None
     _within: dict[int, tuple[Block, ...]] = field(default_factory=dict)
     _masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(default_factory=dict)
 
@@ -110,6 +112,7 @@ class TreeRows:
     mask: Tensor  # [R, 1, N, N] bool: True where the row's node may attend
     depths: Tensor  # [R, N] long: position of each node on its path
     attended: list[int | None] = field(default_factory=list)  # as in `TreeBlocks`
+    kept: list[tuple[Tensor, Tensor]] | None = None  # [R, j, N, d and e], as in `TreeBlocks`
     _within: dict[int, Tensor] = field(default_factory=dict)
 
     def within(self, window: int | None) -> Tensor:

@@ -264,6 +264,7 @@ def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, tmp
 
 
 def test_early_stopping_ends_the_run_and_stays_ended(config, tmp_path):
+    config.checkpoint.metric = "uplift"
     config.checkpoint.patience = 1
     config.checkpoint.min_improvement = 1e6
     config.train.epochs = 4

@@ -7,7 +7,7 @@ import pytest
 from causal_core.config import CheckpointSection
 from causal_core.run.selection import Best
 
-UPLIFT = CheckpointSection()
+UPLIFT = CheckpointSection(metric="uplift")
 
 
 def play(config, *records):
@@ -56,11 +56,20 @@ def test_below_zero_is_no_better_than_zero():
 
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience_counts_checkpoints_without_a_better_one(patience):
-    config = CheckpointSection(patience=patience, min_improvement=0.5)
+    config = CheckpointSection(metric="uplift", patience=patience, min_improvement=0.5)
     best = Best()
     for step, uplift in enumerate([5.0, 4.8, 4.6], start=1):
         best.update(step, {"uplift": uplift, "benign_nll": 1.0}, config)
         assert best.exhausted(config) == (step - 1 >= patience)
+
+
+def test_of_two_that_break_as_often_the_one_that_answers_better_is_best():
+    config, best = CheckpointSection(), Best()
+    found = []
+    for step, (success, nll) in enumerate([(0.1, 1.0), (0.1, 0.99), (0.1, 0.995), (0.2, 0.98)], 1):
+        metrics = {"attack_success": success, "benign_nll": nll}
+        found.append(best.update(step, metrics, config))
+    assert found == [True, True, False, False]
 
 
 def test_the_state_survives_a_checkpoint():
