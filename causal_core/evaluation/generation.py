@@ -26,7 +26,7 @@ from causal_core.trees.packing import MicroBatch, cut_micro_batches, packing_for
 from causal_core.trees.path_cache import Kept, PathCache
 
 # Keys and values of the answers in progress, beside those of one tree of `batch_tokens` nodes.
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 2**30
 
 _log = logging.getLogger(__name__)
 
