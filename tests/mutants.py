@@ -386,7 +386,8 @@ SELECTION = _mutants(
     ("if nll > bound:", "if nll > 10 * bound:"),
     ("sign = -1.0 if config.metric", "sign = 1.0 if config.metric"),
     ("if better or unseated:", "if better:"),
-    ("sign * (self.value - value) > config.min_improvement", "sign * (self.value - value) > 0"),
+    ("gain > config.min_improvement", "gain > 0"),
+    ("nll < self.benign_nll\n", "nll > self.benign_nll\n"),
     ("if not (math.isfinite(value) and math.isfinite(nll)):", "if not math.isfinite(nll):"),
 )  # fmt: skip
 
