@@ -7,16 +7,24 @@ markup.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from causal_core.files import is_remote
-from ray_jobs.console.plain import plain, printable
+from ray_jobs.console.plain import plain
+from ray_jobs.data_files import (
+    Files,
+    Force,
+    Format,
+    Json,
+    Quarantine,
+    refuse_existing,
+    refuse_inputs,
+    user_errors,
+)
+from ray_jobs.inject_command import inject
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     from causal_core.data.reader import ReadResult
@@ -27,28 +35,9 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app.command()(inject)
+
 _MOST_ROWS = 10**6
-
-
-class Format(StrEnum):
-    """How data files are written."""
-
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-
-
-_Files = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILES...", help="JSONL or Parquet; FILE#SPLIT takes one split of a file."
-    ),
-]
-_Quarantine = Annotated[
-    Path | None,
-    typer.Option(help="Write bad rows to this JSONL file, with reasons, and go on with the rest."),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
-_Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 
 @data_app.command()
@@ -65,8 +54,8 @@ def generate(
     ] = 150,
     seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = Format.JSONL,
-    as_json: _Json = False,
-    force: _Force = False,
+    as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Generate the demo data: short tasks with exact answers, and injections in them.
 
@@ -82,10 +71,10 @@ def generate(
     from ray_jobs.data_summary import families, show_generated
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
-    with _user_errors(as_json):
+    with user_errors(as_json):
         paths = {split: out_dir / f"{split}.{file_format}" for split in sizes}
         about_path = out_dir / "dataset.json"
-        _refuse_existing([*paths.values(), about_path], force)
+        refuse_existing([*paths.values(), about_path], force)
         dataset = generate_dataset(sizes, seed)
         about = {
             "seed": seed,
@@ -108,16 +97,16 @@ def generate(
 
 @data_app.command()
 def check(
-    files: _Files,
-    quarantine: _Quarantine = None,
-    as_json: _Json = False,
+    files: Files,
+    quarantine: Quarantine = None,
+    as_json: Json = False,
     leaks: Annotated[
         bool, typer.Option("--leaks/--no-leaks", help="Compare the splits with each other.")
     ] = True,
     strict_leaks: Annotated[
         bool, typer.Option("--strict-leaks", help="Treat a leak between splits as an error.")
     ] = False,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Check training data: every bad row with its line and reason, and what the good rows hold.
 
@@ -129,7 +118,7 @@ def check(
     from causal_core.data.leaks import check_leaks
     from ray_jobs.data_summary import by_split, show_check, summary
 
-    with _user_errors(as_json):
+    with user_errors(as_json):
         result = _read(files, quarantine, force)
     splits = by_split(result.table)
     report = check_leaks(splits) if leaks and len(splits) > 1 else None
@@ -145,9 +134,9 @@ def check(
 
 @data_app.command()
 def convert(
-    inputs: _Files,
+    inputs: Files,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .jsonl or .parquet.")],
-    quarantine: _Quarantine = None,
+    quarantine: Quarantine = None,
     split_dir: Annotated[
         bool,
         typer.Option(
@@ -155,7 +144,7 @@ def convert(
             help="Write a directory named like OUT without its ending, a file a split.",
         ),
     ] = False,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Convert triplets of any accepted spelling to the canonical form.
 
@@ -170,15 +159,15 @@ def convert(
     from causal_core.data.writer import write_triplets
     from ray_jobs.data_summary import by_split
 
-    with _user_errors(as_json=False):
+    with user_errors(as_json=False):
         if out.suffix.lower() not in (".jsonl", ".parquet"):
             raise DataError.in_file(out, "unknown kind of file; write .jsonl or .parquet")
         if is_remote(out):
             reason = "names no file of this machine; write to one, then copy it there"
             raise DataError.in_file(out, reason)
         if not split_dir:
-            _refuse_inputs(out, inputs)
-            _refuse_existing([out], force)
+            refuse_inputs(out, inputs)
+            refuse_existing([out], force)
         result = _read(inputs, quarantine, force)
         if not result.table.num_rows or quarantine is None:
             result.refuse_errors()
@@ -190,8 +179,8 @@ def convert(
                 for split, table in by_split(result.table).items()
             }
             for path in tables:
-                _refuse_inputs(path, inputs)
-            _refuse_existing(list(tables), force)
+                refuse_inputs(path, inputs)
+            refuse_existing(list(tables), force)
         for path, table in tables.items():
             write_triplets(table, path, overwrite=force)
     console = Console()
@@ -201,46 +190,6 @@ def convert(
         console.print(plain(f"{result.bad_rows:,} bad rows -> {quarantine}"))
 
 
-@contextmanager
-def _user_errors(as_json: bool) -> Iterator[None]:
-    """Turn bad data into a message and exit code 1."""
-    from causal_core.data.schema import DataError
-
-    try:
-        yield
-    except DataError as problem:
-        if as_json:
-            found = [vars(item) for item in problem.problems]
-            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
-        else:
-            typer.echo(f"error: {printable(problem)}", err=True)
-        raise typer.Exit(1) from None
-    except OSError as problem:  # of paths that are only looked at: a name too long, no permission
-        about = DataError.in_file(problem.filename or "", str(problem.strerror))
-        typer.echo(f"error: {printable(about)}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _refuse_existing(paths: list[Path], force: bool) -> None:
-    """Stop before any work if a file is in the way."""
-    from causal_core.data.schema import DataError, RowProblem
-
-    reason = "exists already; give --force to overwrite it"
-    in_the_way = [RowProblem(str(path), 0, "", reason) for path in paths if path.exists()]
-    if in_the_way and not force:
-        raise DataError(in_the_way)
-
-
-def _refuse_inputs(written: Path, files: list[str]) -> None:
-    """Stop before an input would be replaced by what is made of it, --force or not."""
-    from causal_core.data.schema import DataError
-
-    for given in files:
-        for path in (Path(given), Path(given.rpartition("#")[0])):
-            if path.is_file() and written.exists() and written.samefile(path):
-                raise DataError.in_file(written, "is an input; write to another file")
-
-
 def _read(files: list[str], quarantine: Path | None, force: bool) -> ReadResult:
     """Read all files; bad rows go to the quarantine file, if one is wanted, while reading."""
     from causal_core.data.reader import BadRow, read_triplets
@@ -248,7 +197,7 @@ def _read(files: list[str], quarantine: Path | None, force: bool) -> ReadResult:
 
     if quarantine is None:
         return read_triplets(files, on_error="collect")
-    _refuse_inputs(quarantine, files)
+    refuse_inputs(quarantine, files)
     with (
         new_file(quarantine, overwrite=force) as temporary,
         temporary.open("w", encoding="utf-8") as handle,

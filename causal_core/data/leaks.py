@@ -129,6 +129,23 @@ def injected_text(benign_input: str, injection_input: str) -> str:
     return " ".join(after[head : len(after) - tail])
 
 
+def input_key(context: str | None, text: str) -> str:
+    """What makes two inputs the same one."""
+    # The same question about another passage is another input.
+    return folded(f"{context or ''}\n{text}")
+
+
+def prompt_keys(system: str) -> list[str]:
+    """What two system prompts may not share across splits: the whole, and its long sentences."""
+    row: _Fields = {"system_instruction": system}
+    return [*_system_prompts(row), *_task_wordings(row)]
+
+
+def wording_of(benign_input: str, injection_input: str, witness: str | None) -> str:
+    """The wording of an attack: what was added to U, without its filling."""
+    return _masked(injected_text(benign_input, injection_input), [{"witness": witness}])
+
+
 def _must_differ(kind: LeakKind, a: str, b: str) -> bool:
     if kind is LeakKind.ATTACK_FAMILY:
         return NOVEL_SPLIT in (a, b)
@@ -188,18 +205,17 @@ def _task_wordings(row: _Fields) -> Iterator[str]:
 
 
 def _benign_inputs(row: _Fields) -> Iterator[str]:
-    context = row.get("context") or ""
     for field in ("benign_input", "benign_cf_input"):
         if row.get(field):
-            # The same question about another passage is another input.
-            yield folded(f"{context}\n{row[field]}")
+            yield input_key(row.get("context"), row[field])
 
 
 def _injection_wordings(row: _Fields) -> Iterator[str]:
     for injection in _injections(row):
-        added = injected_text(row.get("benign_input") or "", injection["injection_input"])
-        if added:
-            yield _masked(added, [injection])
+        text = row.get("benign_input") or ""
+        wording = wording_of(text, injection["injection_input"], injection.get("witness"))
+        if wording:
+            yield wording
 
 
 def _witnesses(row: _Fields) -> Iterator[str]:

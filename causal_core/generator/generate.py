@@ -35,7 +35,7 @@ _MAX_ATTEMPTS = 1000
 # Rows of the split that serve as other tasks in attacks.
 _OTHERS = 256
 # A prime: the further attacks of a row are of other families, positions and payloads.
-_NEXT_ATTACK = 1009
+NEXT_ATTACK = 1009
 
 
 @cache
@@ -156,8 +156,8 @@ def _draw(
         own = Random(f"{base}/{attack}")
         injection = compose(
             row,
-            _others(split, seed),
-            slot_of(number + attack * _NEXT_ATTACK, split, payloads),
+            other_tasks(split, seed),
+            slot_of(number + attack * NEXT_ATTACK, split, payloads),
             split,
             own,
             canary,
@@ -183,7 +183,7 @@ def _draw(
 
 
 @cache
-def _others(split: str, seed: int) -> tuple[PlainRow, ...]:
+def other_tasks(split: str, seed: int) -> tuple[PlainRow, ...]:
     """Rows of a split that are no rows of its data: the tasks that attacks in it ask for."""
     words, schedule, rows = pools(split), _schedule(split), []
     for number in range(_OTHERS):

@@ -23,14 +23,14 @@ SPLITS = (TRAIN, VALIDATION, TEST_SEEN, TEST_NOVEL)
 _SHARE_ENDS = {TRAIN: 0.60, VALIDATION: 0.72, TEST_SEEN: 0.86, TEST_NOVEL: 1.0}
 
 
-def _stable_hash(value: str) -> int:
+def stable_hash(value: str) -> int:
     """A hash that is the same in every process and on every machine (`hash()` is not)."""
     return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "big")
 
 
 def partition(values: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Cut `values` into one disjoint tuple per split, in an order that only the values decide."""
-    ordered = sorted(set(values), key=lambda value: (_stable_hash(value), value))
+    ordered = sorted(set(values), key=lambda value: (stable_hash(value), value))
     shares: dict[str, tuple[str, ...]] = {}
     begin = 0
     for split in SPLITS:

@@ -1,0 +1,76 @@
+"""What the `causal data` commands have in common: their arguments, their errors, and which files
+they must not touch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_jobs.console.plain import printable
+
+
+class Format(StrEnum):
+    """How data files are written."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES...", help="JSONL or Parquet; FILE#SPLIT takes one split of a file."
+    ),
+]
+Quarantine = Annotated[
+    Path | None,
+    typer.Option(help="Write bad rows to this JSONL file, with reasons, and go on with the rest."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+
+
+@contextmanager
+def user_errors(as_json: bool) -> Iterator[None]:
+    """Turn bad data into a message and exit code 1."""
+    from causal_core.data.schema import DataError
+
+    try:
+        yield
+    except DataError as problem:
+        if as_json:
+            found = [vars(item) for item in problem.problems]
+            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
+        else:
+            typer.echo(f"error: {printable(problem)}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as problem:  # of paths that are only looked at: a name too long, no permission
+        about = DataError.in_file(problem.filename or "", str(problem.strerror))
+        typer.echo(f"error: {printable(about)}", err=True)
+        raise typer.Exit(1) from None
+
+
+def refuse_existing(paths: list[Path], force: bool) -> None:
+    """Stop before any work if a file is in the way."""
+    from causal_core.data.schema import DataError, RowProblem
+
+    reason = "exists already; give --force to overwrite it"
+    in_the_way = [RowProblem(str(path), 0, "", reason) for path in paths if path.exists()]
+    if in_the_way and not force:
+        raise DataError(in_the_way)
+
+
+def refuse_inputs(written: Path, files: list[str]) -> None:
+    """Stop before an input would be replaced by what is made of it, --force or not."""
+    from causal_core.data.schema import DataError
+
+    for given in files:
+        for path in (Path(given), Path(given.rpartition("#")[0])):
+            if path.is_file() and written.exists() and written.samefile(path):
+                raise DataError.in_file(written, "is an input; write to another file")
