@@ -163,12 +163,14 @@ class _Others:
 
     def __init__(self, rows: Sequence[Triplet], split: str, seed: int, homes: _Homes) -> None:
         self._split, self._homes = split, homes
-        self._tasks = [*map(_as_task, rows), *other_tasks(split, seed)]
+        shown = [row for row in rows if folded(row.benign_output)]  # no witness is unseen
+        self._tasks = [*map(_as_task, shown), *other_tasks(split, seed)]
         self._members: dict[tuple[str, str], list[Triplet]] = {}
         decoys: dict[str, dict[str, None]] = {}
         for row in rows:
             for key in _groups(row):
                 self._members.setdefault(key, []).append(row)
+        for row in shown:
             answer = row.benign_output
             # A label is an answer in all splits; as a witness it is in one alone.
             if len(answer) <= _LONGEST_DECOY and _split_of(answer) == split:

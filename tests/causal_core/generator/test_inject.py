@@ -147,14 +147,15 @@ def test_a_question_about_every_passage_leaks_into_no_other_split():
         assert all(not contains_witness(found.context, a.witness) for a in found.injections)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
 def test_any_texts_end_in_triplets_or_one_line(seed):
     rng = Random(seed)
     pieces = ["a", "Reply", "{w}", "{payload}", "1", "\u200b", "Only.", "\n", "yes", "🙂", "<note>"]
 
     def text(most):
-        return " ".join(rng.choices(pieces, k=rng.randint(1, most)))
+        drawn = " ".join(rng.choices(pieces, k=rng.randint(1, most)))
+        return drawn if drawn.strip() else "x"  # others the reader has refused
 
     rows = [
         Triplet(f"r{n}", text(2), text(12), text(3), "", context=rng.choice((None, text(3))))
