@@ -53,12 +53,19 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     return parse_config(tree, source_of(path))
 
 
-def recorded_config(directory: Path, trust_remote_code: bool) -> Config:
+def recorded_config(
+    directory: Path, trust_remote_code: bool, settings: Iterable[str] = ()
+) -> Config:
     """The config in a run's or a checkpoint's directory, which may be another's: it says what was
     trained, not what code may run here (a Ray cluster can run any in whoever connects to it), nor
-    where to write."""
+    where to write.
+
+    Args:
+        settings: Overrides of whoever runs the command.
+    """
     trust = f"model.{_TRUST}={str(trust_remote_code).lower()}"
-    return load_config(directory / CONFIG, [trust, "ray.address=null", "data.cache_dir=null"])
+    foreign = [trust, "ray.address=null", "data.cache_dir=null"]
+    return load_config(directory / CONFIG, [*foreign, *settings])
 
 
 def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:

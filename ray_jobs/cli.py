@@ -13,6 +13,7 @@ from typer.main import get_command
 from causal_core.errors import UserError
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.data_command import data_app
+from ray_jobs.evaluate_command import evaluate_command
 from ray_jobs.jobs.client import Address
 from ray_jobs.jobs.command import jobs_app
 from ray_jobs.try_command import try_command
@@ -142,40 +143,7 @@ _Trust = Annotated[
 ]
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
-    against: _Against = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="A quick look at this many rows per test set; the run's files stay as they are.",
-        ),
-    ] = None,
-    trust_remote_code: _Trust = False,
-    as_json: _Json = False,
-) -> None:
-    """Evaluate a run on its test sets, beside its base model and other runs.
-
-    Example: causal evaluate runs/mine --against control=runs/task-only
-    """
-    import json
-
-    from rich.console import Console
-
-    from ray_jobs.console.result import show_result
-    from ray_jobs.run import run_evaluation
-
-    others = {name: Path(path) for name, path in (item.split("=", 1) for item in against or ())}
-    console = Console(stderr=as_json)
-    result = run_evaluation(
-        run.resolve(), console, others, limit, trust_remote_code=trust_remote_code
-    )
-    if as_json:
-        print(json.dumps(result["evaluation"]))
-    else:
-        show_result(console, run.resolve(), result)
+app.command("evaluate")(evaluate_command)
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""The evaluation of a run's models on Ray tasks, or in this process."""
+"""The evaluation of models on Ray tasks, or in this process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from causal_core.config_file import load_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.row_by_row import compare_sets
 from causal_core.evaluation.rows import RowResult
+from causal_core.evaluation.subject import Subject
 from causal_core.evaluation.summary import aggregate, examples
+from causal_core.evaluation.trace import write_rows
 from causal_core.files import METRICS_FILE, read_records, write_whole
 from causal_core.loss.objective import is_contrastive
 from causal_core.tokens.dataset import TripletDataset
@@ -33,57 +35,86 @@ DESCRIPTIONS = {
 }
 
 
-def evaluate(config: Config, checkpoints: Mapping[str, Path | None]) -> dict[str, Any]:
+def evaluate(
+    config: Config, subjects: Sequence[Subject], trace: Path | None = None
+) -> dict[str, Any]:
     """Evaluates models on all test sets of the config.
 
     Args:
-        checkpoints: Model name -> checkpoint directory; None is the base model itself.
+        trace: A Parquet file to write every row's prompts, answers and scores to.
 
     Returns:
         Metrics by model and test set, and examples (see `causal_core.evaluation.rows`).
 
     Raises:
-        UserError: no test set, or a checkpoint that is missing or does not fit.
+        UserError: no test set, or one of which the models' tokenizers leave different rows.
     """
-    rows = evaluated_rows(config, checkpoints)
+    datasets = datasets_of(config, subjects)
+    found = _rows(config, subjects, datasets)
+    if trace is not None:
+        write_rows(trace, datasets, found)
+    first = next(iter(datasets.values()))  # texts, which are the same for all
     return {
         "models": {
-            model: {"sets": {name: aggregate(found) for name, found in sets.items()}}
-            for model, sets in rows.items()
+            model: {"sets": {name: aggregate(rows) for name, rows in sets.items()}}
+            for model, sets in found.items()
         },
-        "descriptions": {name: DESCRIPTIONS.get(name, name) for name in checkpoints},
-        "paired": compare_sets(rows),
-        "examples": examples(test_sets(config), rows, _EXAMPLES),
+        "descriptions": {subject.name: subject.description for subject in subjects},
+        "paired": compare_sets(found),
+        "examples": examples(first, found, _EXAMPLES),
     }
 
 
 def evaluated_rows(
     config: Config, checkpoints: Mapping[str, Path | None]
 ) -> dict[str, dict[str, list[RowResult]]]:
-    """Every row's answers and scores by model and test set; see `evaluate`."""
-    if not config.data.test:
-        raise UserError("data.test is empty: name test sets, e.g. data.test={seen: seen.jsonl}")
+    """Every row's answers and scores by model and test set, for checkpoints of one model.
+
+    Args:
+        checkpoints: Model name -> checkpoint directory; None is the base model itself.
+    """
+    subjects = subjects_of(config, checkpoints)
+    return _rows(config, subjects, datasets_of(config, subjects))
+
+
+def subjects_of(config: Config, checkpoints: Mapping[str, Path | None]) -> list[Subject]:
+    """The base model of a config and checkpoints of runs that trained it with the same adapter.
+
+    Raises:
+        UserError: a checkpoint that is missing, damaged or of another model.
+    """
     check_checkpoints(checkpoints)
-    heads = [
-        name
+    return [
+        Subject(
+            name,
+            config,
+            checkpoint=checkpoint,
+            head_trained=checkpoint is not None and has_trained_head(config, name, checkpoint),
+            description=DESCRIPTIONS.get(name, name),
+        )
         for name, checkpoint in checkpoints.items()
-        if checkpoint is not None and _has_trained_head(config, name, checkpoint)
     ]
-    datasets = test_sets(config)
+
+
+def _rows(
+    config: Config,
+    subjects: Sequence[Subject],
+    datasets: Mapping[str, Mapping[str, TripletDataset]],
+) -> dict[str, dict[str, list[RowResult]]]:
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / PROGRESS
     progress.unlink(missing_ok=True)
     # No more than there are rows: each is a task that loads the model.
-    most = max((len(dataset) for dataset in datasets.values()), default=1)
+    sets = next(iter(datasets.values()))
+    most = max((len(dataset) for dataset in sets.values()), default=1)
     shards = max(1, min(config.resources.max_workers, most))
     jobs = [
         {
             "config": config.model_dump(mode="json"),
+            "subjects": [subject.to_plain() for subject in subjects],
             "threads": worker_threads(config),
             "use_gpu": config.resources.gpus_per_worker > 0,
-            "checkpoints": {n: str(c) if c else None for n, c in checkpoints.items()},
-            "heads": heads,
             "shard": shard,
             "shards": shards,
             "progress": str(progress),
@@ -96,15 +127,44 @@ def evaluated_rows(
     )
     progress.unlink(missing_ok=True)
     return {
-        model: {
+        subject.name: {
             name: sorted(
-                (RowResult(**record) for part in parts for record in part[model][name]),
+                (RowResult(**record) for part in parts for record in part[subject.name][name]),
                 key=lambda row: (row.index, row.injection or 0),
             )
-            for name in datasets
+            for name in sets
         }
-        for model in checkpoints
+        for subject in subjects
     }
+
+
+def datasets_of(
+    config: Config, subjects: Sequence[Subject]
+) -> dict[str, dict[str, TripletDataset]]:
+    """The test sets of each model, tokenised for it.
+
+    Raises:
+        UserError: there is none, or the models would not be asked the same rows.
+    """
+    if not config.data.test:
+        raise UserError("data.test is empty: name test sets, e.g. data.test={seen: seen.jsonl}")
+    tokenised: dict[str, dict[str, TripletDataset]] = {}  # once for each base
+    found = {}
+    for subject in subjects:
+        base = subject.config.model.model_dump_json()
+        if base not in tokenised:
+            tokenised[base] = test_sets(subject.config)
+        found[subject.name] = tokenised[base]
+    reference = next(iter(found.values()))
+    for model, sets in found.items():
+        for name, dataset in sets.items():
+            if not dataset.table.column("id").equals(reference[name].table.column("id")):
+                raise UserError(
+                    f"test set {name}: the tokenizer of {model} makes other rows too long than "
+                    f"that of {next(iter(found))}, so they would not be compared on the same rows: "
+                    "raise data.max_length (of evaluate: --set data.max_length=N)"
+                )
+    return found
 
 
 def check_checkpoints(checkpoints: Mapping[str, Path | None]) -> None:
@@ -137,7 +197,7 @@ def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any])
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
+def has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
     """Whether a checkpoint's head took part in its loss.
 
     Raises:

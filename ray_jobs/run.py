@@ -13,9 +13,11 @@ from rich.console import Console
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config, recorded_config
 from causal_core.errors import RunFailedError, UserError
+from causal_core.evaluation.metrics import TRAINED
+from causal_core.evaluation.subject import Subject
 from causal_core.files import BEST, CONFIG, SUMMARY, cache_root, write_whole
 from causal_core.report.recorded import read_summary
-from causal_core.report.run_report import REPORT, write_report
+from causal_core.report.run_report import write_report
 from causal_core.run.lock import only_writer
 from causal_core.run.trackers import check_trackers
 from causal_core.tokens.overlap import refuse_overlap
@@ -27,10 +29,10 @@ from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.console.result import show_result
 from ray_jobs.evaluate import (
     PROGRESS,
-    check_checkpoints,
     evaluate,
     expected_progress,
     record_evaluation,
+    subjects_of,
     test_sets,
 )
 from ray_jobs.plan.command import plan_of, show_plan
@@ -38,9 +40,6 @@ from ray_jobs.training.ray_session import no_gpu_here
 from ray_jobs.training.trainer import fit
 
 log = logging.getLogger(__name__)
-
-QUICK_LOOKS = "quick-looks"  # in a run directory: evaluations of a few rows
-EVALUATION = "evaluation.json"
 
 
 def train_command(
@@ -124,19 +123,15 @@ def run_evaluation(
     directory: Path,
     console: Console,
     against: Mapping[str, Path],
-    limit: int | None = None,
     *,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a finished run beside its base and other runs, and rewrites its report.
-
-    With `limit` it is a quick look, which leaves the run's own results as they are: what it finds
-    is returned, and kept in a directory of its own.
+    """Evaluates a finished run beside its base and other runs, for its record, and rewrites its
+    report.
 
     Args:
         directory: A run directory.
         against: Other runs' directories by the name to show them under.
-        limit: Rows per test set; None takes the config's.
         trust_remote_code: Whether Python code that ships with the run's model may run; what the
             run's own config says of it, of the cluster to connect to and of the cache
             ($CAUSAL_RAY_CACHE names one) is not heeded.
@@ -145,55 +140,49 @@ def run_evaluation(
         The content of summary.json, with this evaluation.
     """
     quiet_libraries()
-    summary = read_summary(directory, ended=True)
+    read_summary(directory, ended=True)
     config = recorded_config(directory, trust_remote_code)
     if (missing := no_gpu_here(config)) is not None:
         raise UserError(f"{missing} in {directory / CONFIG}")
-    if limit is None:
-        with only_writer(directory):
-            return _evaluated_for_the_record(config, directory, console, against)
-    place = directory / QUICK_LOOKS / f"limit-{limit}"
-    config.run.dir = str(place)
-    config.evaluation.limit = limit
-    with only_writer(place):
-        evaluation = _evaluated(config, directory, console, against)
-        write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
-    console.print(
-        plain(
-            f"A quick look at no more than {limit} rows per test set, kept in "
-            f"{place / EVALUATION}; {SUMMARY} and {REPORT} of the run stay as they were."
-        ),
-        soft_wrap=True,
-    )
-    return {**summary, "evaluation": evaluation}
+    with only_writer(directory):
+        return _evaluated_for_the_record(config, directory, console, against)
 
 
 def _evaluated_for_the_record(
     config: Config, directory: Path, console: Console, against: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Evaluates a run whose lock is held, and puts the result into all of its files."""
-    result = read_summary(directory, ended=True)
+    read_summary(directory, ended=True)
     config = config.model_copy(deep=True)
     config.run.dir = str(directory)
-    evaluation = _evaluated(config, directory, console, against)
+    checkpoints: dict[str, Path | None] = {"base": None}
+    checkpoints.update({name: other / BEST for name, other in against.items()})
+    checkpoints[TRAINED] = directory / BEST
+    evaluation = evaluated(config, subjects_of(config, checkpoints), console)
+    return put_on_record(directory, evaluation)
+
+
+def evaluated(
+    config: Config, subjects: Sequence[Subject], console: Console, trace: Path | None = None
+) -> dict[str, Any]:
+    """`evaluate` with its progress shown; the config's run.dir holds what workers log meanwhile."""
+    total = expected_progress(config, len(subjects))
+    with evaluation_progress(console, run_directory(config) / PROGRESS, total):
+        return evaluate(config, subjects, trace)
+
+
+def put_on_record(directory: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes an evaluation the one of record of a run whose lock is held, in all of its files.
+
+    Returns:
+        The content of summary.json, with this evaluation.
+    """
+    result = read_summary(directory, ended=True)
     record_evaluation(directory, result["run"]["steps"], evaluation)
-    result["evaluation"] = evaluation
+    result["evaluation"] = dict(evaluation)
     write_whole(directory / SUMMARY, json.dumps(result, indent=1) + "\n")
     write_report(directory)
     return result
-
-
-def _evaluated(
-    config: Config, directory: Path, console: Console, against: Mapping[str, Path]
-) -> dict[str, Any]:
-    """The evaluation of a run by `config`, whose run.dir holds the progress meanwhile."""
-    checkpoints: dict[str, Path | None] = {"base": None}
-    checkpoints.update({name: other / BEST for name, other in against.items()})
-    checkpoints["trained"] = directory / BEST
-    check_checkpoints(checkpoints)
-    total = expected_progress(config, len(checkpoints))
-    with evaluation_progress(console, run_directory(config) / PROGRESS, total):
-        return evaluate(config, checkpoints)
 
 
 def _prepared_data(config: Config, console: Console) -> RunData:

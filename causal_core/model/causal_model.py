@@ -11,7 +11,7 @@ positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from causal_core.model.targets import target_modules
 from causal_core.trees.blocks import TreeBlocks, TreeRows
 from causal_core.trees.path_cache import PathCache
 from causal_core.trees.prefix_tree import TreeBatch
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # Kinds of layers, as transformers' configs name them, that attend to a path and nothing else.
 TREE_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -141,7 +144,8 @@ def _check_layers(base: Any, tree: TreeBlocks | TreeRows | PathCache) -> None:
         )
 
 
-def _check_architecture(base: Any) -> None:
+def check_architecture(base: Any) -> None:
+    """Refuses a base that prefix trees cannot be computed with (`ModelError`)."""
     check_layer_types(base.config)
     if not base._supports_attention_backend:
         raise ModelError(
@@ -176,22 +180,29 @@ def build_model(
         ModelError: a kind of layer that trees cannot be computed with, or a target module that
             cannot be adapted.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    _check_architecture(base)
-    targets = target_modules(base, lora)
+    check_architecture(base)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=target_modules(base, lora),
+        task_type="CAUSAL_LM",
+    )
+    return adapt(base, config, seed, gradient_checkpointing)
+
+
+def adapt(
+    base: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool = False
+) -> CausalModel:
+    """`build_model` for any configuration of PEFT's LoRA that fits a base of a known architecture
+    (`check_architecture`)."""
+    from peft import get_peft_model
+
     base.set_attn_implementation(ATTENTION)
     torch.manual_seed(seed)
-    peft_model = get_peft_model(
-        base,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    peft_model = get_peft_model(base, lora)
     use_fused_lora(peft_model)
     use_fused_layers(base)
     use_frozen_linear(base.get_output_embeddings())

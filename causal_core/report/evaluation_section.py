@@ -110,7 +110,7 @@ def tables(
                     "comparison": compare_attacks(own, other, pairs) if own and other else "—",
                 }
             )
-        own_set = by_model[TRAINED]
+        own_set = by_model[TRAINED if TRAINED in by_model else order[0]]
         found.append(
             {
                 "set": name,

@@ -53,6 +53,26 @@ def write_report(run_directory: Path) -> Path:
     return write_whole(run_directory / REPORT, render(f"{REPORT}.j2", _context(run)))
 
 
+def write_evaluation_report(
+    directory: Path, evaluated: dict[str, Any], facts: Mapping[str, str]
+) -> Path:
+    """Writes `report.html` of an evaluation that is of no run's record, whole or not at all.
+
+    Args:
+        evaluated: As the section `evaluation` of summary.json.
+        facts: What was evaluated, to show at the top.
+    """
+    context = {
+        **_evaluation_context(evaluated),
+        "kind": "Evaluation",
+        "title": directory.resolve().name,
+        "facts": list(facts.items()),
+        "notes": [],
+        "trains": False,
+    }
+    return write_whole(directory / REPORT, render(f"{REPORT}.j2", context))
+
+
 def _read(directory: Path) -> _Run:
     summary = read_summary(directory)
     evaluated = summary.get("evaluation")
@@ -72,33 +92,42 @@ def _read(directory: Path) -> _Run:
 
 
 def _context(run: _Run) -> dict[str, Any]:
-    models = run.evaluation["models"] if run.evaluation else {}
-    held = (run.evaluation or {}).get("examples") or []
-    order = sorted(models, key=lambda m: ({"base": 0, "control": 1, TRAINED: 3}.get(m, 2), m))
     return {
+        **_evaluation_context(run.evaluation),
+        "kind": "Run report",
         "title": run.directory.resolve().name,
         "facts": _fact_list(run),
         "notes": _notes(run),
-        "attack_success": METRIC["attack_success"],
-        "verdict": verdict_of(run.evaluation) if run.evaluation else None,
-        "models": [
-            {"name": m, "description": (run.evaluation or {}).get("descriptions", {}).get(m, "")}
-            for m in order
-        ],
-        "attack_charts": evaluation.attack_charts(models, order),
-        "tables": evaluation.tables(models, order, rows_compared(run.evaluation or {})),
-        "reference": reference_model(order),
-        "families": evaluation.family_tables(models, order),
-        "metrics": TEST_METRICS,
-        "targets": evaluation.targets(models),
+        "trains": True,
         "loss_charts": training.loss_charts(run.train, run.config),
         "validation_charts": training.validation_charts(run.validation, run.facts.get("best_step")),
         "collapse": training.collapse(run.validation),
-        "examples": evaluation.examples(held, order),
-        "examples_held": len(held),
         "speed": training.speed(run.performance),
         "speed_charts": training.speed_charts(run.performance),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+    }
+
+
+def _evaluation_context(evaluated: dict[str, Any] | None) -> dict[str, Any]:
+    """What the page shows of an evaluation, if there was one."""
+    models = evaluated["models"] if evaluated else {}
+    held = (evaluated or {}).get("examples") or []
+    order = sorted(models, key=lambda m: ({"base": 0, "control": 1, TRAINED: 3}.get(m, 2), m))
+    return {
+        "attack_success": METRIC["attack_success"],
+        "verdict": verdict_of(evaluated) if evaluated else None,
+        "models": [
+            {"name": m, "description": (evaluated or {}).get("descriptions", {}).get(m, "")}
+            for m in order
+        ],
+        "attack_charts": evaluation.attack_charts(models, order),
+        "tables": evaluation.tables(models, order, rows_compared(evaluated or {})),
+        "reference": reference_model(order) if TRAINED in models else None,
+        "families": evaluation.family_tables(models, order),
+        "metrics": TEST_METRICS,
+        "targets": evaluation.targets(models),
+        "examples": evaluation.examples(held, order),
+        "examples_held": len(held),
     }
 
 

@@ -71,6 +71,12 @@ def rows_compared(evaluation: Mapping[str, Any]) -> dict[str, RowByRow]:
 def verdict_of(evaluation: Mapping[str, Any]) -> Verdict:
     """The verdict on an evaluation (the section `evaluation` of summary.json)."""
     models, row_by_row = evaluation["models"], rows_compared(evaluation)
+    if TRAINED not in models:
+        text = (
+            "No trained model is among those evaluated, so there is no defence to judge: what each "
+            "of them does stands in the tables."
+        )
+        return Verdict("Measured", "open", text)
     reference = reference_model(models)
     sets: Mapping[str, Any] = models[TRAINED].get("sets") or {}
     others: Mapping[str, Any] = (models[reference].get("sets") or {}) if reference else {}

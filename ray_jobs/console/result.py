@@ -44,9 +44,10 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
     verdict of the report."""
     models = list(evaluation["models"])
     by_model = {model: evaluation["models"][model].get("sets") or {} for model in models}
-    for name in ordered_sets(by_model[TRAINED]):
+    own = TRAINED if TRAINED in by_model else models[0]
+    for name in ordered_sets(by_model[own]):
         sets = {model: found.get(name) or {} for model, found in by_model.items()}
-        title = plain(f"test set {name}: {sets[TRAINED].get('n', '?')} triplets")
+        title = plain(f"test set {name}: {sets[own].get('n', '?')} triplets")
         table = Table(title=title, title_justify="left")
         table.add_column("")
         for model in models:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SUBMITTED = ("train", "tune", "evaluate")
 PROGRAM = "tune_spaces.cli"
+_KINDS = ("model:", "adapter:")  # of what stands in --against, beside run directories
 
 
 @dataclass
@@ -61,10 +62,7 @@ def job_of(
     name, arguments = command[0], list(command[1:])
     parsed = commands[name].make_context(f"causal submit -- {name}", list(arguments))
     if name == "evaluate":
-        for path in (parsed.params["run"], *_against(parsed.params["against"])):
-            _must_be_on_every_node("the run directory", str(path))
-        run = str(parsed.params["run"])
-        return Job(["python", "-m", "ray_jobs.cli", "evaluate", *arguments], run)
+        return _evaluation(parsed.params, arguments, gpus)
     asked = [] if gpus is None else _gpu_overrides(gpus)
     file = parsed.params["config"]
     tree = read_tree(file, [*(parsed.params["overrides"] or ()), *asked])
@@ -101,8 +99,31 @@ def _flags(command: TyperCommand, given: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _against(given: Sequence[str] | None) -> list[str]:
-    return [item.partition("=")[2] for item in given or ()]
+def _evaluation(given: Mapping[str, Any], arguments: list[str], gpus: int | None) -> Job:
+    """What it reads and writes is where every node finds it; a model may be on a hub instead."""
+    run, out = given["run"], given["out"]
+    for what, path in (("the run directory", run), ("--out", out)):
+        if path is not None:
+            _must_be_on_every_node(what, str(path))
+    if run is None and out is None:
+        raise UserError(
+            "--out: without a run directory, results would be thrown away with the job's own: give "
+            "an absolute path on storage that every node reaches, e.g. --out /shared/evaluations/1"
+        )
+    for item in given["test"] or ():
+        _must_be_on_every_node("--test", item.partition("=")[2])
+    places = [("--model", f"model:{given['model']}"), ("--adapter", f"adapter:{given['adapter']}")]
+    places = [place for place in places if given[place[0].removeprefix("--")] is not None]
+    places += [("--against", item.partition("=")[2]) for item in given["against"] or ()]
+    for what, place in places:
+        if not place.startswith(_KINDS):
+            _must_be_on_every_node("the run directory", place)
+        elif Path(name := place.partition(":")[2]).is_dir() or name.startswith("."):
+            _must_be_on_every_node(what, name)
+    asked = [] if gpus is None else _gpu_overrides(gpus)
+    settings = [word for item in asked for word in ("--set", item)]
+    entrypoint = ["python", "-m", "ray_jobs.cli", "evaluate", *arguments, *settings]
+    return Job(entrypoint, str(run if out is None else out))
 
 
 def _gpu_overrides(gpus: int) -> list[str]:

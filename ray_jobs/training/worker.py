@@ -63,10 +63,9 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     """Evaluates this shard's rows of every test set under every model.
 
     Args:
-        job: `config`, `threads`, `use_gpu`, `checkpoints` (model name -> checkpoint directory, or
-            None for the base itself), `heads` (names of models with a trained head), `shard`
-            and `shards`, `progress` (a file that gets one number per piece of work done),
-            `directory` (of the run).
+        job: `config` (of the evaluation), `subjects` (see `causal_core.evaluation.subject`),
+            `threads`, `use_gpu`, `shard` and `shards`, `progress` (a file that gets one number per
+            piece of work done), `directory` (of the run).
 
     Returns:
         Row records by model and test set.
@@ -74,37 +73,25 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     quiet_libraries()
     import torch
 
-    from causal_core.checkpoints.checkpoint import load_weights
     from causal_core.checkpoints.contents import verify_checkpoint
     from causal_core.device import prepare_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
-    from causal_core.files import cache_root
-    from causal_core.model import matmul
-    from causal_core.model.causal_model import build_model
-    from causal_core.model.device_costs import measurements_of
-    from causal_core.pretrained.loading import load_base
+    from causal_core.evaluation.subject import Subject, in_memory
     from causal_core.tokens.run_data import load_encoder, load_split
 
     config = parse_config(job["config"])
-    for checkpoint in filter(None, job["checkpoints"].values()):
-        verify_checkpoint(Path(checkpoint))  # before a model is loaded for it
+    subjects = [Subject.from_plain(values) for values in job["subjects"]]
+    for checkpoint in filter(None, (subject.checkpoint for subject in subjects)):
+        verify_checkpoint(checkpoint)  # before a model is loaded for it
     device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
-    encoder = load_encoder(config)
-    # A fresh adapter changes nothing (B is zero), so this is the base itself.
-    base = load_base(config.model, device, config.data.cache_dir)
-    model = build_model(base, config.lora, config.run.seed)
-    cache = cache_root(config.data.cache_dir)
-    matmul.use(measurements_of(model, device, cache).products)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    checkpoints = sorted(job["checkpoints"].items(), key=lambda item: item[1] is not None)
     with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:
-        for name, checkpoint in checkpoints:
-            if checkpoint is not None:
-                load_weights(Path(checkpoint), model)
-            results[name] = {}
+        for subject, model in in_memory(subjects, device):
+            encoder = load_encoder(subject.config)
+            results[subject.name] = {}
             for set_name, paths in config.data.test.items():
-                dataset = load_split(config, encoder, paths).head(config.evaluation.limit)
+                dataset = load_split(subject.config, encoder, paths).head(config.evaluation.limit)
                 rows = evaluate_rows(
                     model,
                     encoder,
@@ -112,8 +99,9 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
                     range(job["shard"], len(dataset), job["shards"]),
                     config.evaluation,
                     device,
-                    head_trained=name in job["heads"],
+                    head_trained=subject.head_trained,
                     progress=lambda count: print(count, file=progress),
                 )
-                results[name][set_name] = to_records(rows)
+                results[subject.name][set_name] = to_records(rows)
+            del model  # before the next one is loaded
     return results

@@ -1,12 +1,11 @@
 """A whole run in this process: what it leaves, and what may not touch it.
 
-1. A quick look (`causal evaluate --limit`) changes no file of the run; a full evaluation does.
+1. An evaluation for the record is in all files of the run.
 2. While a run is being written, `train`, `evaluate` and `train --fresh` of it are refused.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 
@@ -17,7 +16,7 @@ from causal_core.config_file import load_config
 from causal_core.errors import UserError
 from causal_core.files import CONFIG
 from causal_core.run.lock import LOCK, only_writer
-from ray_jobs.run import QUICK_LOOKS, run_evaluation, run_training
+from ray_jobs.run import run_evaluation, run_training
 from tests.tiny_run import tiny_config
 
 CONSOLE = Console(quiet=True)
@@ -45,34 +44,18 @@ def directory(config):
 
 
 def contents(directory):
-    """Every file of a run but the quick looks, with what tells that it was written again."""
+    """Every file of a run, with what tells that it was written again."""
     return {
         path.relative_to(directory): (path.stat().st_mtime_ns, path.read_bytes())
         for path in directory.rglob("*")
-        if path.is_file() and QUICK_LOOKS not in path.parts
+        if path.is_file()
     }
 
 
-def test_a_quick_look_leaves_the_results_of_the_run_as_they_are(directory):
+def test_an_evaluation_for_the_record_is_in_all_files_of_the_run(directory):
     full = run_evaluation(directory, CONSOLE, {})["evaluation"]
     assert full["models"]["trained"]["sets"]["novel"]["n"] == 2
     assert json.loads((directory / "summary.json").read_text())["evaluation"] == full
-    before = contents(directory)
-    assert {"summary.json", "report.html", "metrics.jsonl"} <= {p.name for p in before}
-    result = run_evaluation(directory, CONSOLE, {}, limit=1)["evaluation"]
-    assert contents(directory) == before
-    assert result["models"]["trained"]["sets"]["novel"]["n"] == 1
-    (kept,) = (directory / QUICK_LOOKS).rglob("*.json")
-    assert json.loads(kept.read_text()) == result
-
-
-def test_where_a_quick_look_is_kept_is_printed_as_text(directory, tmp_path):
-    hostile = tmp_path / "\x1b[31m[bold]run"
-    shutil.copytree(directory, hostile)
-    console = Console(file=io.StringIO(), width=400)
-    run_evaluation(hostile, console, {}, limit=1)
-    shown = console.file.getvalue()
-    assert "\x1b" not in shown and "\\x1b[31m[bold]run" in shown
 
 
 def test_a_run_of_gpus_is_not_evaluated_where_there_is_none(directory, tmp_path, monkeypatch):
@@ -82,7 +65,7 @@ def test_a_run_of_gpus_is_not_evaluated_where_there_is_none(directory, tmp_path,
     (tmp_path / "run" / CONFIG).write_text(recorded.to_yaml())
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match=r"no GPU here.*gpus_per_worker=0.*config\.yaml"):
-        run_evaluation(tmp_path / "run", CONSOLE, {}, limit=1)
+        run_evaluation(tmp_path / "run", CONSOLE, {})
 
 
 def test_a_directory_that_is_being_written_is_left_alone(config, directory):

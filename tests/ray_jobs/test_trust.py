@@ -17,8 +17,10 @@ from causal_core.config_file import load_config
 from causal_core.errors import ConfigError, DamagedCheckpointError, ModelError
 from causal_core.files import BEST, CONFIG
 from ray_jobs.cli import commands
+from ray_jobs.evaluate_command import run_any_evaluation
 from ray_jobs.jobs.entrypoint import job_of
 from ray_jobs.run import run_evaluation, run_training
+from ray_jobs.subjects import Asked
 from tests.tiny_run import tiny_config
 
 CONSOLE = Console(quiet=True)
@@ -88,7 +90,7 @@ def test_evaluating_a_strangers_run_runs_none_of_its_code(planted):
     run, marker = planted
     evaluation = run_evaluation(run, CONSOLE, {})["evaluation"]  # it needs none of it
     assert evaluation["models"]["trained"] and not marker.exists()
-    run_evaluation(run, CONSOLE, {"other": run}, limit=1)
+    run_any_evaluation(Asked(run=run, against={"other": str(run)}), CONSOLE)
     assert not marker.exists()
 
 
@@ -105,7 +107,7 @@ def test_a_model_that_needs_its_code_is_refused(planted):
 def test_what_the_command_line_trusts_does_run(planted):
     run, marker = planted
     # So the plant works, and its silence above means something.
-    run_evaluation(run, CONSOLE, {}, limit=1, trust_remote_code=True)
+    run_any_evaluation(Asked(run=run, trust_remote_code=True), CONSOLE)
     assert marker.read_text() == "executed"
 
 
@@ -113,7 +115,7 @@ def test_a_checkpoint_is_verified_before_anything_is_loaded_for_it(planted):
     run, marker = planted
     (run / BEST / CONFIG).write_text("altered: true\n")
     with pytest.raises(DamagedCheckpointError, match=r"config\.yaml"):
-        run_evaluation(run, CONSOLE, {}, limit=1, trust_remote_code=True)
+        run_any_evaluation(Asked(run=run, trust_remote_code=True), CONSOLE)
     assert not marker.exists()  # neither the model nor the tokenizer was loaded
 
 

@@ -77,6 +77,10 @@ def test_the_job_is_the_entry_point_of_the_local_command(folder):
         (["evaluate", "runs/x"], "runs/x is relative"),
         (["evaluate", "/shared/x", "--against", "control=runs/y"], "runs/y is relative"),
         (["evaluate", "/shared/x", "--against", "/shared/y"], "expected NAME=RUN_DIR"),
+        (["evaluate", "/shared/x", "--test", "mine=mine.jsonl"], "mine.jsonl is relative"),
+        (["evaluate", "/shared/x", "--against", "a=adapter:./y"], "./y is relative"),
+        (["evaluate", "--model", "data", "--out", "/shared/e"], "data is relative"),
+        (["evaluate", "--model", "owner/name"], "--out: without a run directory"),
     ],
 )
 def test_what_cannot_work_is_refused(folder, command, message):

@@ -1,0 +1,109 @@
+"""The models of one evaluation, and how they are had in memory: as few bases as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from causal_core.checkpoints.adapter import load_adapter, read_adapter, with_fresh_adapter
+from causal_core.checkpoints.checkpoint import load_weights
+from causal_core.config import Config
+from causal_core.config_file import parse_config
+from causal_core.files import cache_root
+from causal_core.model import matmul
+from causal_core.model.causal_model import CausalModel, build_model
+from causal_core.model.device_costs import measurements_of
+from causal_core.pretrained.loading import load_base
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to evaluate: a base, or a base with what was trained on it.
+
+    Its config says which base and which adapter, and which data: with another tokenizer, the same
+    texts are other tokens.
+    """
+
+    name: str
+    config: Config
+    checkpoint: Path | None = None  # of a run: adapter and head
+    adapter: Path | None = None  # a PEFT adapter alone
+    head_trained: bool = False
+    description: str = ""
+
+    @property
+    def is_base(self) -> bool:
+        return self.checkpoint is None and self.adapter is None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for a worker."""
+        return {
+            "name": self.name,
+            "config": self.config.model_dump(mode="json"),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "adapter": None if self.adapter is None else str(self.adapter),
+            "head_trained": self.head_trained,
+            "description": self.description,
+        }
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Subject:
+        paths = {k: Path(values[k]) for k in ("checkpoint", "adapter") if values[k] is not None}
+        return cls(**{**values, "config": parse_config(values["config"]), **paths})
+
+
+def in_memory(
+    subjects: Sequence[Subject], device: torch.device
+) -> Iterator[tuple[Subject, CausalModel]]:
+    """Each subject with its model, which is good until the next one; whoever holds on to it keeps
+    its base in memory beside the next.
+
+    A fresh adapter changes nothing (B is zero): the base itself comes first in its group, and the
+    weights of the others are then loaded into that adapter.
+    """
+    for group in grouped(subjects):
+        model = _fresh_model(group, device)
+        for subject in group:
+            if subject.checkpoint is not None:
+                load_weights(subject.checkpoint, model)
+            elif subject.adapter is not None:
+                load_adapter(read_adapter(subject.adapter), model)
+            yield subject, model
+        del model  # before another base is loaded beside it
+
+
+def grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Subjects that one load of a base serves."""
+    groups: list[list[Subject]] = []
+    for subject in sorted(subjects, key=lambda s: s.is_base):  # a base joins whom it can
+        of = next((g for g in groups if _share(g[0], subject)), None)
+        if of is None:
+            groups.append([subject])
+        else:
+            of.append(subject)
+    return [sorted(group, key=lambda s: not s.is_base) for group in groups]
+
+
+def _share(one: Subject, other: Subject) -> bool:
+    if one.config.model != other.config.model:
+        return False
+    same_room = one.adapter == other.adapter and one.config.lora == other.config.lora
+    return one.is_base or other.is_base or same_room
+
+
+def _fresh_model(group: Sequence[Subject], device: torch.device) -> CausalModel:
+    trained = group[-1]
+    adapter = None if trained.adapter is None else read_adapter(trained.adapter)
+    config = trained.config
+    base = load_base(config.model, device, config.data.cache_dir)
+    if adapter is None:
+        model = build_model(base, config.lora, config.run.seed)
+    else:
+        model = with_fresh_adapter(base, adapter, config.run.seed)
+    matmul.use(measurements_of(model, device, cache_root(config.data.cache_dir)).products)
+    return model

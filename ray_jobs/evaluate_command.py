@@ -1,0 +1,276 @@
+"""`causal evaluate`: any models on any test sets, into a directory of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causal_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from causal_core.config import Config
+    from causal_core.evaluation.subject import Subject
+    from ray_jobs.subjects import Asked
+
+EVALUATIONS = "evaluations"  # in a run directory, or beside others
+EVALUATION = "evaluation.json"
+_TRAINED_HERE = Path("runs")
+_NAME = re.compile(r"[\w.-]{1,60}", re.ASCII)
+
+
+def named(given: Sequence[str] | None, option: str, expected: str) -> list[tuple[str, str]]:
+    """Pairs of an option `NAME=PLACE`, names no more than file names can be (`UserError`)."""
+    pairs = []
+    for item in given or ():
+        name, _, place = item.partition("=")
+        if not place or _NAME.fullmatch(name) is None:
+            raise UserError(
+                f"{option} {item!r}: expected {expected} with a name of letters, digits, . _ and -"
+            )
+        pairs.append((name, place))
+    return pairs
+
+
+def named_models(given: list[str] | None) -> list[str]:
+    """Checks `--against NAME=...`."""
+    expected = "NAME=RUN_DIR, NAME=model:PLACE or NAME=adapter:PLACE"
+    names = [name for name, _ in named(given, "--against", expected)]
+    for name in names:
+        if name in ("base", "trained"):
+            raise UserError(
+                f"--against {name}=...: expected {expected} with a name other than base, trained"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"--against {name}=... is given {names.count(name)} times")
+    return given or []
+
+
+def named_tests(given: list[str] | None) -> list[str]:
+    """Checks `--test NAME=FILE`."""
+    named(given, "--test", "NAME=FILE")
+    return given or []
+
+
+def evaluate_command(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="A finished run.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="A model: a directory, a hub id or demo.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="A PEFT adapter: a directory or a hub id, in --model or the base that it names.",
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A test set (FILE#SPLIT for one split) instead of the run's; repeatable.",
+            callback=named_tests,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="Another beside it: RUN_DIR, model:PLACE or adapter:PLACE; repeatable.",
+            callback=named_models,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="A quick look at this many rows per test set.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="key.sub=value",
+            help="A setting, e.g. resources.gpus_per_worker=1 or model.dtype=bfloat16; repeatable.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where results go; default: the next number in evaluations/ of the run, or of "
+            "runs/ without one.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace results that are there.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Also put the results into the run's own summary and report."
+        ),
+    ] = False,
+    any_base: Annotated[
+        bool,
+        typer.Option("--any-base", help="Put adapters into this model, whatever base they name."),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that ships with the run's model or --model, which you have read.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
+    ] = False,
+) -> None:
+    """Evaluate a run, a model or an adapter, beside others, on its test sets or on yours.
+
+    A run is evaluated beside its base model, an adapter beside the model it is put into. Results
+    are evaluation.json, report.html and rows.parquet (every prompt, answer and score) in a
+    directory of their own; the run's record changes with --record alone.
+
+    Example: causal evaluate runs/mine --against control=runs/task-only
+
+    Example: causal evaluate --model MODEL --adapter DIR --test mine=mine.jsonl
+    """
+    import json
+
+    from rich.console import Console
+
+    from ray_jobs.console.plain import plain
+    from ray_jobs.console.result import show_evaluation
+    from ray_jobs.subjects import Asked
+
+    tests: dict[str, list[str]] = {}
+    for name, file in named(test, "--test", "NAME=FILE"):
+        tests.setdefault(name, []).append(str(Path(file).expanduser().absolute()))
+    wanted = [f"evaluation.limit={limit}"] if limit is not None else []
+    asked = Asked(
+        run=None if run is None else run.resolve(),
+        model=model,
+        adapter=adapter,
+        against=dict(named(against, "--against", "NAME=PLACE")),
+        tests=tests,
+        settings=[*(settings or ()), *wanted],
+        any_base=any_base,
+        trust_remote_code=trust_remote_code,
+    )
+    console = Console(stderr=as_json)
+    place, evaluation = run_any_evaluation(asked, console, out, force=force, record=record)
+    if as_json:
+        print(json.dumps({"directory": str(place), **evaluation}))
+        return
+    show_evaluation(console, evaluation)
+    console.print(plain(f"report, all numbers and every row: {place}"), soft_wrap=True)
+
+
+def run_any_evaluation(
+    asked: Asked,
+    console: Console,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    record: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluates what was asked for.
+
+    Args:
+        out: Where results go; None: the next free number.
+        force: Replaces results that are there.
+        record: Makes them the run's own as well.
+
+    Returns:
+        The directory of the results, and what evaluation.json holds.
+    """
+    from contextlib import ExitStack
+
+    from causal_core.files import CONFIG
+    from causal_core.report.recorded import read_summary
+    from causal_core.run.lock import only_writer
+    from ray_jobs.console.plain import plain
+    from ray_jobs.console.quiet import quiet_libraries
+    from ray_jobs.run import put_on_record
+    from ray_jobs.subjects import evaluation_config, subjects_asked_for
+    from ray_jobs.training.ray_session import no_gpu_here
+
+    quiet_libraries()
+    _refuse_no_record(asked, record)
+    if asked.run is not None:
+        read_summary(asked.run, ended=True)
+    config = evaluation_config(asked)
+    if (missing := no_gpu_here(config)) is not None:
+        where = f" in {asked.run / CONFIG}" if asked.run is not None else ""
+        raise UserError(f"{missing}{where} (or --set resources.gpus_per_worker=0)")
+    subjects = subjects_asked_for(asked, config)
+    place = (_next_place(asked.run) if out is None else out).expanduser().resolve()
+    if (place / EVALUATION).exists() and not force:
+        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
+    with ExitStack() as locks:
+        if record and asked.run is not None:
+            locks.enter_context(only_writer(asked.run))
+        locks.enter_context(only_writer(place))
+        evaluation = _evaluated_into(place, config, subjects, console)
+        if record and asked.run is not None:
+            put_on_record(asked.run, {k: v for k, v in evaluation.items() if k != "evaluated"})
+            console.print(plain(f"These results are the record of {asked.run} now"), soft_wrap=True)
+    return place, evaluation
+
+
+def _refuse_no_record(asked: Asked, record: bool) -> None:
+    """A record is of a run, on all rows of its own test sets."""
+    if not record:
+        return
+    if asked.run is None:
+        raise UserError("--record changes the record of a run: give its directory")
+    other = any(setting.startswith("evaluation.limit=") for setting in asked.settings)
+    if asked.tests or other:
+        raise UserError(
+            "--record takes a run's own test sets and all of their rows: leave out --test and "
+            "--limit, or leave out --record"
+        )
+
+
+def _evaluated_into(
+    place: Path, config: Config, subjects: list[Subject], console: Console
+) -> dict[str, Any]:
+    import json
+
+    from causal_core.evaluation.trace import ROWS
+    from causal_core.files import write_whole
+    from causal_core.report.run_report import write_evaluation_report
+    from ray_jobs.run import evaluated
+
+    config = config.model_copy(deep=True)
+    config.run.dir = str(place)
+    evaluation = evaluated(config, subjects, console, place / ROWS)
+    evaluation["evaluated"] = {
+        "tests": config.data.test,
+        "limit": config.evaluation.limit,
+        "models": {
+            subject.name: {
+                "base": subject.config.model.model_dump(mode="json"),
+                "checkpoint": None if subject.checkpoint is None else str(subject.checkpoint),
+                "adapter": None if subject.adapter is None else str(subject.adapter),
+            }
+            for subject in subjects
+        },
+    }
+    facts = {
+        "Test sets": ", ".join(f"{k}: {' '.join(v)}" for k, v in config.data.test.items()),
+        "Rows per test set": "all" if (limit := config.evaluation.limit) is None else f"≤ {limit}",
+    }
+    write_evaluation_report(place, evaluation, facts)
+    write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
+    return evaluation
+
+
+def _next_place(run: Path | None) -> Path:
+    """The next free number in the run's evaluations, or in those of no run."""
+    folder = (_TRAINED_HERE if run is None else run) / EVALUATIONS
+    number = 1
+    while (folder / f"{number:04}").exists():
+        number += 1
+    return folder / f"{number:04}"
