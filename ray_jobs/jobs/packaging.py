@@ -20,7 +20,7 @@ LIMIT_BYTES = (
     50 * 10**6
 )  # Ray's dashboard takes 100 MiB and keeps every upload in the head's memory
 
-_CODE_SUFFIXES = {".py", ".yaml", ".j2", ".typed"}
+_CODE_SUFFIXES = {".py", ".yaml", ".json", ".j2", ".jinja", ".typed"}
 _LARGEST_SHOWN = 5
 # Equal content gives an equal archive, which Ray then does not upload again.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
