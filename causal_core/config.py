@@ -1,6 +1,6 @@
 """The one typed configuration tree (how it is read from files: `config_file.py`).
 
-Its sections are in `config_sections.py` and `config_loss.py`.
+Its sections are in `config_sections.py`, `config_data.py` and `config_loss.py`.
 
 Every default is the value that a run really uses, and the resolved tree is stored with the run.
 """
@@ -19,10 +19,10 @@ from pydantic import (
 )
 
 from causal_core import config_names
+from causal_core.config_data import DataSection
 from causal_core.config_loss import LossSection
 from causal_core.config_sections import (
     CheckpointSection,
-    DataSection,
     DeepSpeedSection,
     EvaluationSection,
     LoggingSection,

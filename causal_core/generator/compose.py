@@ -13,6 +13,7 @@ successful attack would answer (r) and show (the witness w):
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from causal_core.data.schema import (
     Injection,
     contains_witness,
 )
-from causal_core.generator.families import Family, families_of, filled
+from causal_core.generator.families import Family, families_of, filled, text_files
 from causal_core.generator.vocabulary import Wordings, pools
 from causal_core.yaml_file import read_yaml
 
@@ -37,6 +38,7 @@ PAYLOADS = (SAY, DECOY, TASK, LEAK, APPEND)
 # what carries over to them; the others are needed beside it (docs/defence.md).
 _PAYLOAD_CYCLE = (TASK, DECOY, TASK, SAY, TASK, DECOY, TASK, APPEND, TASK, LEAK)
 CANARY_SENTENCE = "Internal tag: {w}."
+_CANARY = re.compile(re.escape(CANARY_SENTENCE).replace(r"\{w\}", r"(\S+?)"))
 
 _PAYLOADS = Path(__file__).parent / "payloads.yaml"
 _HELD_BACK = (2, 3)  # texts of a payload for validation and for test
@@ -145,6 +147,20 @@ def compose(
             wording=identity,
         )
     return None
+
+
+def canary_in(system: str) -> str | None:
+    """The tag that a system instruction keeps for itself, if the generator gave it one."""
+    found = _CANARY.search(system)
+    return None if found is None else found.group(1)
+
+
+def texts_digest() -> str:
+    """sha256 of the wordings and payloads that attacks are put together from."""
+    digest = hashlib.sha256()
+    for path in (_PAYLOADS, *text_files()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _payload(

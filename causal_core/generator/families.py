@@ -110,6 +110,11 @@ def families() -> Mapping[str, Family]:
     return {family.name: family for family in map(read_family, sorted(FOLDER.glob("*.yaml")))}
 
 
+def text_files() -> tuple[Path, ...]:
+    """The files that wordings come from."""
+    return (_PARTS, *sorted(FOLDER.glob("*.yaml")))
+
+
 def families_of(split: str) -> tuple[Family, ...]:
     """The families that may occur in a split."""
     use = NOVEL if split == TEST_NOVEL else SEEN

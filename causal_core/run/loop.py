@@ -57,8 +57,7 @@ def train(config: Config, context: RunContext) -> dict[str, Any]:
     position = saving.restore()
     first = position.step
     batches = Prefetcher(
-        session.data.train,
-        lambda number: session.plan.batch(number, config.run.seed),
+        lambda number: session.triplets_of(number, config.run.seed),
         step.cut,
         context.rank,
         context.world_size,

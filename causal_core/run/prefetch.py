@@ -10,11 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from causal_core.loss.objective import Denominators
 from causal_core.tokens.batches import share
-from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import MicroBatch
 
@@ -33,21 +30,20 @@ class Prefetcher:
     """Makes `GlobalBatch` number k and, while the caller works on it, number k + 1.
 
     Args:
-        rows_of: Row indices of the global batch of a step (from 0).
+        triplets_of: The global batch of a step (from 0); called on the background thread.
         cut: This worker's share as micro-batches; called on the background thread.
         steps: How many steps there are; nothing is prepared beyond.
     """
 
     def __init__(
         self,
-        dataset: TripletDataset,
-        rows_of: Callable[[int], np.ndarray],
+        triplets_of: Callable[[int], list[TripletTokens]],
         cut: Callable[[Sequence[TripletTokens]], list[MicroBatch]],
         rank: int,
         world_size: int,
         steps: int,
     ) -> None:
-        self._dataset, self._rows_of, self._cut = dataset, rows_of, cut
+        self._triplets_of, self._cut = triplets_of, cut
         self._rank, self._world_size, self._steps = rank, world_size, steps
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[GlobalBatch]] | None = None
@@ -65,7 +61,7 @@ class Prefetcher:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, step: int) -> GlobalBatch:
-        triplets = [self._dataset.tokens(int(row)) for row in self._rows_of(step)]
+        triplets = self._triplets_of(step)
         shares = share([t.size_bound() for t in triplets], self._world_size)
         mine = [triplets[i] for i in shares[self._rank]]
         return GlobalBatch(

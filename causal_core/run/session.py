@@ -15,6 +15,7 @@ from causal_core.config import CheckpointSection, Config, run_directory
 from causal_core.device import device_memory_bytes
 from causal_core.engines.base import Engine
 from causal_core.engines.build import build_engine
+from causal_core.errors import UserError
 from causal_core.files import cache_root
 from causal_core.loss.objective import needs_of
 from causal_core.model import matmul
@@ -56,6 +57,11 @@ class Session:
     token_budget: int  # of a micro-batch: `train.micro_batch_tokens` as a number
     calibration: Calibration | None = None  # of the memory plan, with `resources.probe_memory`
 
+    def triplets_of(self, step: int, seed: int) -> list[TripletTokens]:
+        """The global batch of an optimizer step (from 0)."""
+        epoch = self.plan.epoch_of(step)
+        return [self.data.tokens(int(row), epoch) for row in self.plan.batch(step, seed)]
+
 
 def open_session(config: Config, device: torch.device) -> Session:
     """Loads and builds everything, the same on every worker."""
@@ -64,6 +70,12 @@ def open_session(config: Config, device: torch.device) -> Session:
     available = _available_bytes(config, device)  # before anything is loaded
     tokens = _token_budget(config, data.train, needs, available)
     check_micro_batch_budget(data.train, needs, tokens)
+    if data.fresh is not None and data.fresh.largest > tokens:
+        raise UserError(
+            f"with data.fresh_attacks a triplet may need {data.fresh.largest} tree nodes, as many "
+            f"as the largest of the file, more than train.micro_batch_tokens={tokens}: raise it to "
+            f"at least {data.fresh.largest}, or lower data.max_length with data.overlong=drop"
+        )
     # Whole columns were computed with: Arrow's pool would keep their memory for the run.
     pa.default_memory_pool().release_unused()
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)

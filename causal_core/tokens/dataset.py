@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +23,26 @@ from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, Tripl
 from causal_core.data.sources import files_of, split_selector
 from causal_core.errors import UserError
 from causal_core.files import CACHE_SETTING, file_digest, whole_or_absent, writes_to
-from causal_core.tokens.prompts import PromptEncoder, UnencodableTextError
-from causal_core.tokens.triplet import InjectionTokens, TripletTokens
-from causal_core.visible_text import quoted
+from causal_core.tokens.prompts import PromptEncoder
+from causal_core.tokens.rows import (
+    INJECTION_SPANS,
+    INJECTION_TOKENS,
+    SPANS,
+    token_rows,
+    tokens_of,
+)
+from causal_core.tokens.triplet import TripletTokens
 
 _FORMAT = 3
 _ROWS_PER_BATCH = 4096
-_SPANS = ("system", "benign", "counterfactual", "benign_answer")
-_INJECTION_SPANS = ("prompt", "answer", "witness", "attack_answer")
 _TOKENS = pa.list_(pa.int32())
-_INJECTION_TOKENS = "injection_tokens"
 _SCHEMA = pa.schema(
     [
         *TRIPLET_SCHEMA,
-        *(pa.field(f"{span}_tokens", _TOKENS, nullable=False) for span in _SPANS),
+        *(pa.field(f"{span}_tokens", _TOKENS, nullable=False) for span in SPANS),
         pa.field(
-            _INJECTION_TOKENS,
-            pa.list_(pa.struct([pa.field(s, _TOKENS, nullable=False) for s in _INJECTION_SPANS])),
+            INJECTION_TOKENS,
+            pa.list_(pa.struct([pa.field(s, _TOKENS, nullable=False) for s in INJECTION_SPANS])),
             nullable=False,
         ),
         pa.field("longest", pa.int32(), nullable=False),
@@ -51,8 +53,6 @@ _SCHEMA = pa.schema(
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-Row = dict[str, Any]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,10 @@ class TripletDataset:
 
     def tokens(self, index: int) -> TripletTokens:
         """The token spans of one row."""
-        row = {span: self.table.column(f"{span}_tokens")[index].as_py() for span in _SPANS}
-        injections = self.table.column(_INJECTION_TOKENS)[index].as_py()[: self.injections]
-        return TripletTokens(
-            id=self.table.column("id")[index].as_py(),
-            injections=tuple(InjectionTokens(**spans) for spans in injections),
-            **row,
-        )
+        names = ("id", INJECTION_TOKENS, *(f"{span}_tokens" for span in SPANS))
+        row = {name: self.table.column(name)[index].as_py() for name in names}
+        row[INJECTION_TOKENS] = row[INJECTION_TOKENS][: self.injections]
+        return tokens_of(row)
 
     def triplet(self, index: int) -> Triplet:
         """The texts of one row."""
@@ -126,21 +123,21 @@ class TripletDataset:
 
     def _all(self, span: str) -> pa.ChunkedArray:
         """A span of all rows, or of all injections of all rows."""
-        if span in _SPANS:
+        if span in SPANS:
             return self.table.column(f"{span}_tokens")
-        return pc.struct_field(pc.list_flatten(self.table.column(_INJECTION_TOKENS)), span)
+        return pc.struct_field(pc.list_flatten(self.table.column(INJECTION_TOKENS)), span)
 
     def first_token_from(self, limit: int) -> tuple[str, int] | None:
         """The id of the first row with a token of `limit` or more, and that token."""
         if not any(
             (pc.max(pc.list_flatten(self._all(span))).as_py() or 0) >= limit
-            for span in (*_SPANS, *_INJECTION_SPANS)
+            for span in (*SPANS, *INJECTION_SPANS)
         ):
             return None
         for row in range(len(self)):
             tokens = self.tokens(row)
-            spans = [getattr(tokens, span) for span in _SPANS]
-            spans += [getattr(i, span) for i in tokens.injections for span in _INJECTION_SPANS]
+            spans = [getattr(tokens, span) for span in SPANS]
+            spans += [getattr(i, span) for i in tokens.injections for span in INJECTION_SPANS]
             largest = max((token for span in spans for token in span), default=0)
             if largest >= limit:
                 return tokens.id, largest
@@ -159,7 +156,7 @@ class TripletDataset:
         """Mean over rows of the tokens of all spans but witnesses, S counted once."""
         total = sum(
             pc.sum(pc.list_value_length(self._all(span))).as_py() or 0
-            for span in (*_SPANS, *_INJECTION_SPANS)
+            for span in (*SPANS, *INJECTION_SPANS)
             if span != "witness"
         )
         return total / max(1, len(self))
@@ -253,144 +250,10 @@ def _tokenised(
     done = 0
     for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
         rows = batch.to_pylist()
-        yield pa.RecordBatch.from_pylist(_token_rows(rows, encoder), schema=_SCHEMA)
+        yield pa.RecordBatch.from_pylist(token_rows(rows, encoder), schema=_SCHEMA)
         done += batch.num_rows
         if progress is not None:
             progress(done, table.num_rows)
-
-
-def _token_rows(rows: Sequence[Row], encoder: PromptEncoder) -> list[Row]:
-    """Rows with their token spans (`UserError` names the row that cannot be encoded)."""
-    try:
-        tokens = _Tokens.of(rows, encoder)
-    except UnencodableTextError:
-        for row in rows:  # which one: rare, so it is looked for only now
-            try:
-                _Tokens.of([row], encoder)
-            except UnencodableTextError as error:
-                raise UserError(f"triplet {quoted(row['id'])}: {error}") from error
-        raise
-    return [_token_row(row, encoder, tokens) for row in rows]
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Tokens of everything distinct that a batch of rows holds."""
-
-    systems: Mapping[str, list[int]]
-    prompts: Mapping[tuple[str, str], list[int]]
-    answers: Mapping[str, list[int]]
-    witnesses: Mapping[str, list[int]]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], encoder: PromptEncoder) -> _Tokens:
-        def by_text(
-            texts: Iterable[_T], encode: Callable[[list[_T]], list[list[int]]]
-        ) -> dict[_T, list[int]]:
-            distinct = list(dict.fromkeys(texts))
-            return dict(zip(distinct, encode(distinct), strict=True))
-
-        return cls(
-            systems=by_text((row["system_instruction"] for row in rows), encoder.systems_ids),
-            prompts=by_text(
-                (_prompt(row, text, encoder) for row in rows for text in _inputs(row)),
-                encoder.prompts_ids,
-            ),
-            answers=by_text(
-                (answer for row in rows for answer in _outputs(row)), encoder.answers_ids
-            ),
-            witnesses=by_text(
-                (i["witness"] for row in rows for i in row[INJECTIONS] if i["witness"]),
-                encoder.openings_ids,
-            ),
-        )
-
-
-def _inputs(row: Row) -> list[str]:
-    """U, U' if there is one, and every U*."""
-    injected = [injection["injection_input"] for injection in row[INJECTIONS]]
-    counterfactual = [row["benign_cf_input"]] if row["benign_cf_input"] is not None else []
-    return [row["benign_input"], *counterfactual, *injected]
-
-
-def _outputs(row: Row) -> list[str]:
-    answers = [row["benign_output"]]
-    for injection in row[INJECTIONS]:
-        answers.append(injection["injection_output"])
-        if wanted := _wanted(injection):
-            answers.append(wanted)
-    return answers
-
-
-def _wanted(injection: Row) -> str | None:
-    """What the attack wants to be answered; the witness where nothing else is known."""
-    return injection["attack_output"] or injection["witness"]
-
-
-def _prompt(row: Row, text: str, encoder: PromptEncoder) -> tuple[str, str]:
-    return row["system_instruction"], encoder.user_turn(text, row["context"])
-
-
-def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
-    prompts = [tokens.prompts[_prompt(row, text, encoder)] for text in _inputs(row)]
-    # S ends where the prompts part from it: a token that straddles its end belongs to U.
-    shared = _common_prefix([tokens.systems[row["system_instruction"]], *prompts])
-    benign, *others = (ids[len(shared) :] for ids in prompts)
-    counterfactual = others.pop(0) if row["benign_cf_input"] is not None else []
-    found = TripletTokens(
-        id=row["id"],
-        system=shared,
-        benign=benign,
-        counterfactual=counterfactual,
-        benign_answer=tokens.answers[row["benign_output"]],
-        injections=tuple(
-            InjectionTokens(
-                prompt=ids,
-                answer=tokens.answers[injection["injection_output"]],
-                witness=tokens.witnesses.get(injection["witness"], []),
-                attack_answer=tokens.answers.get(_wanted(injection) or "", []),
-            )
-            for ids, injection in zip(others, row[INJECTIONS], strict=True)
-        ),
-    )
-    _refuse_empty(row, found)
-    paths = [len(found.benign) + len(found.benign_answer), len(found.counterfactual)]
-    for i in found.injections:
-        answers = (found.benign_answer, i.answer, i.witness, i.attack_answer)
-        paths.append(len(i.prompt) + max(map(len, answers)))
-    spans = {f"{name}_tokens": getattr(found, name) for name in _SPANS}
-    return {
-        **row,
-        **spans,
-        _INJECTION_TOKENS: [vars(injection) for injection in found.injections],
-        "longest": len(shared) + max(paths),
-        "size_bound": found.size_bound(),
-    }
-
-
-def _refuse_empty(row: Row, found: TripletTokens) -> None:
-    """No span of tokens may be empty, but of what the row does not have."""
-    spans = [
-        (name, getattr(found, name))
-        for name in _SPANS
-        if name != "counterfactual" or row["benign_cf_input"] is not None
-    ]
-    for tokens, injection in zip(found.injections, row[INJECTIONS], strict=True):
-        spans += [("injection", tokens.prompt), ("injection_answer", tokens.answer)]
-        if injection["witness"]:
-            spans.append(("witness", tokens.witness))
-        if injection["attack_output"]:
-            spans.append(("attack_answer", tokens.attack_answer))
-    for name, ids in spans:
-        if not ids:
-            raise UserError(f"triplet {quoted(row['id'])}: {name} has no tokens after tokenisation")
-
-
-def _common_prefix(sequences: Sequence[list[int]]) -> list[int]:
-    # What two sequences share is shared by all that sort between them.
-    first, last = min(sequences), max(sequences)
-    differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return first[: next(differing, len(first))]
 
 
 def _read_cache(target: Path) -> pa.Table | None:

@@ -13,7 +13,9 @@ from causal_core.files import cache_root
 from causal_core.pretrained.loading import ModelLimits, load_tokenizer, model_limits
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import Progress, TripletDataset, load_dataset
+from causal_core.tokens.fresh import FreshAttacks
 from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
+from causal_core.tokens.triplet import TripletTokens
 from causal_core.visible_text import quoted
 
 log = logging.getLogger(__name__)
@@ -26,11 +28,17 @@ class RunData:
     encoder: PromptEncoder
     train: TripletDataset
     validation: TripletDataset | None
+    fresh: FreshAttacks | None = None  # where attacks are composed anew in every epoch
+
+    def tokens(self, row: int, epoch: int) -> TripletTokens:
+        """A training row as it is in an epoch (from 0)."""
+        return self.train.tokens(row) if self.fresh is None else self.fresh.tokens(row, epoch)
 
     def fingerprint(self) -> str:
         """sha256 over both sets: a resume on other training or validation data is refused."""
+        train = self.train.fingerprint if self.fresh is None else self.fresh.fingerprint()
         validation = self.validation.fingerprint if self.validation is not None else "none"
-        return hashlib.sha256(f"{self.train.fingerprint}/{validation}".encode()).hexdigest()
+        return hashlib.sha256(f"{train}/{validation}".encode()).hexdigest()
 
 
 def load_encoder(config: Config) -> PromptEncoder:
@@ -103,7 +111,8 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
         validation = validation.head(config.data.limit_validation)
     train = train.head(config.data.limit_train).with_injections(config.data.attacks_per_row)
     _refuse_without_counterfactual(config, {"train": train, "validation": validation})
-    return RunData(encoder, train, validation)
+    fresh = FreshAttacks(train, encoder, config.run.seed) if config.data.fresh_attacks else None
+    return RunData(encoder, train, validation, fresh)
 
 
 def _refuse_without_counterfactual(

@@ -94,10 +94,14 @@ def test_a_cut_run_ends_bit_identical(config, tmp_path, survive):
     assert metrics[0] == metrics[1]
 
 
-def test_two_cuts_in_a_row_across_an_epoch_boundary(tiny_model_directory, tiny_data, tmp_path):
+@pytest.mark.parametrize("fresh_attacks", [False, True])
+def test_two_cuts_in_a_row_across_an_epoch_boundary(
+    tiny_model_directory, tiny_data, tmp_path, fresh_attacks
+):
     config = tiny_config(
         tiny_model_directory, tiny_data, tmp_path, train={"epochs": 2, "global_batch": 7}
     )
+    config.data.fresh_attacks = fresh_attacks
     run(config, tmp_path, "straight")
     for _ in range(2):
         context = CuttingContext(tmp_path / "cut", CPU)

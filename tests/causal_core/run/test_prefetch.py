@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 
 from causal_core.run.prefetch import Prefetcher
@@ -30,11 +29,11 @@ class Rows:
 def prefetcher(dataset, steps=4, world_size=1, rank=0, cut=None):
     made = []
 
-    def rows_of(step):
+    def triplets_of(step):
         made.append((step, threading.current_thread() is threading.main_thread()))
-        return np.arange(3 * step, 3 * step + 3)
+        return [dataset.tokens(row) for row in range(3 * step, 3 * step + 3)]
 
-    return Prefetcher(dataset, rows_of, cut or (lambda mine: []), rank, world_size, steps), made
+    return Prefetcher(triplets_of, cut or (lambda mine: []), rank, world_size, steps), made
 
 
 def ids(batch):
