@@ -15,7 +15,7 @@ from functools import cached_property
 from random import Random
 
 from causal_core.data.schema import Injection, Triplet, contains_witness
-from causal_core.generator.compose import PlainRow, canary_in, compose, slot_of, texts_digest
+from causal_core.generator.compose import LEAK, PlainRow, canary_in, compose, slot_of, texts_digest
 from causal_core.generator.vocabulary import TRAIN
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
@@ -75,15 +75,14 @@ class FreshAttacks:
 
     def _attacked(self, row: Triplet, index: int, epoch: int, attempt: int) -> Triplet | None:
         injections: list[Injection] = []
+        canary = canary_in(row.system_instruction)
         for number in range(len(row.injections)):
-            found = compose(
-                _plain(row),
-                self._others,
-                slot_of(index + epoch * _NEXT_EPOCH + number * _NEXT_ATTACK, TRAIN),
-                TRAIN,
-                Random(f"{self.seed}/{epoch}/{index}/{number}/{attempt}"),
-                canary_in(row.system_instruction),
-            )
+            rng = Random(f"{self.seed}/{epoch}/{index}/{number}/{attempt}")
+            slot = slot_of(index + epoch * _NEXT_EPOCH + number * _NEXT_ATTACK, TRAIN)
+            # Few rows have something to leak: those are asked for it as often as for all else.
+            if canary is not None and rng.random() < 0.5:
+                slot = replace(slot, payload=LEAK)
+            found = compose(_plain(row), self._others, slot, TRAIN, rng, canary)
             if found is None or contains_witness(row.context or "", found.witness or ""):
                 return None
             injections.append(found)
