@@ -9,6 +9,7 @@ import pytest
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import contains_witness
 from causal_core.data.writer import to_table, write_triplets
+from causal_core.generator.compose import CANARY_SENTENCE
 from causal_core.generator.generate import generate_split
 from causal_core.generator.vocabulary import pools
 from causal_core.tokens.dataset import load_dataset
@@ -32,7 +33,9 @@ def dataset_of(rows, encoder, directory):
 
 @pytest.fixture(scope="module")
 def fresh(encoder, tmp_path_factory):
-    rows = list(generate_split("train", 30, seed=1, attacks_per_row=2))
+    first, *rows = generate_split("train", 30, seed=1, attacks_per_row=2)
+    tagged = f"{first.system_instruction} {CANARY_SENTENCE.format(w='TAG-77')}"
+    rows = [replace(first, system_instruction=tagged), *rows]
     directory = tmp_path_factory.mktemp("fresh")
     return FreshAttacks(dataset_of(rows, encoder, directory), encoder, seed=5)
 
@@ -67,7 +70,8 @@ def test_no_row_is_larger_than_the_largest_of_the_file(fresh):
 
 
 def test_rows_are_ones_that_a_file_may_hold(fresh, tmp_path):
-    rows = [fresh.triplet(row, 2) for row in range(len(fresh.dataset))]
+    rows = [fresh.triplet(row, epoch) for row in range(len(fresh.dataset)) for epoch in range(3)]
+    rows = [replace(row, id=f"{row.id}/{number}") for number, row in enumerate(rows)]
     write_triplets(to_table(rows), tmp_path / "made.jsonl")
     assert list(read_triplets([str(tmp_path / "made.jsonl")]).triplets()) == rows
     payloads = {injection.payload for row in rows for injection in row.injections}
