@@ -18,6 +18,11 @@ class DataSection(Section):
     test: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Test sets by name, e.g. {seen: [...], novel: [...]}."
     )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Where rows of another layout have the fields of a triplet, e.g. "
+        "{benign_input: question, benign_output: answer.text}; numbers count items of a list.",
+    )
     cache_dir: str | None = Field(
         None, description="Token cache; default: $CAUSAL_RAY_CACHE or ~/.cache/causal-ray."
     )

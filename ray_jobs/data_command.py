@@ -19,6 +19,7 @@ from ray_jobs.data_files import (
     Force,
     Format,
     Json,
+    Map,
     Quarantine,
     refuse_existing,
     refuse_inputs,
@@ -98,6 +99,7 @@ def generate(
 @data_app.command()
 def check(
     files: Files,
+    columns: Map = None,
     quarantine: Quarantine = None,
     as_json: Json = False,
     leaks: Annotated[
@@ -119,7 +121,7 @@ def check(
     from ray_jobs.data_summary import by_split, show_check, summary
 
     with user_errors(as_json):
-        result = _read(files, quarantine, force)
+        result = _read(files, quarantine, force, columns)
     splits = by_split(result.table)
     report = check_leaks(splits) if leaks and len(splits) > 1 else None
     usable = bool(result.table.num_rows) and (quarantine is not None or not result.bad_rows)
@@ -136,6 +138,7 @@ def check(
 def convert(
     inputs: Files,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .jsonl or .parquet.")],
+    columns: Map = None,
     quarantine: Quarantine = None,
     split_dir: Annotated[
         bool,
@@ -146,7 +149,11 @@ def convert(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Convert triplets of any accepted spelling to the canonical form.
+    """Convert rows of any layout that is known to the canonical form.
+
+    Triplets of other spellings, preference pairs (the chosen answer is the safe one, the rejected
+    one what the attack wants), and as plain rows without an attack: chats, instructions with an
+    input. Any other layout by --map FIELD=PATH.
 
     Bad rows stop the conversion unless --quarantine sets them aside. The file appears when it is
     complete; an existing one is kept unless --force is given.
@@ -168,7 +175,7 @@ def convert(
         if not split_dir:
             refuse_inputs(out, inputs)
             refuse_existing([out], force)
-        result = _read(inputs, quarantine, force)
+        result = _read(inputs, quarantine, force, columns, convert=True)
         if not result.table.num_rows or quarantine is None:
             result.refuse_errors()
         tables = {out: result.table}
@@ -190,13 +197,21 @@ def convert(
         console.print(plain(f"{result.bad_rows:,} bad rows -> {quarantine}"))
 
 
-def _read(files: list[str], quarantine: Path | None, force: bool) -> ReadResult:
+def _read(
+    files: list[str],
+    quarantine: Path | None,
+    force: bool,
+    columns: list[str] | None,
+    convert: bool = False,
+) -> ReadResult:
     """Read all files; bad rows go to the quarantine file, if one is wanted, while reading."""
+    from causal_core.data.column_paths import ColumnPaths
     from causal_core.data.reader import BadRow, read_triplets
     from causal_core.data.writer import new_file
 
+    where = ColumnPaths.parsed(columns or ())
     if quarantine is None:
-        return read_triplets(files, on_error="collect")
+        return read_triplets(files, on_error="collect", columns=where, convert=convert)
     refuse_inputs(quarantine, files)
     with (
         new_file(quarantine, overwrite=force) as temporary,
@@ -208,4 +223,6 @@ def _read(files: list[str], quarantine: Path | None, force: bool) -> ReadResult:
             row = {"file": bad.file, "line": bad.line, "problems": reasons, "raw": bad.raw}
             handle.write(json.dumps(row) + "\n")
 
-        return read_triplets(files, on_error="collect", on_bad_row=keep)
+        return read_triplets(
+            files, on_error="collect", on_bad_row=keep, columns=where, convert=convert
+        )

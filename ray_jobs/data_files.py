@@ -25,12 +25,21 @@ class Format(StrEnum):
 Files = Annotated[
     list[str],
     typer.Argument(
-        metavar="FILES...", help="JSONL or Parquet; FILE#SPLIT takes one split of a file."
+        metavar="FILES...",
+        help="JSON, CSV, Parquet, Arrow, gzip, or what `datasets` saved; FILE#SPLIT takes a split.",
     ),
 ]
 Quarantine = Annotated[
     Path | None,
     typer.Option(help="Write bad rows to this JSONL file, with reasons, and go on with the rest."),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FIELD=PATH",
+        help="Where rows of another layout have a field, e.g. benign_input=question.text; repeat.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
@@ -39,7 +48,8 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist
 @contextmanager
 def user_errors(as_json: bool) -> Iterator[None]:
     """Turn bad data into a message and exit code 1."""
-    from causal_core.data.schema import DataError
+    from causal_core.data.schema import DataError, RowProblem
+    from causal_core.errors import UserError
 
     try:
         yield
@@ -47,6 +57,13 @@ def user_errors(as_json: bool) -> Iterator[None]:
         if as_json:
             found = [vars(item) for item in problem.problems]
             typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
+        else:
+            typer.echo(f"error: {printable(problem)}", err=True)
+        raise typer.Exit(1) from None
+    except UserError as problem:
+        if as_json:
+            found = [vars(RowProblem("", 0, "", str(problem)))]
+            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": 1}))
         else:
             typer.echo(f"error: {printable(problem)}", err=True)
         raise typer.Exit(1) from None

@@ -134,10 +134,12 @@ def show_check(result: ReadResult, report: LeakReport | None) -> None:
 
 
 def _show_problems(console: Console, title: str, problems: Problems) -> None:
+    from causal_core.data.schema import summarised
 
-    for problem in problems.kept[:_PROBLEMS_SHOWN]:
-        console.print(plain(f"{title}: {problem}"), soft_wrap=True)
-    if problems.count > _PROBLEMS_SHOWN:
+    lines = summarised(problems.kept)
+    for line in lines[:_PROBLEMS_SHOWN]:
+        console.print(plain(f"{title}: {line}"), soft_wrap=True)
+    if problems.count > len(problems.kept) or len(lines) > _PROBLEMS_SHOWN:
         console.print(f"... {problems.count:,} {title}s in all", highlight=False)
 
 

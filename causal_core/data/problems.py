@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from causal_core.data.schema import RowProblem
+from causal_core.data.schema import REQUIRED_FIELDS, RowProblem
+from causal_core.visible_text import shown
 
 # A hostile file of 10 KB can have 21 million problems; nobody reads more than these.
 KEPT = 1000
+_KEYS_SHOWN = 10
+HOW_TO_MAP = "say where they are: --map FIELD=KEY (data.columns in a config)"
 
 
 @dataclass
@@ -50,8 +53,18 @@ class FileErrors:
             kept.append((self._count, problem))
         self._count += 1
 
-    def close(self, rows: int, into: Problems) -> None:
-        """Hands the errors over in the order of the file, now that its number of rows is known."""
+    def close(self, rows: int, keys: Iterable[str], into: Problems) -> bool:
+        """Hands the errors over in the order of the file, now that its number of rows is known.
+
+        Args:
+            keys: What the rows have instead of fields that none of them has.
+
+        Returns:
+            Whether the file has been told to be of another layout as a whole.
+        """
+        if rows and all(self._missing_counts.get(name) == rows for name in REQUIRED_FIELDS):
+            into.add(RowProblem(self._file, 0, "", no_fields(REQUIRED_FIELDS, keys)))
+            return True
         found, count = self._others, self._count
         for name, kept in self._missing.items():
             if rows > 1 and self._missing_counts[name] == rows:
@@ -60,3 +73,12 @@ class FileErrors:
             found = found + kept
         found.sort(key=lambda item: item[0])
         into.extend((problem for _, problem in found), count)
+        return False
+
+
+def no_fields(fields: Sequence[str], keys: Iterable[str]) -> str:
+    """What is wrong with a file that has none of these fields in any row."""
+    names = list(keys)
+    known = ", ".join(shown(name[:60]) for name in names[:_KEYS_SHOWN]) or "none"
+    more = ", ..." if len(names) > _KEYS_SHOWN else ""
+    return f"no row has {', '.join(fields)}, but: {known}{more}; {HOW_TO_MAP}"

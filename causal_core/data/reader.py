@@ -13,6 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from causal_core.data.column_paths import ColumnPaths
 from causal_core.data.formats.table import FORMATS
 from causal_core.data.problems import Problems
 from causal_core.data.reading import BadRow, Reading
@@ -56,6 +57,8 @@ def read_triplets(
     *,
     on_error: Literal["raise", "collect"] = "raise",
     on_bad_row: Callable[[BadRow], None] | None = None,
+    columns: ColumnPaths | None = None,
+    convert: bool = False,
 ) -> ReadResult:
     """Read triplet files into one table in `TRIPLET_SCHEMA`.
 
@@ -65,12 +68,15 @@ def read_triplets(
         on_error: `raise` a `DataError` with the first problems of all files, or `collect` them in
             the result and leave the bad rows out.
         on_bad_row: called with each row left out, while reading, to keep it elsewhere.
+        columns: where rows of any other layout have our fields.
+        convert: make rows of ours of those in a known layout of others (`formats/layouts.py`),
+            which are refused by name otherwise.
 
     Raises:
         DataError: always for a file as a whole (missing, empty, of unknown kind, damaged); for bad
             rows if `on_error` is `raise`.
     """
-    reading = Reading(on_bad_row)
+    reading = Reading(on_bad_row, columns, convert)
     given = [paths] if isinstance(paths, str | Path) else paths
     for source in resolve_sources(given, tuple(FORMATS)):
         reading.start(source)

@@ -9,9 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from causal_core.data.column_paths import ColumnPaths, nearest
+from causal_core.data.formats.layouts import Layout, NoRowError, layout_of
 from causal_core.data.problems import FileErrors, Problems
 from causal_core.data.rules import Finding, check_row, split_name
-from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, RowProblem
+from causal_core.data.schema import (
+    CANONICAL_NAME,
+    INJECTIONS,
+    TRIPLET_SCHEMA,
+    DataError,
+    RowProblem,
+)
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted, shown
 
@@ -77,9 +85,22 @@ class _Rows:
 
 
 class Reading:
-    """State of one call over all its files."""
+    """State of one call over all its files.
 
-    def __init__(self, on_bad_row: Callable[[BadRow], None] | None) -> None:
+    Args:
+        on_bad_row: Called with each row that is left out.
+        columns: Where rows of another layout have our fields.
+        convert: Whether rows of a known layout of others are made into ours.
+    """
+
+    def __init__(
+        self,
+        on_bad_row: Callable[[BadRow], None] | None = None,
+        columns: ColumnPaths | None = None,
+        convert: bool = False,
+    ) -> None:
+        self.columns = columns or ColumnPaths()
+        self.convert = convert
         self.rows = _Rows()
         self.errors = Problems()
         self.warnings = Problems()
@@ -100,14 +121,24 @@ class Reading:
         self._unknown: Counter[str] = Counter()
         self._without_witness = 0
         self._plain = 0
+        self._foreign: Counter[Layout] = Counter()
+        self._fields_found: set[str] = set()
+        self._keys: dict[str, None] = {}  # of the rows, the first of them
         self._met = 0
         self._kept = 0
 
     def finish(self) -> None:
         """Sum up the file: what is counted once per file rather than told row by row."""
-        self._file_errors.close(self._kept, self.errors)
-        for key, count in self._unknown.items():
-            self.warn(0, shown(key), f"unknown key, ignored in {count} rows")
+        for layout, count in self._foreign.items():
+            self.errors.add(RowProblem(self.source.name, 0, "", self.foreign(layout, count)))
+        told = self._file_errors.close(self._kept, self._keys, self.errors)
+        for key, count in self._unknown.items() if not told else ():
+            hint = nearest(key, CANONICAL_NAME)
+            self.warn(0, shown(key), f"unknown key, ignored in {count} rows{hint}")
+        for name, path in self.columns.paths.items() if self._keys else ():
+            if name not in self._fields_found:
+                reason = f"no row has {quoted(path)}{nearest(path, self._keys)}"
+                self.warn(0, name, reason)
         if self._without_witness:
             reason = f"missing in {self._without_witness} injections: success is not judged there"
             self.warn(0, "witness", reason)
@@ -126,6 +157,14 @@ class Reading:
             if split is not None and not kept:
                 raise DataError.in_file(name, f"no row has the split {split}")
 
+    def foreign(self, layout: Layout, rows: int | None = None) -> str:
+        """What a file of another layout is, and the command that converts it."""
+        count = "holds" if rows is None else f"{rows:,} rows hold"
+        return (
+            f"{count} {layout.name}, not triplets: causal data convert "
+            f"{shown(self.source.given)} OUT.jsonl makes {layout.becomes} of them"
+        )
+
     def warn(self, line: int, about: str, reason: str) -> None:
         """Tell of something in the file that refuses nothing."""
         self.warnings.add(RowProblem(self.source.name, line, about, reason))
@@ -142,6 +181,22 @@ class Reading:
         if wanted is not None and (blank or split_name(given) not in (None, wanted)):
             return
         self._kept += 1
+        for key in raw if len(self._keys) < _MAX_UNKNOWN_KEYS else ():
+            self._keys.setdefault(key[:200])
+        if found := self.columns.found_in(raw):
+            self._fields_found |= found.keys()
+            raw = self.columns.applied(raw, found)
+        layout = layout_of(raw.keys())
+        if layout is not None and not self.convert:
+            self._foreign[layout] += 1
+            self._leave_out(line, [("", self.foreign(layout))], text)
+            return
+        if layout is not None:
+            try:
+                raw = layout.converted(raw)
+            except NoRowError as problem:
+                self._refuse(line, [("", str(problem))], text)
+                return
         checked = check_row(raw, f"{self.source.id_stem}:{line}")
         # A field that could not even be decoded is not missing as well.
         undecoded = {(name, "missing") for name, _ in extra}
@@ -168,12 +223,17 @@ class Reading:
         self._refuse(line, [("", reason)], text)
 
     def _refuse(self, line: int, findings: Sequence[Finding], text: str) -> None:
+        for problem in self._leave_out(line, findings, text):
+            self._file_errors.add(problem)
+
+    def _leave_out(
+        self, line: int, findings: Sequence[Finding], text: str
+    ) -> tuple[RowProblem, ...]:
         self.bad_rows += 1
         problems = tuple(RowProblem(self.source.name, line, *finding) for finding in findings)
-        for problem in problems:
-            self._file_errors.add(problem)
         if self._on_bad_row is not None:
             self._on_bad_row(BadRow(self.source.name, line, problems, text))
+        return problems
 
     def _earlier_line(self, row_id: Any, line: int) -> str | None:
         """Where an id was first used, or None and remember it."""

@@ -199,6 +199,26 @@ class RowProblem:
         return ": ".join(part for part in (place, self.field, self.reason) if part)
 
 
+_PLACES_SHOWN = 3
+
+
+def summarised(problems: Sequence[RowProblem]) -> list[str]:
+    """A line for every kind of problem, in the order of the first, with its first places."""
+    places: dict[tuple[str, str, str], list[RowProblem]] = {}
+    for problem in problems:
+        places.setdefault((problem.file, problem.field, problem.reason), []).append(problem)
+    lines = []
+    for first, *others in places.values():
+        text = str(first)
+        if others:
+            more = ", ".join(str(other.line) for other in others[: _PLACES_SHOWN - 1])
+            rest = len(others) - _PLACES_SHOWN + 1
+            text += f" (in {len(others) + 1:,} rows: {first.line}, {more}"
+            text += ", ...)" if rest > 0 else ")"
+        lines.append(text)
+    return lines
+
+
 class DataError(UserError):
     """Training data that cannot be used, with every problem found in one pass.
 
@@ -218,7 +238,7 @@ class DataError(UserError):
         return cls([RowProblem(str(file), 0, "", reason)])
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[: self.SHOWN]]
+        lines = summarised(self.problems)[: self.SHOWN]
         if self.count > len(lines):
             lines.append(f"... {self.count} problems in all")
         return "\n".join(lines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from causal_core.data.column_paths import ColumnPaths
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, Triplet
 from causal_core.data.sources import files_of, split_selector
@@ -171,6 +172,7 @@ def load_dataset(
     cache: Path,
     on_dropped: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> TripletDataset:
     """Reads, checks and tokenises triplet files, or maps the cached result.
 
@@ -180,17 +182,19 @@ def load_dataset(
         overlong: `error`, or `drop`: leave such rows out and say which to `on_dropped`.
         cache: Directory of the cache files.
         progress: Called with (rows done, rows in all).
+        columns: Where rows of another layout have our fields, by field.
 
     Raises:
         DataError: a bad row, a text without tokens, no rows, or too long a row.
     """
     if not paths:
         raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
-    key = _cache_key(paths, encoder, cache)
+    where = ColumnPaths(columns)
+    key = _cache_key(paths, encoder, cache, where)
     target = cache / "tokens" / f"{key}.arrow"
     cached = _read_cache(target)
     if cached is None:
-        result = read_triplets(list(paths))
+        result = read_triplets(list(paths), columns=where)
         for warning in result.warnings:
             log.warning("%s", warning)
         _write_cache(target, _tokenised(result.table, encoder, progress))
@@ -231,8 +235,12 @@ def _without_longer(table: pa.Table, max_length: int, target: Path) -> pa.Table:
     return kept
 
 
-def _cache_key(paths: Sequence[str], encoder: PromptEncoder, cache: Path) -> str:
+def _cache_key(
+    paths: Sequence[str], encoder: PromptEncoder, cache: Path, columns: ColumnPaths
+) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
+    if columns.paths:
+        digest.update(json.dumps(columns.paths, sort_keys=True).encode())
     for path in paths:
         name, split = split_selector(path)
         try:

@@ -59,6 +59,7 @@ def load_split(
         cache=cache_root(config.data.cache_dir),
         on_dropped=log.warning,
         progress=progress,
+        columns=config.data.columns,
     )
     check_limits(dataset, encoder, model_limits(config.model, config.data.cache_dir))
     return dataset

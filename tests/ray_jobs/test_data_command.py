@@ -145,6 +145,34 @@ def test_an_input_is_never_replaced(broken):
     assert broken.read_bytes() == before
 
 
+def test_rows_of_others_are_named_and_converted(tmp_path):
+    chat = [{"role": r, "content": t} for r, t in (("system", "S"), ("user", "u"))]
+    chat.append({"role": "assistant", "content": "a"})
+    path, out = tmp_path / "chat.jsonl", tmp_path / "plain.jsonl"
+    path.write_text((json.dumps({"messages": chat}) + "\n") * 1400)
+    found = causal_data("check", path)
+    assert found.exit_code == 1 and "0 good rows, 1 problems" in found.output
+    assert "1,400 rows hold chats (`messages`), not triplets: causal data convert" in found.output
+    assert causal_data("convert", path, out).exit_code == 0
+    row = json.loads(out.read_text().splitlines()[0])
+    assert (row["system_instruction"], row["benign_output"], row["injections"]) == ("S", "a", [])
+    assert causal_data("check", out).exit_code == 0
+
+
+def test_any_layout_is_mapped(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,question,answer\nS,u,a\n")
+    fields = ["system_instruction=prompt", "benign_input=question", "benign_output=answer"]
+    mapped = [part for field in fields for part in ("--map", field)]
+    assert "but: prompt, question, answer" in causal_data("check", path).output
+    assert causal_data("check", path, *mapped).exit_code == 0
+    assert causal_data("convert", path, tmp_path / "x.parquet", *mapped).exit_code == 0
+    wrong = causal_data("check", path, "--map", "bening_input=question")
+    assert wrong.exit_code == 1 and "did you mean benign_input?" in wrong.output
+    told = json.loads(causal_data("check", path, "--map", "x=y", "--json").stdout)
+    assert not told["ok"] and "no field is called" in told["errors"][0]["reason"]
+
+
 def test_a_hostile_number_of_families_is_not_listed(demo, tmp_path):
     rows = [json.loads(line) for line in (demo / "train.jsonl").read_text().splitlines()][:40]
     lines = [

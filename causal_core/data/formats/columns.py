@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from causal_core.data.formats.layouts import layout_of
 from causal_core.data.opened import bomb, most_decoded
+from causal_core.data.problems import HOW_TO_MAP
 from causal_core.data.reading import MAX_ROW_BYTES, Reading, characters
 from causal_core.data.rules import Finding
 from causal_core.data.schema import (
@@ -31,22 +33,35 @@ def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list
     if repeated:
         reason = f"more than one column is named {quoted(repeated[0])}"
         raise DataError.in_file(source.name, reason)
-    known = [name for name in names if name in CANONICAL_NAME]
-    given = {CANONICAL_NAME[name] for name in known}
+    heads, layout = reading.columns.heads(), layout_of(names)
+    mapped = {
+        field
+        for field, path in reading.columns.paths.items()
+        if path in names or path.partition(".")[0] in names
+    }
+    foreign: set[str] = heads & set(names)
+    if layout is not None and not {"benign_output", "injection_output"} & mapped:
+        if not reading.convert:
+            raise DataError.in_file(source.name, reading.foreign(layout))
+        foreign |= {*layout.keys, *layout.also} & set(names)
+    known = [name for name in names if name in CANONICAL_NAME or name in foreign]
+    given = {CANONICAL_NAME[name] for name in known if name in CANONICAL_NAME} | mapped
     attacked = INJECTIONS not in given and bool(given & set(INJECTION_FIELDS))
     required = (*REQUIRED_FIELDS, *(REQUIRED_INJECTION_FIELDS if attacked else ()))
     missing = [name for name in required if name not in given]
-    if missing:
+    if missing and (layout is None or not reading.convert):
         found = ", ".join(shown(name[:60]) for name in names[:10]) or "none"
         more = ", ..." if len(names) > 10 else ""
         reason = f"no column is named {', '.join(missing)}; its columns: {found}{more}"
-        raise DataError.in_file(source.name, reason)
+        raise DataError.in_file(source.name, f"{reason}; {HOW_TO_MAP}")
     for name in known:
         found, expected = schema.field(name).type, "text"
-        fits = _is_flat(found)
-        if CANONICAL_NAME[name] == INJECTIONS:
+        fits, field = _is_flat(found), CANONICAL_NAME.get(name)
+        if field == INJECTIONS:
             fits, expected = _is_list_of_records(found), "a list of records of text"
-        if not fits or (CANONICAL_NAME[name] in REQUIRED_FIELDS and pa.types.is_null(found)):
+        elif name in foreign:
+            fits, expected = fits or _is_nested(found), "text, or lists and records of it"
+        if not fits or (field in REQUIRED_FIELDS and pa.types.is_null(found)):
             kind = quoted(str(found), 60)[1:-1]
             reason = f"the column {name} holds {kind}, expected {expected}"
             raise DataError.in_file(source.name, reason)
@@ -97,6 +112,35 @@ def _is_list_of_records(kind: pa.DataType) -> bool:
     return pa.types.is_struct(record) and all(_is_flat(field.type) for field in record)
 
 
+_DEEPEST = 4  # of lists in records in lists: chats whose turns have parts have as many
+
+
+def _is_nested(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether it is made of lists and records of flat values."""
+    if _is_flat(kind):
+        return True
+    if depth >= _DEEPEST:
+        return False
+    if pa.types.is_struct(kind):
+        return all(_is_nested(field.type, depth + 1) for field in kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and _is_nested(kind.value_type, depth + 1)
+
+
+# Items of all lists in a row. Of values that take no bytes a file can claim any number.
+_MOST_ITEMS = 2**20
+
+
+def _items(values: pa.Array) -> int:
+    """How many items the lists in these values have, those in lists and records as well."""
+    if pa.types.is_struct(values.type):
+        return sum(map(_items, values.flatten()))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        inner = values.flatten()
+        return len(inner) if len(inner) > _MOST_ITEMS else len(inner) + _items(inner)
+    return 0
+
+
 def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Finding]]:
     """A row as plain values, with what could not be decoded in it."""
     row: dict[str, Any] = {}
@@ -104,6 +148,9 @@ def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Fin
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         field = CANONICAL_NAME.get(name, name)
         try:
+            if (items := _items(column.slice(index, 1))) > _MOST_ITEMS:
+                damaged.append((field, f"a list of {items:,} items"))
+                continue
             row[name] = column[index].as_py()
         except UnicodeDecodeError as problem:
             damaged.append((field, f"not UTF-8: {problem.reason} at byte {problem.start + 1}"))

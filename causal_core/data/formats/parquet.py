@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from causal_core.data.formats.columns import columns_to_read, take_batches
 from causal_core.data.opened import bomb, most_decoded
 from causal_core.data.reading import BATCH_ROWS, Reading
-from causal_core.data.schema import CANONICAL_NAME, INJECTIONS, DataError
+from causal_core.data.schema import DataError
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted
 
@@ -38,7 +38,7 @@ def _batches(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
             raise DataError.in_file(source.name, "the file has no rows")
         schema = metadata.schema.to_arrow_schema()
         columns = columns_to_read(source, schema, reading)
-        texts = [name for name in columns if CANONICAL_NAME[name] != INJECTIONS]
+        texts = [name for name in columns if not pa.types.is_nested(schema.field(name).type)]
         # A text that a dictionary holds once stays once in memory, however many rows repeat it.
         with pq.ParquetFile(source.path, read_dictionary=texts) as file:
             for group in range(metadata.num_row_groups):

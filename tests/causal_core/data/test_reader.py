@@ -202,9 +202,11 @@ def test_messages_are_short_and_cannot_touch_the_terminal(tmp_path):
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < len(str(path)) + 200
     assert len(quoted(hostile)) == 80
-    many = DataError([RowProblem("f", line, "id", "missing") for line in range(1, 100)])
+    many = DataError([RowProblem("f", line, "id", f"{line} is bad") for line in range(1, 100)])
     assert len(str(many).splitlines()) == 21
     assert "99 problems in all" in str(many)
+    equal = DataError([RowProblem("f", line, "id", "missing") for line in range(1, 100)])
+    assert str(equal).splitlines()[0] == "f:1: id: missing (in 99 rows: 1, 2, 3, ...)"
 
 
 def test_parquet_and_jsonl_carry_the_same_rows(tmp_path):
