@@ -108,29 +108,36 @@ def check(
     strict_leaks: Annotated[
         bool, typer.Option("--strict-leaks", help="Treat a leak between splits as an error.")
     ] = False,
+    lint: Annotated[
+        bool, typer.Option("--lint/--no-lint", help="Look for what teaches the wrong thing.")
+    ] = True,
     force: Force = False,
 ) -> None:
     """Check training data: every bad row with its line and reason, and what the good rows hold.
 
+    Notes say what a model could learn from the rows instead of what is meant: attacks that their
+    length or words give away, near-duplicates, one wording for all, secrets, unseen characters.
     Exit code 0 if the data can be used, 1 if not. With --quarantine bad rows are set aside and
     the code is 0 as long as good rows remain.
 
     Example: causal data check train.jsonl val.parquet --quarantine bad.jsonl
     """
     from causal_core.data.leaks import check_leaks
+    from causal_core.data.lint.report import lint as linted
     from ray_jobs.data_summary import by_split, show_check, summary
 
     with user_errors(as_json):
         result = _read(files, quarantine, force, columns)
     splits = by_split(result.table)
     report = check_leaks(splits) if leaks and len(splits) > 1 else None
+    notes = linted(splits) if lint and splits else None
     usable = bool(result.table.num_rows) and (quarantine is not None or not result.bad_rows)
     if strict_leaks and report is not None and not report.ok:
         usable = False
     if as_json:
-        typer.echo(json.dumps(summary(result, report, usable)))
+        typer.echo(json.dumps(summary(result, report, notes, usable)))
     else:
-        show_check(result, report)
+        show_check(result, report, notes)
     raise typer.Exit(0 if usable else 1)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is 
     import pyarrow as pa
 
     from causal_core.data.leaks import LeakReport
+    from causal_core.data.lint.report import LintReport
     from causal_core.data.problems import Problems
     from causal_core.data.reader import ReadResult
     from causal_core.data.schema import Triplet
@@ -71,7 +72,9 @@ def _lengths(table: pa.Table, column: str) -> dict[str, float]:
     return {"median": median, "p95": high, "max": pc.max(lengths).as_py()}
 
 
-def summary(result: ReadResult, report: LeakReport | None, usable: bool) -> dict[str, Any]:
+def summary(
+    result: ReadResult, report: LeakReport | None, notes: LintReport | None, usable: bool
+) -> dict[str, Any]:
     table = result.table
     return {
         "ok": usable,
@@ -88,6 +91,7 @@ def summary(result: ReadResult, report: LeakReport | None, usable: bool) -> dict
         "warning_count": result.found_warnings.count,
         "warnings": [vars(problem) for problem in result.warnings],
         "leaks": report.to_dict() if report is not None else None,
+        "lint": notes.to_dict() if notes is not None else None,
     }
 
 
@@ -99,7 +103,7 @@ def _one_line(value: object, limit: int = 60) -> str:
     return text if text.isprintable() and len(text) <= limit else quoted(text, limit)
 
 
-def show_check(result: ReadResult, report: LeakReport | None) -> None:
+def show_check(result: ReadResult, report: LeakReport | None, notes: LintReport | None) -> None:
     from rich.table import Table
 
     console, table = Console(), result.table
@@ -131,6 +135,17 @@ def show_check(result: ReadResult, report: LeakReport | None) -> None:
             console.print(plain(f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"))
         if report.ok:
             console.print(plain(f"no leaks between {', '.join(report.splits)}"))
+    if notes is not None:
+        _show_notes(console, notes)
+
+
+def _show_notes(console: Console, notes: LintReport) -> None:
+    for found in notes.findings:
+        where = ", ".join(found.splits)
+        line = f"note: {where}: {found.count:,} of {found.of:,}: {found.text}"
+        console.print(plain(line), soft_wrap=True)
+        for example in found.examples:
+            console.print(plain(f"      {_one_line(example, 120)}"), soft_wrap=True)
 
 
 def _show_problems(console: Console, title: str, problems: Problems) -> None:
