@@ -153,8 +153,11 @@ class Config(Section):
         tree = self.model_dump(mode="json")
         data, run, model = tree["data"], tree["run"], tree["model"]
         run["dir"] = str(Path(run["dir"]).expanduser().resolve())
-        for key in ("train", "validation"):
-            data[key] = [_absolute(path) for path in data[key]]
+        data["train"] = [
+            {**f, "path": _absolute(f["path"])} if isinstance(f, dict) else _absolute(f)
+            for f in data["train"]
+        ]
+        data["validation"] = [_absolute(path) for path in data["validation"]]
         data["test"] = {k: [_absolute(p) for p in v] for k, v in data["test"].items()}
         if data["cache_dir"] is not None:
             data["cache_dir"] = _absolute(data["cache_dir"])

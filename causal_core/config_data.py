@@ -10,10 +10,25 @@ from pydantic import Field, field_validator
 from causal_core.config_sections import MOST, Section
 
 
-class DataSection(Section):
-    """Triplet files. `FILE#SPLIT` takes the rows of one split out of a file with several."""
+class WeightedFile(Section):
+    """Training files whose rows come more or less often than once per epoch."""
 
-    train: list[str] = Field(default_factory=list)
+    path: str
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="How often each row comes per epoch: 2 is twice, 0.25 every fourth row.",
+    )
+
+
+class DataSection(Section):
+    """Triplet files. `FILE#SPLIT` takes the rows of one split out of a file with several; `*` in a
+    name stands for several files."""
+
+    train: list[str | WeightedFile] = Field(
+        default_factory=list, description="Files, or {path: FILE, weight: NUMBER}."
+    )
     validation: list[str] = Field(default_factory=list)
     test: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Test sets by name, e.g. {seen: [...], novel: [...]}."
@@ -51,10 +66,14 @@ class DataSection(Section):
         "error", description="What to do when a prompt (S, U) of one split is in another."
     )
 
+    def weighted_files(self) -> list[WeightedFile]:
+        """The training files, each with its weight."""
+        return [WeightedFile(path=f) if isinstance(f, str) else f for f in self.train]
+
     @field_validator("train", "validation", mode="before")
     @classmethod
     def _one_path_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str | Mapping) else value
 
     @field_validator("test", mode="before")
     @classmethod

@@ -6,7 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from causal_core.credentials import without_credentials
 from causal_core.data.opened import COMPRESSED, opened
@@ -51,22 +55,64 @@ def suffix_of(path: Path) -> str:
 
 
 def split_selector(given: str | Path) -> tuple[str, str | None]:
-    """`FILE#SPLIT` as file and split; a file whose own name has a `#` is taken as it is."""
+    """`FILE#SPLIT` as file and split; a file whose own name has a `#` is taken as it is.
+
+    `file://` locations are the files that they name.
+    """
+    if str(given).startswith("file:///"):
+        location = urlsplit(str(given))
+        mark = f"#{location.fragment}" if location.fragment else ""
+        given = url2pathname(location.path) + mark
     if "#" not in Path(given).name or _exists(Path(given)):
         return str(given), None
     name, _, wanted = str(given).rpartition("#")
     return name, wanted
 
 
-def files_of(path: Path) -> list[tuple[Path, str | None]]:
-    """A file itself, or the files of a saved data set; each with its rows' split, if it has one.
+_MOST_FILES = 10_000  # of a pattern
+
+
+class Found(NamedTuple):
+    """A file that a name stands for."""
+
+    path: Path
+    part: str | None = None  # the split of its rows, by where it is
+    inside: Path | None = None  # the saved data set that it is of
+
+
+def files_of(path: Path) -> list[Found]:
+    """A file itself, or those that a pattern matches, or those of a saved data set.
 
     Raises:
-        OSError: `strerror` says what is wrong with the directory.
+        OSError: `strerror` says what is wrong with the directory or the pattern.
     """
-    if _exists(path) and path.is_dir() and is_saved(path):
-        return saved_files(path)
-    return [(path, None)]
+    if _exists(path):
+        if path.is_dir() and is_saved(path):
+            return [Found(file, part, path) for file, part in saved_files(path)]
+        return [Found(path)]
+    if not _is_pattern(path):
+        return [Found(path)]
+    matches = matching(path)
+    if not 0 < len(matches) <= _MOST_FILES:
+        count = f"more than {_MOST_FILES:,} files match" if matches else "no file matches"
+        raise OSError(0, count)
+    return [found for match in matches for found in files_of(match)]
+
+
+def matching(pattern: Path) -> list[Path]:
+    """What a pattern (`*`, `?`, `[...]`) stands for, in order; nothing for a name that is none."""
+    if not _is_pattern(pattern):
+        return []
+    root = Path(pattern.anchor)
+    try:
+        found = root.glob(str(pattern.relative_to(root)))
+        return sorted(islice(found, _MOST_FILES + 1))
+    except (ValueError, OSError):  # a NUL in it, a name too long: no file is called so
+        return []
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(character in str(path) for character in "*?[")
 
 
 def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> list[Source]:
@@ -92,14 +138,14 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
         except OSError as problem:
             problems.append(_about(name, str(problem.strerror)))
             continue
-        for path, part in files:
+        for path, part, inside in files:
             reason = _unreadable(path, suffixes)
             if reason:
                 problems.append(_about(path, reason))
                 continue
             # Files of a saved data set are all called alike: the directory's name comes before.
             own = path.name.removesuffix(COMPRESSED)
-            stem = ".".join([*_between(Path(name), path), Path(own).stem])
+            stem = ".".join([*_between(inside, path), Path(own).stem])
             namesakes = stems.setdefault(stem, [])
             if path not in namesakes:
                 namesakes.append(path)
@@ -113,9 +159,9 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
     return sources
 
 
-def _between(given: Path, path: Path) -> tuple[str, ...]:
-    """The directory that was given and those from there to the file; none for a file."""
-    return () if given == path else (given.name, *path.relative_to(given).parent.parts)
+def _between(inside: Path | None, path: Path) -> tuple[str, ...]:
+    """The saved data set that a file is of and the folders from there to it, by name."""
+    return () if inside is None else (inside.name, *path.relative_to(inside).parent.parts)
 
 
 def _about(path: str | Path, reason: str) -> RowProblem:

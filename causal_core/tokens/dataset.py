@@ -215,24 +215,29 @@ def load_dataset(
             raise UserError(f"{message}. Raise data.max_length, or set data.overlong=drop")
         if on_dropped is not None:
             on_dropped(f"dropped: {message}")
-        table = _without_longer(table, max_length, cache / "tokens" / f"{key}-{max_length}.arrow")
+        target = cache / "tokens" / f"{key}-{max_length}.arrow"
+        table = rows_of(table, pc.less_equal(table.column("longest"), max_length), target)
         key = f"{key}<= {max_length}"
     return TripletDataset(table, key)
 
 
-def _without_longer(table: pa.Table, max_length: int, target: Path) -> pa.Table:
-    """The rows of at most `max_length` tokens, mapped from a cache file of their own."""
+def rows_of(table: pa.Table, chosen: pa.ChunkedArray, target: Path) -> pa.Table:
+    """The rows for which `chosen` is true, mapped from a cache file of their own."""
     kept = _read_cache(target)
     if kept is None:
-        # A cache of before says of benign_cf_input that it is in every row: the same columns.
-        batches = (
-            pa.RecordBatch.from_arrays(b.columns, schema=_SCHEMA) for b in table.to_batches()
-        )
-        short = (b.filter(pc.less_equal(b.column("longest"), max_length)) for b in batches)
-        _write_cache(target, short)
+        _write_cache(target, _chosen(table, chosen))
         kept = _read_cache(target)
         assert kept is not None
     return kept
+
+
+def _chosen(table: pa.Table, chosen: pa.ChunkedArray) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in table.to_batches():
+        mask = chosen.slice(start, batch.num_rows).combine_chunks()
+        start += batch.num_rows
+        # A cache of before says of benign_cf_input that it is in every row: the same columns.
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=_SCHEMA).filter(mask)
 
 
 def _cache_key(
@@ -244,7 +249,7 @@ def _cache_key(
     for path in paths:
         name, split = split_selector(path)
         try:
-            for file, part in files_of(Path(name)):
+            for file, part, _ in files_of(Path(name)):
                 key = [file_digest(file, cache), split, *([part] if part else [])]
                 digest.update(json.dumps(key).encode())
         except OSError as error:

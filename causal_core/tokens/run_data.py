@@ -14,6 +14,7 @@ from causal_core.pretrained.loading import ModelLimits, load_tokenizer, model_li
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import Progress, TripletDataset, load_dataset
 from causal_core.tokens.fresh import FreshAttacks
+from causal_core.tokens.mixture import mixed, weighted
 from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.visible_text import quoted
@@ -105,7 +106,7 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
     if not config.data.train:
         raise UserError("data.train is empty: name at least one triplet file")
     encoder = load_encoder(config)
-    train = load_split(config, encoder, config.data.train, progress)
+    train = _training_data(config, encoder, progress)
     validation = None
     if config.data.validation:
         validation = load_split(config, encoder, config.data.validation, progress)
@@ -114,6 +115,19 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
     _refuse_without_counterfactual(config, {"train": train, "validation": validation})
     fresh = FreshAttacks(train, encoder, config.run.seed) if config.data.fresh_attacks else None
     return RunData(encoder, train, validation, fresh)
+
+
+def _training_data(
+    config: Config, encoder: PromptEncoder, progress: Progress | None
+) -> TripletDataset:
+    files, cache = config.data.weighted_files(), cache_root(config.data.cache_dir)
+    if all(file.weight == 1 for file in files):
+        return load_split(config, encoder, [file.path for file in files], progress)
+    parts = [
+        weighted(load_split(config, encoder, [file.path], progress), file.weight, cache)
+        for file in files
+    ]
+    return mixed(parts)
 
 
 def _refuse_without_counterfactual(

@@ -157,9 +157,10 @@ def _files_to_upload(config: Config) -> list[Path]:
             "resources.workers=0 runs in the job's own process, which holds no GPU: set "
             "resources.workers=1"
         )
-    named = [*config.data.train, *config.data.validation]
+    named = [*(file.path for file in config.data.weighted_files()), *config.data.validation]
     named += [path for paths in config.data.test.values() for path in paths]
-    files = {path.partition("#")[0] for path in named if not _is_everywhere(path)}
+    given = {path.partition("#")[0] for path in named if not _is_everywhere(path)}
+    files = {match for path in given for match in _matches(path)}
     for file in files:
         if ".." in Path(file).parts or not Path(file).exists():
             raise UserError(
@@ -168,6 +169,14 @@ def _files_to_upload(config: Config) -> list[Path]:
             )
     below = (Path(file).rglob("*") if Path(file).is_dir() else [Path(file)] for file in files)
     return sorted(path for paths in below for path in paths if path.is_file())
+
+
+def _matches(path: str) -> list[str]:
+    """The files that a pattern stands for; a name that is none, as it is."""
+    from causal_core.data.sources import matching
+
+    found = [] if Path(path).exists() else matching(Path(path))
+    return [str(match) for match in found] or [path]
 
 
 def _must_be_on_every_node(name: str, path: str) -> None:

@@ -116,8 +116,14 @@ def _budget(config: Config, gpu_memory: str | None, gpu: str | None) -> int | No
 
 def _data(config: Config) -> tuple[RunData | None, str]:
     """The run's data, or why there is none: a plan of the memory needs none."""
-    files = [item.partition("#")[0] for item in config.data.train]
-    missing = [name for name in files if "://" not in name and not Path(name).exists()]
+    from causal_core.data.sources import matching
+
+    files = [file.path.partition("#")[0] for file in config.data.weighted_files()]
+    missing = [
+        name
+        for name in files
+        if "://" not in name and not Path(name).exists() and not matching(Path(name))
+    ]
     if not files:
         return None, "data.train is empty"
     if missing:

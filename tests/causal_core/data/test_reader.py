@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_core.credentials import message_without_credentials
+from causal_core.data import sources
 from causal_core.data.reader import BadRow, read_triplets
 from causal_core.data.schema import TRIPLET_SCHEMA, DataError, RowProblem
 from causal_core.data.writer import write_triplets
@@ -171,6 +172,26 @@ def test_a_split_suffix_keeps_the_rows_of_that_split(tmp_path):
         read_triplets(f"{path}#test_novel")
     with pytest.raises(DataError, match="is no split"):
         read_triplets(f"{path}#all")
+
+
+def test_a_pattern_stands_for_several_files_in_order(tmp_path, monkeypatch):
+    for name in ("b.jsonl", "a.jsonl", "c[1].jsonl"):
+        write_lines(tmp_path / name, row(id=name, split="train"))
+    assert read_triplets(tmp_path / "[ab].jsonl").table["id"].to_pylist() == ["a.jsonl", "b.jsonl"]
+    assert read_triplets(f"{tmp_path}/*.jsonl#train").table.num_rows == 3
+    assert read_triplets(tmp_path / "c[1].jsonl").table.num_rows == 1  # a file of that very name
+    with pytest.raises(DataError, match="no file matches"):
+        read_triplets(tmp_path / "x*.jsonl")
+    monkeypatch.setattr(sources, "_MOST_FILES", 2)
+    with pytest.raises(DataError, match="more than 2 files match"):
+        read_triplets(tmp_path / "*.jsonl")
+
+
+def test_a_file_location_is_the_file_that_it_names(tmp_path):
+    path = write_lines(tmp_path / "a b.jsonl", row(split="train"), row(id="b"))
+    assert path.as_uri().startswith("file:///") and "%20" in path.as_uri()
+    assert read_triplets(path.as_uri()).table.num_rows == 2
+    assert read_triplets(f"{path.as_uri()}#train").table["id"].to_pylist() == ["a"]
 
 
 def test_unusable_files_are_named_together(tmp_path):

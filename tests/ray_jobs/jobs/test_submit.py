@@ -177,6 +177,21 @@ def test_the_upload_holds_code_config_and_named_data_and_nothing_else(folder):
         assert {name for name in code if name.startswith(f"{package}/")} == there
 
 
+def test_patterns_weighted_files_and_saved_directories_are_uploaded(folder):
+    saved = folder / "data" / "saved"
+    saved.mkdir()
+    for name in ("state.json", "a.arrow"):
+        (saved / name).write_text("{}")
+    files = "[{path: 'data/t*.jsonl#train', weight: 2}, data/saved]"
+    job = job_of(training(f"data.train={files}", "data.validation=[]", "data.test={}"), commands())
+    assert [str(path) for path in job.data] == [
+        "data/saved/a.arrow", "data/saved/state.json", "data/test_novel.jsonl",
+        "data/test_seen.jsonl", "data/train.jsonl",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"data/x\*\.jsonl: no such file"):
+        job_of(training("data.train=[data/x*.jsonl]"), commands())
+
+
 def test_equal_content_gives_equal_uploads(folder):
     contents = []
     for name in ("a.zip", "b.zip"):
