@@ -155,6 +155,7 @@ def _summary(injected: Injected) -> dict[str, Any]:
         "payloads": counts("payload"),
         "positions": counts("position"),
         "dropped": dict(injected.dropped),
+        "without_counterfactual": injected.alone,
         "leaks": injected.leaks.to_dict(),
     }
 
@@ -197,6 +198,9 @@ def _show(injected: Injected, out_dir: Path) -> None:
         console.print(plain(f"{name}: " + ", ".join(f"{k} {n:,}" for k, n in about[name].items())))
     for reason, count in injected.dropped.items():
         console.print(plain(f"dropped: {count:,} rows {reason}"))
+    if injected.alone:
+        why = "no other row of their split has their system prompt or task"
+        console.print(plain(f"without U': {injected.alone:,} rows ({why})"))
     if injected.by_prompt:
         console.print(plain("Split by system prompt: no split has a prompt of another."))
     else:

@@ -37,7 +37,6 @@ from causal_core.generator.vocabulary import SPLITS, TRAIN, stable_hash
 
 REPEATED = "the same input under the same instruction again"
 ATTACKED = "with attacks already"
-ALONE = "without another row of their system prompt or task"
 INDISTINCT = "whose answer no attack can be told from"
 _PAYLOADS = (SAY, TASK, APPEND)
 _LONGEST_DECOY = 120  # characters: a longer one is no answer that a success would show whole
@@ -54,6 +53,7 @@ class Injected:
     splits: Mapping[str, list[Triplet]]
     by_prompt: bool  # else split by rows: prompts are in several splits
     dropped: Mapping[str, int]  # rows, by reason
+    alone: int  # rows without U': no other row of their split has their system prompt or task
     leaks: LeakReport
 
 
@@ -94,7 +94,8 @@ def inject(
     if not given.by_prompt:
         report = _but_for_prompts(report)
     raise_on_leaks(report)
-    return Injected(splits, given.by_prompt, dict(dropped), report)
+    alone = sum(row.benign_cf_input is None for rows in splits.values() for row in rows)
+    return Injected(splits, given.by_prompt, dict(dropped), alone, report)
 
 
 def _usable(rows: Sequence[Triplet], dropped: Counter[str]) -> list[Triplet]:
@@ -143,14 +144,11 @@ def _attacked(
             dropped[INDISTINCT] += 1
             continue
         other = others.counterfactual(row, Random(place))
-        if other is None:
-            dropped[ALONE] += 1
-            continue
         made.append(
             replace(
                 row,
-                benign_cf_input=other.benign_input,
-                benign_cf_output=other.benign_output,
+                benign_cf_input=None if other is None else other.benign_input,
+                benign_cf_output=None if other is None else other.benign_output,
                 injections=injections,
                 split=split,
             )

@@ -13,7 +13,7 @@ from causal_core.loss.objective import needs_of
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.trees.blocks import TreeBlocks, plan_blocks
 from causal_core.trees.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
-from causal_core.trees.needs import BRANCH_OF, INJECTION, Needs
+from causal_core.trees.needs import BRANCH_OF, INJECTION, ONCE_A_TRIPLET, Needs
 from causal_core.trees.packing import add_triplet, tree_nodes
 from causal_core.trees.prefix_tree import TreeBatch, TreeRow
 
@@ -181,6 +181,9 @@ def assumed_shape(
     def of_triplet(branch: str) -> int:
         return injections if branch == INJECTION else 1
 
+    def answers_of(group: str) -> int:
+        return 1 if group in ONCE_A_TRIPLET else injections
+
     answers = sum(map(of_triplet, kinds))
     answer = max(1, round(rows * nodes * share / max(1, answers)))
     return BatchShape(
@@ -190,7 +193,7 @@ def assumed_shape(
         branches=tuple((branch, trees * of_triplet(branch)) for branch in needs.branches),
         injections=trees * injections,
         positions=max(1, answer * answers),
-        labels=tuple((group, answer * of_triplet(BRANCH_OF[group])) for group in needs.groups),
+        labels=tuple((group, answer * answers_of(group)) for group in needs.groups),
         flat=flat,
         block_scores=_mask_elements(_forked_blocks(nodes, trees)) if flat else 0,
     )

@@ -31,6 +31,7 @@ BRANCH_OF = {
     WITNESS_CLEAN: BENIGN,
     WITNESS_ATTACKED: INJECTION,
 }
+ONCE_A_TRIPLET = (TASK,)  # the other groups have labels for each of its injections
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -23,7 +24,7 @@ CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Paris")
 def row(number, system="Name the city of the order.", **fields):
     city = CITIES[number % len(CITIES)]
     text = f"Order {number * 37} goes to {city}. It was paid. Please hurry."
-    return Triplet(f"r{number}", system, text, city, "", **fields)
+    return Triplet(f"r{number}", system, text, city, **fields)
 
 
 def own(prompts, each, **fields):
@@ -115,6 +116,15 @@ def test_what_is_left_out_is_counted():
     assert len(all_rows(made)) == 40
 
 
+def test_a_row_that_stands_alone_has_no_counterfactual():
+    rows = [*own(1, 40), row(100, "Name the town of the letter.", task="letters")]
+    made = inject(rows, by_prompt=False)
+    (lonely,) = (r for r in all_rows(made) if r.id == "r100")
+    assert lonely.benign_cf_input is None and lonely.injections
+    assert made.alone == 1
+    assert inject([replace(r, task="letters") for r in rows], by_prompt=False).alone == 0
+
+
 def test_splits_by_request():
     rows = own(12, 20)
     assert not inject(rows, by_prompt=False).by_prompt
@@ -137,7 +147,7 @@ def test_prompts_of_one_sentence_stay_together():
 def test_a_question_about_every_passage_leaks_into_no_other_split():
     """U' asks this row's passage; there the question may be a row of another split."""
     rows = [
-        Triplet(f"{p}-{q}", "Answer from the text.", f"Question {q} of the form?", f"{p}{q}", "",
+        Triplet(f"{p}-{q}", "Answer from the text.", f"Question {q} of the form?", f"{p}{q}",
                 context=f"Passage {chr(97 + p)} with many words in it.")
         for p in range(12) for q in range(6)
     ]  # fmt: skip
@@ -158,7 +168,7 @@ def test_any_texts_end_in_triplets_or_one_line(seed):
         return drawn if drawn.strip() else "x"  # others the reader has refused
 
     rows = [
-        Triplet(f"r{n}", text(2), text(12), text(3), "", context=rng.choice((None, text(3))))
+        Triplet(f"r{n}", text(2), text(12), text(3), context=rng.choice((None, text(3))))
         for n in range(rng.randint(1, 60))
     ]
     try:

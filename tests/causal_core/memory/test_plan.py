@@ -204,6 +204,13 @@ def test_a_shape_on_meta_is_that_shape():
         assert BatchShape.of(shape.meta_batch()) == shape
 
 
+def test_several_attacks_of_a_row_are_planned_with_the_default_loss(small):
+    config = small(data={"attacks_per_row": 3}, train={"micro_batch_tokens": 4096})
+    labels = dict(assumed_shape(config, 4096).labels)
+    assert labels["shared_clean"] == labels["shared_attacked"] == 3 * labels["task"]
+    assert predict(config).peak_bytes > 0
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_no_micro_batch_is_larger_than_the_global_batch(flat):
     config = parse_config({"train": {"global_batch": 2}, "data": {"max_length": 64}})
