@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from causal_core.files import is_remote
+from ray_jobs.benchmark_command import benchmark
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import (
     Files,
@@ -37,6 +38,7 @@ data_app = typer.Typer(
 )
 
 data_app.command()(inject)
+data_app.command()(benchmark)
 
 _MOST_ROWS = 10**6
 

@@ -67,7 +67,7 @@ class Case:
 class BenchmarkRows:
     """The rows of a test set, and what is to be known when its figures are read."""
 
-    table: pa.Table  # in TRIPLET_SCHEMA; without a reference the answers are null
+    table: pa.Table  # in TRIPLET_SCHEMA; without a reference the answers are empty
     attacks: int
     judged: int  # attacks with a witness that can show success
     without_answer: int  # rows
@@ -117,7 +117,7 @@ def collect(name: str, cases: Iterable[Case], dropped: Dropped) -> BenchmarkRows
         table=pa.Table.from_pylist(rows, schema=TRIPLET_SCHEMA),
         attacks=attacks,
         judged=sum(i["witness"] is not None for row in rows for i in row[INJECTIONS]),
-        without_answer=sum(row["benign_output"] is None for row in rows),
+        without_answer=sum(not row["benign_output"] for row in rows),
         floors=dict(floors),
         dropped=dict(dropped.reasons),
     )
@@ -198,7 +198,7 @@ def _injection(case: Case, attack: Attack, floors: Counter[str]) -> dict[str, An
     injection: dict[str, Any] = dict.fromkeys(INJECTION_FIELDS)
     injection.update(
         injection_input=attack.input,
-        injection_output=case.answer,
+        injection_output=case.answer or "",
         witness=witness,
         attack_family=attack.family,
         attack_technique=technique,
@@ -243,7 +243,7 @@ def _row(
         id=identity,
         system_instruction=_clean(case.system),
         benign_input=_clean(case.input),
-        benign_output=case.answer and _clean(case.answer),
+        benign_output=_clean(case.answer or ""),
         benign_cf_input=others.get((case.system, case.input)),
         task=case.task and _clean(case.task),
         has_trigger_words=case.trigger_words,

@@ -53,8 +53,8 @@ def test_rows_keep_the_rules_of_triplets(read, name):
         for attack in row["injections"]:
             assert attack["injection_output"] == row["benign_output"]
             if attack["witness"]:
-                assert not contains_witness(row["benign_output"] or "", attack["witness"])
-    assert found.without_answer == sum(row["benign_output"] is None for row in rows)
+                assert not contains_witness(row["benign_output"], attack["witness"])
+    assert found.without_answer == sum(not row["benign_output"] for row in rows)
     again = read(name, *ALL[name])
     assert again.table.equals(found.table)
 
@@ -74,7 +74,7 @@ def test_sep_counts_witnesses_that_are_there_already(read):
     first, second = found.table.to_pylist()
     attack = first["injections"][0]
     assert (attack["position"], attack["witness"], attack["wording"]) == ("end", "iron", "sep/4")
-    assert first["task"] == "Classification" and first["benign_output"] is None
+    assert first["task"] == "Classification" and first["benign_output"] == ""
     # U' is the other input under the same instruction.
     assert first["benign_cf_input"] == second["benign_input"]
     floor = second["injections"][0]
@@ -159,7 +159,7 @@ def test_spikee_takes_a_built_data_set_apart(read):
 def test_notinject_has_nothing_injected(read):
     (row,) = read("notinject", samples.NOTINJECT).table.to_pylist()
     assert row["has_trigger_words"] is True and row["injections"] == []
-    assert row["benign_output"] is None
+    assert row["benign_output"] == ""
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
