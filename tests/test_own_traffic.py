@@ -56,13 +56,12 @@ def follow(place: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, dic
     rows = traffic(sample, 64)
     (place / "traffic.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (config,) = blocks("yaml")
-    (place / "configs").mkdir()
     page = place / "page.yaml"
     page.write_text(config)
     tree = read_yaml(page)
     for name, values in settings.items():
         tree.setdefault(name, {}).update(values)
-    (place / "configs" / "own.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    (place / "own.yaml").write_text(json.dumps(tree))  # JSON is YAML
     printed = ""
     (commands,) = blocks("sh")
     for line in commands.strip().splitlines():
