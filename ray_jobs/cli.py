@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from causal_core.errors import UserError
+from ray_jobs.attack_command import attack_command
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.data_command import data_app
 from ray_jobs.evaluate_command import evaluate_command
@@ -144,58 +145,7 @@ _Trust = Annotated[
 
 
 app.command("evaluate")(evaluate_command)
-
-
-@app.command()
-def attack(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
-    against: _Against = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE#SPLIT", help="Rows to attack; default: the last test set."),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows at most.")] = 24,
-    budget: Annotated[int, typer.Option(help="Queries for each row: 1, 4, 16, 64 or 256.")] = 64,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Begin no further budget after so many minutes.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed searches elsewhere.")] = 0,
-    trust_remote_code: _Trust = False,
-    as_json: _Json = False,
-) -> None:
-    """Attack a run with a search that adapts to it, beside its base model and other runs.
-
-    The search combines wrappers that training never saw with payloads, positions and delimiters,
-    guided by the model's own probabilities. What it finds is kept in RUN_DIR/attack; an interrupted
-    command goes on from there.
-
-    Example: causal attack runs/mine --against control=runs/task-only --rows 48 --budget 256
-    """
-    import json
-
-    from rich.console import Console
-
-    from ray_jobs.attack import run_attack, show_attack
-    from ray_jobs.console.quiet import quiet_libraries
-
-    quiet_libraries()
-    others = {name: Path(path) for name, path in (item.split("=", 1) for item in against or ())}
-    console = Console(stderr=as_json)
-    result = run_attack(
-        run.resolve(),
-        console,
-        others,
-        data=data,
-        rows=rows,
-        budget=budget,
-        minutes=minutes,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-    )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_attack(console, result)
+app.command("attack")(attack_command)
 
 
 @app.command()

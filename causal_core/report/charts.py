@@ -75,6 +75,14 @@ class Group:
     bars: Mapping[str, Estimate]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One model's proportion at each level of an effort."""
+
+    model: str
+    points: Mapping[int, Estimate]
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """The style of all figures, for the `with` block that draws one."""
@@ -171,6 +179,41 @@ def line_chart(
             figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
         figure.set_layout_engine("constrained")
         return finished(figure, _lines_in_words(title, lines), caption)
+
+
+def curve_chart(title: str, curves: Sequence[Curve], unit: str, caption: str) -> Chart:
+    """Proportions with their intervals over levels, which are drawn at equal distances."""
+    levels = sorted({level for curve in curves for level in curve.points})
+    with drawing():
+        figure = Figure(figsize=(4.6, 2.9))
+        axes = figure.add_subplot()
+        for place, curve in enumerate(curves):
+            x = [levels.index(level) for level in sorted(curve.points)]
+            found = [curve.points[level] for level in sorted(curve.points)]
+            colour = _model_colour(curve.model, place)
+            axes.fill_between(
+                x, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.12,
+                linewidth=0,
+            )  # fmt: skip
+            axes.plot(
+                x, [e.value for e in found], label=_label(curve.model), color=colour,
+                linewidth=1.7, marker="o", markersize=3.5,
+            )  # fmt: skip
+        axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+        axes.set_ylim(-0.02, 1.02)
+        ticks = [0, 0.25, 0.5, 0.75, 1.0]
+        axes.set_yticks(ticks, [SHARE.text(t, 0) for t in ticks])
+        axes.set_title(_label(title, 60))
+        axes.set_xlabel(_label(unit))
+        axes.grid(axis="y")
+        figure.legend(loc="outside lower center", ncols=max(1, min(4, len(curves))))
+        figure.set_layout_engine("constrained")
+        words = "; ".join(
+            f"{_label(c.model)} "
+            + ", ".join(f"{SHARE.text(c.points[x].value, 0)} at {x}" for x in sorted(c.points))
+            for c in curves
+        )
+        return finished(figure, f"Line chart. {_label(title, 80)}: {words}.", caption)
 
 
 def running_mean(values: Sequence[float | None], window: int) -> list[float]:

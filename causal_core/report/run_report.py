@@ -19,6 +19,8 @@ from causal_core.evaluation.metrics import METRIC, TEST_METRICS, TRAINED, refere
 from causal_core.files import METRICS_FILE, PERFORMANCE_FILE, read_records, write_whole
 from causal_core.report import evaluation_section as evaluation
 from causal_core.report import training_section as training
+from causal_core.report.attacks import CAVEAT, read_attacks
+from causal_core.report.attacks import sections as attack_sections
 from causal_core.report.html import render
 from causal_core.report.recorded import read_summary
 from causal_core.report.verdict import rows_compared, verdict_of
@@ -40,6 +42,7 @@ class _Run:
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     performance: list[dict[str, Any]]
+    attacks: list[dict[str, Any]]
 
 
 def write_report(run_directory: Path) -> Path:
@@ -69,6 +72,7 @@ def write_evaluation_report(
         "facts": list(facts.items()),
         "notes": [],
         "trains": False,
+        "attacks": [],
     }
     return write_whole(directory / REPORT, render(f"{REPORT}.j2", context))
 
@@ -88,6 +92,7 @@ def _read(directory: Path) -> _Run:
         train=[r for r in records if r.get("kind") == "train"],
         validation=[r for r in records if r.get("kind") == "validation"],
         performance=read_records(directory / PERFORMANCE_FILE),
+        attacks=read_attacks(directory),
     )
 
 
@@ -99,6 +104,8 @@ def _context(run: _Run) -> dict[str, Any]:
         "facts": _fact_list(run),
         "notes": _notes(run),
         "trains": True,
+        "attacks": attack_sections(run.attacks),
+        "attack_caveat": CAVEAT,
         "loss_charts": training.loss_charts(run.train, run.config),
         "validation_charts": training.validation_charts(run.validation, run.facts.get("best_step")),
         "collapse": training.collapse(run.validation),

@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from causal_core.attack.search import Search
 from causal_core.errors import UserError
+from causal_core.report.attacks import read_attacks
 from ray_jobs import attack
 from ray_jobs.run import run_training
+from ray_jobs.subjects import Asked
 from tests.tiny_run import tiny_config
 
 
@@ -23,8 +26,9 @@ def run(tiny_model_directory, tiny_data, tmp_path_factory):
     return directory
 
 
-def attacked(run, **options):
-    return attack.run_attack(run, Console(quiet=True), {}, rows=2, **{"budget": 4, **options})
+def attacked(run, out=None, **options):
+    effort = attack.Effort(rows=2, **{"level": 4, **options})
+    return attack.run_attack(Asked(run=run), Console(quiet=True), effort, out)
 
 
 def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(run, monkeypatch):
@@ -32,14 +36,14 @@ def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(r
     assert list(result["curves"]) == ["base", "trained"] and result["rows"] == 2
     for curve in result["curves"].values():
         assert [point["budget"] for point in curve] == [1, 4]
-    rows = pq.read_table(run / "attack" / "rows-trained.parquet").to_pylist()
+    rows = pq.read_table(run / "attack" / "words-trained.parquet").to_pylist()
     assert len(rows) == 2 and all(row["attacked_input"] for row in rows)
-    assert json.loads((run / "attack" / "attack.json").read_text()) == result
+    assert json.loads((run / "attack" / "attack-words.json").read_text()) == result
 
     def again(*_):
         raise AssertionError("a budget that is done was spent again")
 
-    monkeypatch.setattr(attack, "spend", again)
+    monkeypatch.setattr(Search, "spend", again)
     assert attacked(run) == result
     with pytest.raises(AssertionError, match="spent again"):
         attacked(run, seed=1)  # another search
@@ -48,13 +52,13 @@ def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(r
 @pytest.mark.parametrize("damage", ["{", '{"key": 1}', "[]"])
 def test_a_damaged_record_is_searched_again(run, damage):
     result = attacked(run)
-    (run / "attack" / "search-trained.json").write_text(damage)
+    (run / "attack" / "words-trained.json").write_text(damage)
     assert attacked(run) == result
 
 
 def test_a_record_of_other_rows_is_not_believed(run):
     result = attacked(run)
-    record = run / "attack" / "search-trained.json"
+    record = run / "attack" / "words-trained.json"
     kept = json.loads(record.read_text())
     kept["rows"] = [{**row, "id": "another"} for row in kept["rows"]]
     record.write_text(json.dumps(kept))
@@ -62,15 +66,42 @@ def test_a_record_of_other_rows_is_not_believed(run):
     assert "another" not in record.read_text()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b"])
-def test_a_name_that_is_no_file_name_is_refused(run, name):
-    with pytest.raises(UserError, match="files are named after it"):
-        attack.run_attack(run, Console(quiet=True), {name: run})
-
-
 def test_a_budget_that_there_is_none_of_is_refused(run):
-    with pytest.raises(UserError, match="--budget 5"):
-        attacked(run, budget=5)
+    with pytest.raises(UserError, match="--budget 5: with --kind words"):
+        attacked(run, level=5)
+    with pytest.raises(UserError, match="--budget 64: with --kind suffix it is one of 0, 25"):
+        attacked(run, kind="suffix", level=64)
+    with pytest.raises(UserError, match="--kind luck: it is one of words, delimiters"):
+        attacked(run, kind="luck")
+
+
+@pytest.mark.parametrize("kind", ["delimiters", "suffix", "universal"])
+def test_every_kind_leaves_its_curve_and_the_report_shows_it(run, kind):
+    result = attacked(run, kind=kind, level=4 if kind == "delimiters" else 0)
+    assert result["kind"] == kind and set(result["curves"]) == {"base", "trained"}
+    assert json.loads((run / "attack" / f"attack-{kind}.json").read_text()) == result
+    page = (run / "report.html").read_text()
+    assert "An attacker that adapts" in page and result["title"].capitalize() in page
+
+
+def test_a_model_that_is_no_run_is_attacked_on_its_own(tiny_model_directory, tiny_data, tmp_path):
+    rows = str(tiny_data / "test_novel.jsonl")
+    asked = Asked(model=str(tiny_model_directory), tests={"novel": [rows]})
+    effort = attack.Effort(rows=2, level=1)
+    result = attack.run_attack(asked, Console(quiet=True), effort, tmp_path / "out")
+    assert list(result["curves"]) == ["base"]
+    assert (tmp_path / "out" / "words-base.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "[]", '{"kind": 1}', '{"curves": {"base": [{"budget": 1, "value": 7}]}}', "[" * 9999],
+)
+def test_a_curve_that_is_none_is_refused_in_one_sentence(run, damage, tmp_path):
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "attack-words.json").write_text(damage)
+    with pytest.raises(UserError, match="is not what causal attack writes"):
+        read_attacks(tmp_path)
 
 
 def test_out_of_time_leaves_the_budgets_that_were_not_begun_out(run, monkeypatch):
@@ -84,7 +115,10 @@ def test_out_of_time_leaves_the_budgets_that_were_not_begun_out(run, monkeypatch
 @pytest.mark.parametrize(("broken", "says"), [(0.05, True), (0.5, False)])
 def test_an_attack_that_does_not_break_the_reference_says_so(broken, says):
     point = {"budget": 4, "value": broken, "low": 0.0, "high": 1.0, "n": 20}
-    result = {"curves": {"base": [point], "trained": [point]}, "rows": 20, "data": "novel"}
+    result = {
+        "curves": {"base": [point], "trained": [point]}, "rows": 20, "data": "novel",
+        "title": "search", "unit": "queries for each row",
+    }  # fmt: skip
     out = io.StringIO()
     attack.show_attack(Console(file=out, width=100), result)
     assert ("too weak" in out.getvalue()) is says
