@@ -27,6 +27,7 @@ from ray_jobs.data_files import (
     user_errors,
 )
 from ray_jobs.inject_command import inject
+from ray_jobs.targets_command import targets
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     from causal_core.data.reader import ReadResult
@@ -39,6 +40,7 @@ data_app = typer.Typer(
 
 data_app.command()(inject)
 data_app.command()(benchmark)
+data_app.command()(targets)
 
 _MOST_ROWS = 10**6
 

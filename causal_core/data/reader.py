@@ -59,6 +59,7 @@ def read_triplets(
     on_bad_row: Callable[[BadRow], None] | None = None,
     columns: ColumnPaths | None = None,
     convert: bool = False,
+    unanswered: bool = False,
 ) -> ReadResult:
     """Read triplet files into one table in `TRIPLET_SCHEMA`.
 
@@ -71,12 +72,13 @@ def read_triplets(
         columns: where rows of any other layout have our fields.
         convert: make rows of ours of those in a known layout of others (`formats/layouts.py`),
             which are refused by name otherwise.
+        unanswered: rows may lack their answers, which are then empty.
 
     Raises:
         DataError: always for a file as a whole (missing, empty, of unknown kind, damaged); for bad
             rows if `on_error` is `raise`.
     """
-    reading = Reading(on_bad_row, columns, convert)
+    reading = Reading(on_bad_row, columns, convert, unanswered)
     given = [paths] if isinstance(paths, str | Path) else paths
     for source in resolve_sources(given, tuple(FORMATS)):
         reading.start(source)

@@ -91,6 +91,7 @@ class Reading:
         on_bad_row: Called with each row that is left out.
         columns: Where rows of another layout have our fields.
         convert: Whether rows of a known layout of others are made into ours.
+        unanswered: Whether rows may lack their answers, which are then empty.
     """
 
     def __init__(
@@ -98,9 +99,11 @@ class Reading:
         on_bad_row: Callable[[BadRow], None] | None = None,
         columns: ColumnPaths | None = None,
         convert: bool = False,
+        unanswered: bool = False,
     ) -> None:
         self.columns = columns or ColumnPaths()
         self.convert = convert
+        self.unanswered = unanswered
         self.rows = _Rows()
         self.errors = Problems()
         self.warnings = Problems()
@@ -197,7 +200,8 @@ class Reading:
             except NoRowError as problem:
                 self._refuse(line, [("", str(problem))], text)
                 return
-        checked = check_row(raw, f"{self.source.id_stem}:{line}")
+        default = f"{self.source.id_stem}:{line}"
+        checked = check_row(raw, default, unanswered=self.unanswered)
         # A field that could not even be decoded is not missing as well.
         undecoded = {(name, "missing") for name, _ in extra}
         findings = [*extra, *(found for found in checked.errors if found not in undecoded)]

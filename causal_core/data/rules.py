@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from causal_core.data.folding import folded
 from causal_core.data.schema import (
+    ANSWERS,
     CANONICAL_NAME,
     INJECTION_FIELDS,
     INJECTIONS,
@@ -47,11 +48,13 @@ def split_name(value: Any) -> str | None:
     return name if name in SPLITS else None
 
 
-def check_row(raw: Mapping[str, Any], default_id: str) -> CheckedRow:
+def check_row(raw: Mapping[str, Any], default_id: str, *, unanswered: bool = False) -> CheckedRow:
     """Bring a raw row to canonical form and test every rule that needs no other row.
 
     `default_id` is the id of a row without one. All broken rules are reported, not the first.
+    With `unanswered` a row may lack its answers, which are then empty.
     """
+    given_by_model = ANSWERS if unanswered else ()
     found: dict[str, Any] = dict.fromkeys((*TRIPLET_SCHEMA.names, *INJECTION_FIELDS))
     errors: list[Finding] = []
     unknown = _gather(raw, found, errors)
@@ -63,8 +66,11 @@ def check_row(raw: Mapping[str, Any], default_id: str) -> CheckedRow:
     broken = {field for field, _ in errors}
     for field in TRIPLET_SCHEMA.names:
         if field not in broken and field != INJECTIONS:
-            _check_field(field, row, field in REQUIRED_FIELDS or field == "id", errors)
+            required = field in REQUIRED_FIELDS or field == "id"
+            _check_field(field, row, required and field not in given_by_model, errors)
     broken = {field for field, _ in errors}
+    if unanswered and row["benign_output"] is None:
+        row["benign_output"] = ""
     _check_split(row, broken, errors)
     _check_counterfactual(row, broken, errors)
     flat = {name: found[name] for name in INJECTION_FIELDS}
@@ -75,7 +81,10 @@ def check_row(raw: Mapping[str, Any], default_id: str) -> CheckedRow:
         own: list[Finding] = []
         for field in INJECTION_FIELDS:
             if place + field not in broken:
-                _check_field(field, injection, field in REQUIRED_INJECTION_FIELDS, own)
+                required = field in REQUIRED_INJECTION_FIELDS and field not in given_by_model
+                _check_field(field, injection, required, own)
+        if unanswered and injection["injection_output"] is None:
+            injection["injection_output"] = ""
         if injection["attack_family"] is None:
             injection["attack_family"] = UNKNOWN_FAMILY
         bad = {field for field, _ in own} | {

@@ -118,6 +118,8 @@ INJECTION_FIELDS = (
     "payload",
     "wording",
 )
+# What a model can write where nobody has (`causal data targets`); "" stands for it until then.
+ANSWERS = ("benign_output", "injection_output")
 REQUIRED_INJECTION_FIELDS = ("injection_input", "injection_output")
 UNKNOWN_FAMILY = "unknown"  # of an attack whose file names none
 INJECTIONS = "injections"

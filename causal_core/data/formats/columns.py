@@ -15,6 +15,7 @@ from causal_core.data.problems import HOW_TO_MAP
 from causal_core.data.reading import MAX_ROW_BYTES, Reading, characters
 from causal_core.data.rules import Finding
 from causal_core.data.schema import (
+    ANSWERS,
     CANONICAL_NAME,
     INJECTION_FIELDS,
     INJECTIONS,
@@ -48,6 +49,8 @@ def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list
     given = {CANONICAL_NAME[name] for name in known if name in CANONICAL_NAME} | mapped
     attacked = INJECTIONS not in given and bool(given & set(INJECTION_FIELDS))
     required = (*REQUIRED_FIELDS, *(REQUIRED_INJECTION_FIELDS if attacked else ()))
+    if reading.unanswered:
+        required = tuple(name for name in required if name not in ANSWERS)
     missing = [name for name in required if name not in given]
     if missing and (layout is None or not reading.convert):
         found = ", ".join(shown(name[:60]) for name in names[:10]) or "none"
@@ -61,7 +64,7 @@ def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list
             fits, expected = _is_list_of_records(found), "a list of records of text"
         elif name in foreign:
             fits, expected = fits or _is_nested(found), "text, or lists and records of it"
-        if not fits or (field in REQUIRED_FIELDS and pa.types.is_null(found)):
+        if not fits or (field in required and pa.types.is_null(found)):
             kind = quoted(str(found), 60)[1:-1]
             reason = f"the column {name} holds {kind}, expected {expected}"
             raise DataError.in_file(source.name, reason)
