@@ -140,7 +140,8 @@ def test_a_witness_that_the_model_says_unasked_leaves_the_row_out(
     plain = {**raw, "id": "plain", "benign_input": "Something else.", "injections": []}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(raw) + "\n" + json.dumps(plain) + "\n")
-    monkeypatch.setattr(own_answers.PromptEncoder, "decode", lambda self, ids: row.only.witness)
+    said = f"It is {row.only.witness} then."
+    monkeypatch.setattr(own_answers.PromptEncoder, "decode", lambda self, ids: said)
     result = targets(path, tmp_path / "out.jsonl", tiny_model_directory)
     assert result.exit_code == 0 and "is in the safe answer" in result.output
     assert [r.id for r in read_triplets(str(tmp_path / "out.jsonl")).triplets()] == ["plain"]
