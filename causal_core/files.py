@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import time
 import uuid
@@ -159,6 +160,32 @@ def whole_or_absent(path: Path, *, durable: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary directory to fill: it becomes `path` when the block ends, and goes if it fails.
+
+    Args:
+        replace: An earlier `path` stays until the new one is whole, and goes then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:12]
+    temporary, old = (path.with_name(f".{path.name}.{mark}.{end}") for end in ("partial", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

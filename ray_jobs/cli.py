@@ -15,6 +15,7 @@ from ray_jobs.attack_command import attack_command
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.data_command import data_app
 from ray_jobs.evaluate_command import evaluate_command
+from ray_jobs.export_command import export_command
 from ray_jobs.jobs.client import Address
 from ray_jobs.jobs.command import jobs_app
 from ray_jobs.try_command import try_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
 app.command("try")(try_command)
+app.command("export")(export_command)
 
 _Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file; configs/ has some to start from.")

@@ -88,7 +88,7 @@ def save_checkpoint(
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = trained.weights
-    _save_adapter(directory, engine.model, weights)
+    save_adapter(directory, engine.model, weights)
     save_file(_part(weights, _HEAD_PREFIX, keep_prefix=True), directory / PROJECTION)
     save_file(trained.optimizer_tensors, directory / OPTIMIZER)
     _check_whole(directory, engine.shapes)
@@ -267,7 +267,8 @@ def _part(weights: Mapping[str, Tensor], prefix: str, keep_prefix: bool) -> dict
     }
 
 
-def _save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Tensor]) -> None:
+def save_adapter(directory: Path, model: CausalModel, weights: Mapping[str, Tensor]) -> None:
+    """Writes the adapter of `weights` (by parameter name) in PEFT's layout."""
     # `save_embedding_layers=False`: PEFT would otherwise ask a hub whether the vocabulary grew.
     model.peft_model.save_pretrained(
         str(directory),
