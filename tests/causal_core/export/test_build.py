@@ -26,17 +26,19 @@ HOSTILE = (
 )
 
 
-def trained(base, data, folder, **sections):
-    sections = {"train": {"max_steps": 3, "learning_rate": 0.05}, **sections}
-    config = tiny_config(base, data, folder / "run", **sections)
+def trained(model, data, folder, quantization="none"):
+    config = tiny_config(
+        model, data, folder / "run",
+        train={"max_steps": 3, "learning_rate": 0.05}, loss={"preset": "contrastive"},
+    )  # fmt: skip
+    config.model.quantization = quantization
     run_training(config, Console(quiet=True))
     return run_directory(config)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_model_directory, tiny_data, tmp_path_factory):
-    return trained(tiny_model_directory, tiny_data, tmp_path_factory.mktemp("exported"),
-                   loss={"preset": "contrastive"})  # fmt: skip
+    return trained(tiny_model_directory, tiny_data, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")
