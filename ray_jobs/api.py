@@ -34,15 +34,13 @@ def evaluate_run(
     run: str | Path,
     against: Mapping[str, str | Path] | None = None,
     *,
-    limit: int | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a finished run beside its base and other runs, as `causal evaluate`.
+    """Evaluates a finished run beside its base and other runs, for its record and its report.
 
     Args:
         against: Other runs by the name to show them under.
-        limit: Rows per test set: a quick look, which leaves the run's own results as they are.
         trust_remote_code: Run Python code that ships with the model, which you have read.
 
     Returns:
@@ -53,7 +51,6 @@ def evaluate_run(
         Path(run).resolve(),
         Console(quiet=quiet),
         others,
-        limit,
         trust_remote_code=trust_remote_code,
     )
     return dict(result["evaluation"])

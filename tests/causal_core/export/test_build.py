@@ -146,9 +146,7 @@ def test_an_nf4_run_says_that_merging_changes_numbers_and_by_how_much(tiny_data,
 
     folder = tmp_path_factory.mktemp("nf4")
     model = write_tiny_model(folder / "model", hidden=64)
-    run = trained(
-        model, tiny_data, folder, model={"name_or_path": str(model), "quantization": "nf4"}
-    )
+    run = trained(model, tiny_data, folder, quantization="nf4")
     facts = export_run(run, folder / "merged", ExportOptions(merge=True, rows=3))
     # Four bits keep some percent of a weight.
     assert facts["reloaded"]["answer_log_probabilities"]["largest"] > 1e-3
