@@ -284,8 +284,9 @@ def _origin(config: Config, encoder: PromptEncoder, checkpoint: Path) -> dict[st
 
 def _licenses(config: Config, encoder: PromptEncoder) -> list[str]:
     """Of the training rows, where their files still are on this machine."""
+    paths = [file.path for file in config.data.weighted_files()]
     try:
-        table = load_split(config, encoder, config.data.train).table
+        table = load_split(config, encoder, paths).table
     except UserError:
         return []
     return sorted({value for value in table.column("license").to_pylist() if value})
