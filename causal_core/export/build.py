@@ -29,10 +29,11 @@ from causal_core.export.compare import (
 )
 from causal_core.export.template import defended_template, deviations
 from causal_core.export.weights import write_adapter, write_merged
-from causal_core.files import ATTACK, ATTACK_FILE, SUMMARY, whole_directory, write_whole
+from causal_core.files import SUMMARY, whole_directory, write_whole
 from causal_core.loss.objective import is_contrastive
 from causal_core.pretrained.loading import load_base
-from causal_core.report.recorded import read_attack, read_summary
+from causal_core.report.attacks import read_attacks
+from causal_core.report.recorded import read_summary
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
 from causal_core.tokens.run_data import load_split
@@ -76,7 +77,7 @@ def export_run(
     trained = inference.load(run, trust_remote_code=options.trust_remote_code)
     config, encoder, device = trained.config, trained.encoder, trained.device
     summary = read_summary(run) if (run / SUMMARY).is_file() else {}
-    attack = read_attack(run / ATTACK / ATTACK_FILE)
+    attacks = read_attacks(run)
     set_name, dataset = _rows(config, encoder, options.data)
     questions = _questions(dataset, encoder, options.rows)
     room = dataset.longest_of("benign_answer", "attack_answer") + _ROOM
@@ -120,7 +121,7 @@ def export_run(
         }
         _refuse_forgeable(facts)
         facts["sentences"] = sentences(facts)
-        write_card(place / "README.md", facts, summary.get("evaluation"), attack)
+        write_card(place / "README.md", facts, summary.get("evaluation"), attacks)
         write_whole(place / EXPORT, json.dumps(facts, indent=1) + "\n")
     return facts
 

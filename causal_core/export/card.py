@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, TRAINED, ordered_sets
 from causal_core.evaluation.statistics import Estimate, read_estimate
+from causal_core.report.attacks import CAVEAT, too_weak
 from causal_core.report.wording import interval
 from causal_core.visible_text import visible
 
@@ -19,14 +20,14 @@ def write_card(
     path: Path,
     facts: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
-    attack: Mapping[str, Any] | None,
+    attacks: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes README.md with its metadata, model-index among it.
 
     Args:
         facts: What `export.json` holds.
         evaluation: Of summary.json, checked; None where the run was not evaluated.
-        attack: Of attack.json, checked; None where the run was not attacked.
+        attacks: What `causal attack` found, checked; empty where the run was not attacked.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -50,7 +51,7 @@ def write_card(
         eval_results=results or None,
         license="apache-2.0" if facts["base"]["name"] == "demo" else None,
     )
-    body = "\n".join(_lines(facts, evaluation, attack))
+    body = "\n".join(_lines(facts, evaluation, attacks))
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     path.write_text(str(card), encoding="utf-8")
 
@@ -80,7 +81,7 @@ def _trained_metrics(
 def _lines(
     facts: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
-    attack: Mapping[str, Any] | None,
+    attacks: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
     adapter = facts["kind"] == "adapter"
     yield f"# {code(facts['name'])}\n"
@@ -91,7 +92,7 @@ def _lines(
     )
     yield from _origin(facts)
     yield from _measured(evaluation)
-    yield from _attacked(attack)
+    yield from _attacked(attacks)
     yield from _exported(facts)
     yield from _use(facts, adapter)
 
@@ -132,14 +133,20 @@ def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     yield "The intervals cover the sampling of rows, not other seeds.\n"
 
 
-def _attacked(attack: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "## An attacker that adapts\n"
-    if attack is None:
+def _attacked(attacks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "## Attackers that adapt\n"
+    if not attacks:
         yield "Not tried (`causal attack`).\n"
         return
+    for attack in attacks:
+        yield from _curves(attack)
+    yield f"{CAVEAT}\n"
+
+
+def _curves(attack: Mapping[str, Any]) -> Iterator[str]:
     curves = attack["curves"]
-    yield f"Rows of {code(attack['data'])} that a search broke, of {attack['rows']}:\n"
-    yield "| queries for each row | " + " | ".join(map(code, curves)) + " |"
+    yield f"{code(attack['title'])}: rows of {code(attack['data'])} broken, of {attack['rows']}.\n"
+    yield f"| {code(attack['unit'])} | " + " | ".join(map(code, curves)) + " |"
     yield "|---" * (len(curves) + 1) + "|"
     for budget in sorted({point["budget"] for curve in curves.values() for point in curve}):
         cells = []
@@ -148,7 +155,9 @@ def _attacked(attack: Mapping[str, Any] | None) -> Iterator[str]:
             found = point and Estimate(point["value"], point["low"], point["high"], point["n"])
             cells.append(f"{SHARE.text(found.value)} ({interval(found, SHARE)})" if found else "-")
         yield f"| {budget} | " + " | ".join(cells) + " |"
-    yield "\nNo break at a budget is not robustness: a larger search may find one.\n"
+    if (warning := too_weak(attack)) is not None:
+        yield f"\n{warning}."
+    yield ""
 
 
 def _exported(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -15,8 +15,9 @@ from causal_core.config import run_directory
 from causal_core.errors import DamagedCheckpointError, RunFailedError, UserError
 from causal_core.export import build
 from causal_core.export.build import ExportOptions, export_run
-from causal_core.files import ATTACK, ATTACK_FILE, SUMMARY
+from causal_core.files import SUMMARY
 from causal_core.inference import load
+from causal_core.report.attacks import FOLDER, attack_file
 from ray_jobs.run import run_training
 from tests.tiny_run import tiny_config
 
@@ -203,11 +204,22 @@ def test_the_card_holds_what_was_measured_and_no_markup_of_others(run, tmp_path)
         found["sets"][hostile] = found["sets"]["novel"]
     models[hostile] = models["base"]
     (other / SUMMARY).write_text(json.dumps(summary))
-    (other / ATTACK).mkdir()
+    (other / FOLDER).mkdir()
     point = {"budget": 4, "value": 0.25, "low": 0.1, "high": 0.5, "n": 24}
     curves = {"trained": [point], hostile: [point]}
-    (other / ATTACK / ATTACK_FILE).write_text(
-        json.dumps({"data": hostile, "rows": 24, "seed": 0, "curves": curves})
+    attack_file(other / FOLDER, "words").write_text(
+        json.dumps(
+            {
+                "kind": "words",
+                "title": hostile,
+                "unit": hostile,
+                "data": hostile,
+                "rows": 24,
+                "seed": 0,
+                "curves": curves,
+                "caveat": hostile,
+            }
+        )
     )
     export_run(other, tmp_path / "out", ExportOptions(rows=1))
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -228,9 +240,9 @@ def test_the_card_holds_what_was_measured_and_no_markup_of_others(run, tmp_path)
 )
 def test_a_damaged_record_of_an_attack_is_told(run, tmp_path, content):
     other = shutil.copytree(run, tmp_path / "run")
-    (other / ATTACK).mkdir()
-    (other / ATTACK / ATTACK_FILE).write_text(content)
-    with pytest.raises(UserError, match="not what an attack writes"):
+    (other / FOLDER).mkdir()
+    attack_file(other / FOLDER, "words").write_text(content)
+    with pytest.raises(UserError, match="not what causal attack writes"):
         export_run(other, tmp_path / "out", ExportOptions(rows=1))
 
 
