@@ -162,7 +162,7 @@ class Reading:
 
     def foreign(self, layout: Layout, rows: int | None = None) -> str:
         """What a file of another layout is, and the command that converts it."""
-        count = "holds" if rows is None else f"{rows:,} rows hold"
+        count = {None: "holds", 1: "1 row holds"}.get(rows, f"{rows or 0:,} rows hold")
         return (
             f"{count} {layout.name}, not triplets: causal data convert "
             f"{shown(self.source.given)} OUT.jsonl makes {layout.becomes} of them"

@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 from causal_core.credentials import without_credentials
 from causal_core.data.opened import COMPRESSED, opened
+from causal_core.data.remote import is_stored, local_copy
 from causal_core.data.rules import split_name
 from causal_core.data.saved import is_saved, saved_files
 from causal_core.data.schema import SPLIT_ALIASES, SPLITS, DataError, RowProblem
@@ -38,10 +39,11 @@ class Source:
     id_stem: str  # of the ids of rows without one
     given: str  # what was named: the file, or the directory that it is a part of
     part: str | None = None  # the split of its rows that name none, by where the file is
+    location: str | None = None  # in a store, of which `path` is a copy
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return str(self.path) if self.location is None else without_credentials(self.location)
 
     @property
     def suffix(self) -> str:
@@ -78,14 +80,19 @@ class Found(NamedTuple):
     path: Path
     part: str | None = None  # the split of its rows, by where it is
     inside: Path | None = None  # the saved data set that it is of
+    location: str | None = None  # in a store, of which it is a copy
 
 
-def files_of(path: Path) -> list[Found]:
-    """A file itself, or those that a pattern matches, or those of a saved data set.
+def files_of(name: str | Path) -> list[Found]:
+    """A file itself, or a copy of what is in a store, or the files that a pattern matches, or those
+    of a saved data set.
 
     Raises:
-        OSError: `strerror` says what is wrong with the directory or the pattern.
+        OSError: `strerror` says what is wrong with the location, the directory or the pattern.
     """
+    if is_stored(str(name)):
+        return [Found(local_copy(str(name)), location=str(name))]
+    path = Path(name)
     if _exists(path):
         if path.is_dir() and is_saved(path):
             return [Found(file, part, path) for file, part in saved_files(path)]
@@ -134,14 +141,14 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
                 problems.append(_about(given, f"{quoted(wanted)} is no split; known: {known}"))
                 continue
         try:
-            files = files_of(Path(name))
+            files = files_of(name)
         except OSError as problem:
             problems.append(_about(name, str(problem.strerror)))
             continue
-        for path, part, inside in files:
+        for path, part, inside, location in files:
             reason = _unreadable(path, suffixes)
             if reason:
-                problems.append(_about(path, reason))
+                problems.append(_about(location or path, reason))
                 continue
             # Files of a saved data set are all called alike: the directory's name comes before.
             own = path.name.removesuffix(COMPRESSED)
@@ -151,7 +158,7 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
                 namesakes.append(path)
             place = namesakes.index(path)
             stem += f"~{place + 1}" if place else ""
-            sources.append(Source(path, split, stem, name, part))
+            sources.append(Source(path, split, stem, name, part, location))
     if not sources and not problems:
         problems.append(RowProblem("", 0, "", "no data files were given"))
     if problems:

@@ -249,8 +249,9 @@ def _cache_key(
     for path in paths:
         name, split = split_selector(path)
         try:
-            for file, part, _ in files_of(Path(name)):
-                key = [file_digest(file, cache), split, *([part] if part else [])]
+            for found in files_of(name):
+                part = [found.part] if found.part else []
+                key = [file_digest(found.path, cache), split, *part]
                 digest.update(json.dumps(key).encode())
         except OSError as error:
             raise DataError.in_file(name, f"cannot be read: {error.strerror}") from error
