@@ -36,6 +36,7 @@ def write_card(
             task_type=_TASK,
             dataset_type=_DATASET,
             dataset_name=_cut(name),
+            dataset_split=_cut(name),  # the hub tells sets apart by it, not by their name
             metric_type=metric.key,
             metric_value=estimate.value,
             metric_name=f"{metric.title} (95 % interval {interval(estimate, metric.unit)})",
