@@ -26,7 +26,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from causal_core.config_sections import LLAMA_PROJECTIONS
+from causal_core.config_lora import LLAMA_PROJECTIONS
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.trace import quantize_nf4
 from causal_core.memory.tracker import StorageTracker

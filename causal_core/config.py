@@ -20,13 +20,13 @@ from pydantic import (
 
 from causal_core import config_names
 from causal_core.config_data import DataSection
+from causal_core.config_lora import LoraSection
 from causal_core.config_loss import LossSection
 from causal_core.config_sections import (
     CheckpointSection,
     DeepSpeedSection,
     EvaluationSection,
     LoggingSection,
-    LoraSection,
     ModelSection,
     RaySection,
     ResourcesSection,
@@ -44,6 +44,7 @@ FREE_ON_RESUME = (
     "resources.",
     "evaluation.",
     "data.",  # compared by content: checkpoints hold fingerprints of the tokenised rows
+    "lora.init_from",  # likewise, as part of what they say of the base
     "engine",
     "deepspeed.",
     "train.micro_batch_tokens",
@@ -163,6 +164,9 @@ class Config(Section):
             data["cache_dir"] = _absolute(data["cache_dir"])
         if Path(model["name_or_path"]).expanduser().is_dir():
             model["name_or_path"] = _absolute(model["name_or_path"])
+        start = tree["lora"]["init_from"]
+        if start is not None and Path(start).expanduser().is_dir():
+            tree["lora"]["init_from"] = _absolute(start)
         return Config.model_validate(tree)
 
     def fingerprint(self) -> str:

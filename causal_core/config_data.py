@@ -13,7 +13,7 @@ from causal_core.config_sections import MOST, Section
 class WeightedFile(Section):
     """Training files whose rows come more or less often than once per epoch."""
 
-    path: str
+    path: str = Field(description="As a file of data.train.")
     weight: float = Field(
         1.0,
         gt=0,
@@ -29,7 +29,7 @@ class DataSection(Section):
     train: list[str | WeightedFile] = Field(
         default_factory=list, description="Files, or {path: FILE, weight: NUMBER}."
     )
-    validation: list[str] = Field(default_factory=list)
+    validation: list[str] = Field(default_factory=list, description="One file or a list of them.")
     test: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Test sets by name, e.g. {seen: [...], novel: [...]}."
     )
@@ -50,7 +50,7 @@ class DataSection(Section):
     limit_train: int | None = Field(
         None, ge=1, le=MOST, description="Use only the first N training rows."
     )
-    limit_validation: int | None = Field(None, ge=1, le=MOST)
+    limit_validation: int | None = Field(None, ge=1, le=MOST, description="Likewise.")
     attacks_per_row: int | None = Field(
         None,
         ge=1,

@@ -25,21 +25,30 @@ LOSS_PRESETS: dict[LossPreset, dict[str, float]] = {
 _WEIGHT = "lambda_"  # what the name of a term's weight begins with
 
 
-def _weight(term: str) -> Any:
-    return Field(LOSS_PRESETS["default"].get(term, 0.0), ge=0, le=MOST_WEIGHT)
+def _weight(term: str, what: str) -> Any:
+    default = LOSS_PRESETS["default"].get(term, 0.0)
+    return Field(default, ge=0, le=MOST_WEIGHT, description=what)
 
 
 class LossSection(Section):
     """Weights of the terms. A preset fills in the weights that are not given."""
 
-    preset: LossPreset = "default"
-    lambda_task: float = _weight("task")
-    lambda_causal: float = _weight("causal")
-    lambda_spurious: float = _weight("spurious")
-    lambda_robust: float = _weight("robust")
-    lambda_invariance: float = _weight("invariance")
-    lambda_preference: float = _weight("preference")
-    lambda_anchor: float = _weight("anchor")
+    preset: LossPreset = Field(
+        "default", description="Weights by what a run is for; see the table below."
+    )
+    lambda_task: float = _weight("task", "Answers clean inputs as expected.")
+    lambda_causal: float = _weight(
+        "causal", "Pulls the representations of two benign inputs together."
+    )
+    lambda_spurious: float = _weight(
+        "spurious", "Pushes those of a clean and an attacked input apart."
+    )
+    lambda_robust: float = _weight("robust", "Gives the safe answer under attack.")
+    lambda_invariance: float = _weight(
+        "invariance", "Answers under attack as without it, token by token."
+    )
+    lambda_preference: float = _weight("preference", "The safe answer over what the attack wants.")
+    lambda_anchor: float = _weight("anchor", "Keeps clean answers near those of the base.")
     beta: float = Field(
         0.5, gt=0, le=MOST_WEIGHT, description="Sharpness of `preference`, per nat."
     )
@@ -50,8 +59,15 @@ class LossSection(Section):
         description="Temperature, in nats, of the soft worst case over a row's injections: small "
         "trains the one that fares worst. None: all of them alike.",
     )
-    contrastive: ContrastiveForm = "causal_contrastive"
-    temperature: float = Field(0.07, gt=0, le=MOST_WEIGHT)
+    contrastive: ContrastiveForm = Field(
+        "causal_contrastive", description="How pull and push are computed: docs/losses.md."
+    )
+    temperature: float = Field(
+        0.07,
+        gt=0,
+        le=MOST_WEIGHT,
+        description="Of the contrastive terms: cosines are divided by it.",
+    )
     margin: float = Field(
         0.5, ge=0, le=MOST_WEIGHT, description="Margin of the form `triplet`, in cosine units."
     )

@@ -20,16 +20,6 @@ from causal_core.credentials import credentials_in, texts_in
 from causal_core.files import is_remote
 from causal_core.visible_text import quoted, shown
 
-LLAMA_PROJECTIONS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
-
 # Beyond these a number is a slip of the pen: memory, seconds or float32 end before.
 MOST = 10**9  # rows, tokens, steps, attempts
 MOST_WEIGHT = 1e6  # of a loss term, and other factors
@@ -142,23 +132,6 @@ class ModelSection(Section):
     )
 
 
-AUTO, ALL_LINEAR = "auto", "all-linear"  # of lora.target_modules
-ModuleNames = Annotated[list[str], Field(min_length=1)]
-
-
-class LoraSection(Section):
-    """LoRA adapter (PEFT)."""
-
-    rank: int = Field(16, ge=1, le=2**14)
-    alpha: float = Field(32.0, gt=0, le=MOST_WEIGHT)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: Literal["auto", "all-linear"] | ModuleNames = Field(
-        list(LLAMA_PROJECTIONS),
-        description="Linear modules of the decoder by name; `all-linear`: all; `auto`: PEFT's "
-        "choice for the architecture (queries and values, or what they are fused into).",
-    )
-
-
 class TrainSection(Section):
     """The optimisation."""
 
@@ -170,17 +143,25 @@ class TrainSection(Section):
         description="Tree nodes of one forward, padding included: what bounds memory. auto: the "
         "largest that fits the device; the global batch, and so the result, stays the same.",
     )
-    epochs: int = Field(3, ge=1, le=10**6)
+    epochs: int = Field(3, ge=1, le=10**6, description="Passes over the training rows.")
     max_steps: int | None = Field(
         None, ge=1, le=MOST, description="Stop after this many optimizer steps."
     )
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    learning_rate: float = Field(2e-4, gt=0, le=10)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0, le=MOST_WEIGHT)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="8-bit moments take a quarter of the memory; paged ones leave the GPU."
+    )
+    learning_rate: float = Field(2e-4, gt=0, le=10, description="The highest, after warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How it falls after warm-up."
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of steps in which it rises.")
+    weight_decay: float = Field(
+        0.01, ge=0, le=MOST_WEIGHT, description="AdamW's, of all that is trained."
+    )
     clip_norm: float = Field(1.0, gt=0, le=MOST_WEIGHT, description="Global gradient norm.")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="Computes layers again on the way back: less memory, more time."
+    )
     max_skipped: int = Field(
         10, ge=0, le=MOST, description="Stop after more than this many non-finite steps in a row."
     )
@@ -222,8 +203,8 @@ class ValidationSection(Section):
 class CheckpointSection(Section):
     """When to save, what to keep, what `best` means."""
 
-    every_steps: int = Field(200, ge=1, le=MOST)
-    keep_last: int = Field(3, ge=1, le=MOST)
+    every_steps: int = Field(200, ge=1, le=MOST, description="Also at the end.")
+    keep_last: int = Field(3, ge=1, le=MOST, description="Beside the best one.")
     metric: Literal[
         "uplift", "attack_success", "causal_stability", "causal_discrimination", "benign_nll"
     ] = Field(
@@ -260,7 +241,7 @@ class EvaluationSection(Section):
         le=_MOST_NEW_TOKENS,
         description="Default: room for the longest answer and the longest witness of the test set.",
     )
-    batch_tokens: int = Field(4096, ge=16, le=_MOST_TOKENS)
+    batch_tokens: int = Field(4096, ge=16, le=_MOST_TOKENS, description="Of one forward.")
     limit: int | None = Field(None, ge=1, le=MOST, description="Rows per test set.")
 
 
@@ -271,7 +252,7 @@ class ResourcesSection(Section):
         1,
         description="Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
     )
-    gpus_per_worker: float = Field(0.0, ge=0, le=1024)
+    gpus_per_worker: float = Field(0.0, ge=0, le=1024, description="0: CPU; a part: shared.")
     gpu_memory: str | None = Field(
         None, description="Memory of a worker's device to plan for, e.g. 24GiB; default: all."
     )
@@ -285,7 +266,7 @@ class ResourcesSection(Section):
         description="Rehearse one step on the largest triplet before training: measures what the "
         "plan cannot know, which `train.micro_batch_tokens: auto` then leaves room for.",
     )
-    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024, description="What Ray sets aside.")
     threads: int | None = Field(
         None,
         ge=1,

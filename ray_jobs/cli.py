@@ -13,9 +13,11 @@ from typer.main import get_command
 from causal_core.errors import UserError
 from ray_jobs.attack_command import attack_command
 from ray_jobs.console.exit_codes import exit_with_code
+from ray_jobs.console.help import WholeLines
 from ray_jobs.data_command import data_app
 from ray_jobs.evaluate_command import evaluate_command
 from ray_jobs.export_command import export_command
+from ray_jobs.init_command import init
 from ray_jobs.jobs.client import Address
 from ray_jobs.jobs.command import jobs_app
 from ray_jobs.try_command import try_command
@@ -26,21 +28,62 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    cls=WholeLines,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
+app.command()(init)
 app.command("try")(try_command)
 app.command("export")(export_command)
 
+
+def _given_config(path: Path | None) -> Path:
+    """The config of a command that cannot do without; where to find one, if there is none."""
+    if path is None:
+        files = sorted(Path("configs").glob("*.yaml"))
+        presets = ", ".join(str(file) for file in files if not file.name.startswith("tune-"))
+        raise UserError(
+            "no config was given: causal init writes one for your model, data and GPU"
+            + (f"; presets here: {presets}" if presets else "")
+            + "; e.g. causal train causal.yaml"
+        )
+    return path
+
+
 _Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file; configs/ has some to start from.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file; causal init writes one, configs/ has some to start from.",
+        show_default=False,
+        callback=_given_config,
+    ),
 ]
 _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="key.sub=value...", help="Overrides, e.g. train.epochs=1"),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        import causal_core
+
+        print(f"causal-ray {causal_core.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help text is the app's."""
 
 
 def commands() -> Mapping[str, TyperCommand]:
@@ -84,7 +127,7 @@ def demo(
 
 @app.command()
 def plan(
-    config: _Config,
+    config: _Config = None,  # type: ignore[assignment]  # `_given_config` refuses none
     overrides: _Overrides = None,
     gpu_memory: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="Plan for this much memory, e.g. 24GiB.")
@@ -110,7 +153,7 @@ def plan(
 
 @app.command()
 def train(
-    config: _Config,
+    config: _Config = None,  # type: ignore[assignment]  # `_given_config` refuses none
     overrides: _Overrides = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; the old run directory is renamed.")
@@ -152,7 +195,7 @@ app.command("attack")(attack_command)
 
 @app.command()
 def verify_resume(
-    config: _Config,
+    config: _Config = None,  # type: ignore[assignment]  # `_given_config` refuses none
     overrides: _Overrides = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each of the two runs.")] = 6,
     as_json: _Json = False,
@@ -187,15 +230,30 @@ def verify_resume(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    as_json: _Json = False,
 ) -> None:
-    """Write report.html of a run again from its files.
+    """Write report.html of a run again from its files, and say where it is.
+
+    With --json, print what the run's summary and its verdict say instead.
 
     Example: causal report runs/demo/defended
     """
+    import json
+    from dataclasses import asdict
+
+    from causal_core.report.recorded import read_summary
     from causal_core.report.run_report import write_report
+    from causal_core.report.verdict import verdict_of
     from ray_jobs.console.plain import printable
 
-    print(printable(write_report(run)))
+    path = write_report(run)
+    if not as_json:
+        print(printable(path))
+        return
+    summary = read_summary(run)
+    evaluated = summary.get("evaluation")
+    verdict = asdict(verdict_of(evaluated)) if evaluated else None
+    print(json.dumps({**summary, "verdict": verdict, "report": str(path)}))
 
 
 @app.command()

@@ -14,6 +14,7 @@ import typer
 
 from causal_core.files import is_remote
 from ray_jobs.benchmark_command import benchmark
+from ray_jobs.console.help import WholeLines
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import (
     Files,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is 
     from causal_core.data.reader import ReadResult
 
 data_app = typer.Typer(
+    cls=WholeLines,
     help="Generate, check and convert training data.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -206,8 +206,10 @@ def has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
     """
     trust = f"model.trust_remote_code={str(config.model.trust_remote_code).lower()}"
     theirs = load_config(checkpoint / CONFIG, [trust])  # another run's word is not taken for it
-    for section in ("model", "lora"):
-        ours, other = getattr(config, section), getattr(theirs, section)
+    for section, ours, other in (
+        ("model", config.model.model_dump(), theirs.model.model_dump()),
+        ("lora", config.lora.shape(), theirs.lora.shape()),
+    ):
         if ours != other:
             raise UserError(
                 f"{name} was trained with another `{section}` section ({other!r}) than this run "

@@ -15,7 +15,8 @@ PACKAGES = ("causal_core", "ray_jobs", "tune_spaces")  # each may import those b
 # The files of the ground are one room, beside each other.
 GROUND = (
     "errors", "credentials", "visible_text", "device", "config", "config_file", "config_names",
-    "config_loss", "config_data", "config_sections", "yaml_file", "amounts", "files",
+    "config_lora", "config_loss", "config_data", "config_reference", "config_sections",
+    "yaml_file", "amounts", "files",
 )  # fmt: skip
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",

@@ -27,15 +27,19 @@ from causal_core.checkpoints.contents import (
     ADAPTER,
     MANIFEST,
     adapter_parameter,
+    read_manifest,
     tensor_sha256,
     verify_checkpoint,
 )
+from causal_core.config import Config
 from causal_core.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
 from causal_core.files import BEST, checked_file, read_small
 from causal_core.model.causal_model import CausalModel, adapt, check_architecture
+from causal_core.pretrained.loading import resolve_model
 from causal_core.visible_text import quoted, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
+_AND = "+"  # between the fingerprints of a base and of the adapter that a run started from
 _MOST_CONFIG_BYTES = 2**20
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>[\w.]+)\.lora_(?P<side>[AB])\.weight", re.A)
 _PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
@@ -201,6 +205,44 @@ def load_adapter(adapter: Adapter, model: CausalModel) -> None:
         )
     for name, parameter in own.items():
         parameter.copy_(theirs[name])
+
+
+def start_from(model: CausalModel, config: Config, base_fingerprint: str) -> str:
+    """Lets a model that is about to be trained begin at the adapter of `lora.init_from`.
+
+    Returns:
+        What the run starts from: the base's fingerprint, with the adapter's where there is one.
+        Both are compared by content when the run is resumed.
+
+    Raises:
+        CheckpointError: there is no such adapter, or it is of another base, shape or scaling.
+    """
+    if config.lora.init_from is None:
+        return base_fingerprint
+    directory = adapter_directory(config.lora.init_from)
+    adapter = read_adapter(directory)
+    what = f"lora.init_from={shown(config.lora.init_from)}"
+    model_name = config.model.name_or_path
+    resolved = resolve_model(config.model, config.data.cache_dir)
+    if (directory / MANIFEST).exists():
+        same = read_manifest(directory).base_fingerprint.partition(_AND)[0] == base_fingerprint
+    else:
+        same = names_same_base(adapter.base, model_name, resolved)
+    if not same:
+        raise ForeignCheckpointError(
+            f"{what} was trained on another base ({quoted(adapter.base)}) than {shown(model_name)}:"
+            " set model.name_or_path to that one"
+        )
+    own = config.lora.alpha / config.lora.rank
+    for module, scaling in adapter.scaling.items():
+        if not math.isclose(scaling, own, rel_tol=1e-6):  # decimal numbers of another's file
+            raise ForeignCheckpointError(
+                f"{what} scales {shown(module)} by {scaling:g}, and lora.alpha / lora.rank is "
+                f"{own:g}, so its weights would mean something else: set lora.alpha="
+                f"{scaling * config.lora.rank:g}"
+            )
+    load_adapter(adapter, model)
+    return f"{base_fingerprint}{_AND}{adapter.fingerprint()}"
 
 
 def names_same_base(named: str | None, place: str, directory: str) -> bool:

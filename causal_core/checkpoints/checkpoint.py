@@ -210,7 +210,7 @@ def _refuse_foreign(
             manifest.data_fingerprint,
             data,
         ),
-        ("base model", manifest.base_fingerprint, base),
+        ("base model (or adapter to start from)", manifest.base_fingerprint, base),
     ):
         if found != expected:
             raise ForeignCheckpointError(

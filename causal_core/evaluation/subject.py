@@ -92,7 +92,9 @@ def grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
 def _share(one: Subject, other: Subject) -> bool:
     if one.config.model != other.config.model:
         return False
-    same_room = one.adapter == other.adapter and one.config.lora == other.config.lora
+    same_room = (
+        one.adapter == other.adapter and one.config.lora.shape() == other.config.lora.shape()
+    )
     return one.is_base or other.is_base or same_room
 
 

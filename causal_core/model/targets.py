@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from causal_core.config_sections import ALL_LINEAR, AUTO, LoraSection
+from causal_core.config_lora import ALL_LINEAR, AUTO, LoraSection
 from causal_core.errors import ModelError
 
 # Where PEFT's own table has no entry for an architecture: the projections of queries and values,

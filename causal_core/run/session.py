@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from causal_core.checkpoints.adapter import start_from
 from causal_core.config import CheckpointSection, Config, run_directory
 from causal_core.device import device_memory_bytes
 from causal_core.engines.base import Engine
@@ -81,6 +82,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     base = load_base(config.model, loading_device(config, device), config.data.cache_dir)
     fingerprint = base_fingerprint(resolve_model(config.model, config.data.cache_dir), base)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
+    fingerprint = start_from(model, config, fingerprint)
     check_against_own_forward(model, _extremes(data.train), device)  # before an engine shards it
     measured = measurements_of(model, device, cache_root(config.data.cache_dir))
     engine = build_engine(config, model, device)

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.console.help import WholeLines
 from ray_jobs.console.plain import plain, printable
 from ray_jobs.jobs.client import Address
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="As `causal jobs list` shows it.")]
 
-jobs_app = typer.Typer(help="The jobs of a Ray cluster.", no_args_is_help=True)
+jobs_app = typer.Typer(cls=WholeLines, help="The jobs of a Ray cluster.", no_args_is_help=True)
 
 
 @jobs_app.command("list")

@@ -146,6 +146,9 @@ def _files_to_upload(config: Config) -> list[Path]:
     ):
         if path is not None:
             _must_be_on_every_node(name, path)
+    start = config.lora.init_from
+    if start is not None and (Path(start).is_dir() or start.startswith(".")):
+        _must_be_on_every_node("lora.init_from", start)
     model = Path(config.model.name_or_path)
     if not model.is_absolute() and model.is_dir():
         raise UserError(

@@ -7,6 +7,7 @@ what must not be imported and, slow, a whole training.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,8 @@ from ray_jobs.train import config_first
 from ray_jobs.train import main as entry_point
 from tests.command_line import command, program
 from tests.tiny_run import tiny_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def causal(*arguments):
@@ -171,3 +174,39 @@ def test_verify_resume_notices_a_difference():
     found = _compare_tensors("x", one, changed)
     assert not found.same and found.identical == 1
     assert _compare_tensors("x", one, {"a": torch.ones(3)}).largest_difference == float("inf")
+
+
+def test_the_version_is_the_packages():
+    import causal_core
+
+    outcome = causal("--version")
+    assert outcome.returncode == 0 and causal_core.__version__ in outcome.stdout
+    pyproject = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{causal_core.__version__}"' in pyproject
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("jobs",)])
+def test_no_line_of_help_is_cut(group):
+    outcome = causal(*group, "--help")
+    assert outcome.returncode == 0 and "..." not in outcome.stdout.replace("COMMAND [ARGS]...", "")
+
+
+def test_completion_can_be_installed():
+    assert "--install-completion" in causal("--help").stdout
+
+
+def test_train_without_a_config_says_where_to_find_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "causal init writes one" in causal("train").stderr
+    monkeypatch.chdir(REPOSITORY)
+    outcome = causal("train")
+    assert outcome.returncode == 1 and "configs/cpu.yaml" in outcome.stderr
+    assert "tune-cpu" not in outcome.stderr
+
+
+def test_report_as_json_holds_numbers_and_verdict(finished):
+    run, result = finished
+    outcome = causal("report", run, "--json")
+    said = json.loads(outcome.stdout)
+    assert said["run"] == result["run"] and said["verdict"]["label"]
+    assert causal("report", run).stdout.strip() == said["report"]

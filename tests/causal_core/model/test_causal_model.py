@@ -9,7 +9,7 @@ import torch
 
 from causal_core.config import LoraSection, LossSection, ModelSection
 from causal_core.config_file import parse_config
-from causal_core.config_sections import LLAMA_PROJECTIONS
+from causal_core.config_lora import LLAMA_PROJECTIONS
 from causal_core.errors import ModelError
 from causal_core.loss.objective import needs_of
 from causal_core.memory import predict
