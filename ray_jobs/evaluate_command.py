@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from causal_core.config import Config
+    from causal_core.data.benchmarks.cases import BenchmarkRows
     from causal_core.evaluation.subject import Subject
     from ray_jobs.subjects import Asked
 
 EVALUATIONS = "evaluations"  # in a run directory, or beside others
 EVALUATION = "evaluation.json"
 _TRAINED_HERE = Path("runs")
+TESTS = "tests"  # in its directory: test sets of others in canonical form
+_FORMAT = re.compile(r"[a-z][a-z0-9_]*")
 _NAME = re.compile(r"[\w.-]{1,60}", re.ASCII)
 
 
@@ -52,9 +55,27 @@ def named_models(given: list[str] | None) -> list[str]:
 
 
 def named_tests(given: list[str] | None) -> list[str]:
-    """Checks `--test NAME=FILE`."""
-    named(given, "--test", "NAME=FILE")
+    """Checks `--test NAME=FILE[:format]`."""
+    tests_of(given)
     return given or []
+
+
+def tests_of(given: Sequence[str] | None) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Files by test set, and whose format they have where one is named (`UserError`)."""
+    files: dict[str, list[str]] = {}
+    formats: dict[str, set[str]] = {}
+    for name, place in named(given, "--test", "NAME=FILE[:format]"):
+        file, _, kind = place.rpartition(":")
+        if not file or _FORMAT.fullmatch(kind) is None or Path(place).exists():
+            file, kind = place, ""
+        files.setdefault(name, []).append(str(Path(file).expanduser().absolute()))
+        formats.setdefault(name, set()).add(kind)
+    if mixed := next((name for name, kinds in formats.items() if len(kinds) > 1), None):
+        raise UserError(
+            f"--test {mixed}=...: files of one test set are of one format: give each of them "
+            f":{max(formats[mixed])}, or another name"
+        )
+    return files, {name: kind for name, kinds in formats.items() for kind in kinds if kind}
 
 
 def evaluate_command(
@@ -73,7 +94,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE",
-            help="A test set (FILE#SPLIT for one split) instead of the run's; repeatable.",
+            help="A test set instead of the run's: FILE, FILE#SPLIT, or FILE:FORMAT of a public "
+            "benchmark (sep, bipia, ...: docs/evaluate.md); repeatable.",
             callback=named_tests,
         ),
     ] = None,
@@ -144,9 +166,7 @@ def evaluate_command(
     from ray_jobs.console.result import show_evaluation
     from ray_jobs.subjects import Asked
 
-    tests: dict[str, list[str]] = {}
-    for name, file in named(test, "--test", "NAME=FILE"):
-        tests.setdefault(name, []).append(str(Path(file).expanduser().absolute()))
+    tests, benchmarks = tests_of(test)
     wanted = [f"evaluation.limit={limit}"] if limit is not None else []
     asked = Asked(
         run=None if run is None else run.resolve(),
@@ -154,6 +174,7 @@ def evaluate_command(
         adapter=adapter,
         against=dict(named(against, "--against", "NAME=PLACE")),
         tests=tests,
+        benchmarks=benchmarks,
         settings=[*(settings or ()), *wanted],
         any_base=any_base,
         trust_remote_code=trust_remote_code,
@@ -186,7 +207,10 @@ def run_any_evaluation(
         The directory of the results, and what evaluation.json holds.
     """
     from contextlib import ExitStack
+    from dataclasses import replace
 
+    from causal_core.data.benchmarks.registry import read_benchmark
+    from causal_core.data.writer import write_triplets
     from causal_core.files import CONFIG
     from causal_core.report.recorded import read_summary
     from causal_core.run.lock import only_writer
@@ -200,19 +224,28 @@ def run_any_evaluation(
     _refuse_no_record(asked, record)
     if asked.run is not None:
         read_summary(asked.run, ended=True)
-    config = evaluation_config(asked)
+    place = (_next_place(asked.run) if out is None else out).expanduser().resolve()
+    if (place / EVALUATION).exists() and not force:
+        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
+    read = {
+        name: read_benchmark(kind, asked.tests[name]) for name, kind in asked.benchmarks.items()
+    }
+    canonical = {name: place / TESTS / f"{name}.parquet" for name in read}
+    tests = {**asked.tests, **{name: [str(path)] for name, path in canonical.items()}}
+    config = evaluation_config(replace(asked, tests=tests))
     if (missing := no_gpu_here(config)) is not None:
         where = f" in {asked.run / CONFIG}" if asked.run is not None else ""
         raise UserError(f"{missing}{where} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)
-    place = (_next_place(asked.run) if out is None else out).expanduser().resolve()
-    if (place / EVALUATION).exists() and not force:
-        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
     with ExitStack() as locks:
         if record and asked.run is not None:
             locks.enter_context(only_writer(asked.run))
         locks.enter_context(only_writer(place))
-        evaluation = _evaluated_into(place, config, subjects, console)
+        for name, rows in read.items():
+            write_triplets(rows.table, canonical[name], overwrite=True)
+            for line in told_of(name, rows):
+                console.print(plain(line), soft_wrap=True)
+        evaluation = _evaluated_into(place, config, subjects, read, console)
         if record and asked.run is not None:
             put_on_record(asked.run, {k: v for k, v in evaluation.items() if k != "evaluated"})
             console.print(plain(f"These results are the record of {asked.run} now"), soft_wrap=True)
@@ -233,8 +266,32 @@ def _refuse_no_record(asked: Asked, record: bool) -> None:
         )
 
 
+def told_of(name: str, rows: BenchmarkRows) -> list[str]:
+    """What is to be known of a benchmark when its figures are read."""
+    lines = [
+        f"{name}: {rows.table.num_rows:,} rows, {rows.attacks:,} attacks, {rows.judged:,} judged"
+    ]
+    if rows.without_answer:
+        lines.append(
+            f"{name}: {rows.without_answer:,} rows have no reference answer: attack success alone "
+            "is judged on them"
+        )
+    lines += [
+        f"{name}: {count:,} attacks are not judged, since their witness is there without them, "
+        f"{where}"
+        for where, count in rows.floors.items()
+        if count
+    ]
+    lines += [f"{name}: {count:,} left out: {why}" for why, count in rows.dropped.items() if count]
+    return lines
+
+
 def _evaluated_into(
-    place: Path, config: Config, subjects: list[Subject], console: Console
+    place: Path,
+    config: Config,
+    subjects: list[Subject],
+    benchmarks: Mapping[str, BenchmarkRows],
+    console: Console,
 ) -> dict[str, Any]:
     import json
 
@@ -249,6 +306,7 @@ def _evaluated_into(
     evaluation["evaluated"] = {
         "tests": config.data.test,
         "limit": config.evaluation.limit,
+        "benchmarks": {name: told_of(name, rows) for name, rows in benchmarks.items()},
         "models": {
             subject.name: {
                 "base": subject.config.model.model_dump(mode="json"),
@@ -262,6 +320,7 @@ def _evaluated_into(
         "Test sets": ", ".join(f"{k}: {' '.join(v)}" for k, v in config.data.test.items()),
         "Rows per test set": "all" if (limit := config.evaluation.limit) is None else f"≤ {limit}",
     }
+    facts.update({f"Benchmark {k}": "; ".join(told_of(k, v)) for k, v in benchmarks.items()})
     write_evaluation_report(place, evaluation, facts)
     write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
     return evaluation

@@ -40,6 +40,7 @@ class Asked:
     adapter: str | None = None
     against: dict[str, str] = field(default_factory=dict)
     tests: dict[str, list[str]] = field(default_factory=dict)  # paths by name; none: the run's own
+    benchmarks: dict[str, str] = field(default_factory=dict)  # whose files those of a test are
     settings: Sequence[str] = ()  # key.sub=value
     any_base: bool = False
     trust_remote_code: bool = False

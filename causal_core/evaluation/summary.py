@@ -26,7 +26,9 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         **_behaviour(rows),
         "benign_exact": _share([row.benign_exact for row in benign]),
         "benign_contained": _share([row.benign_contained for row in benign]),
-        "benign_f1": _dict(mean_estimate([row.benign_f1 for row in benign])),
+        "benign_f1": _dict(
+            mean_estimate([row.benign_f1 for row in benign if row.benign_f1 is not None])
+        ),
         "trigger_exact": _share([row.benign_exact for row in trigger]),
         **{
             metric.key: _dict(
@@ -67,9 +69,7 @@ def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
         "margin": _dict(mean_estimate(margins)),
         "margin_negative": _clustered([row for row, _ in known], [m < 0 for m in margins]),
         "uplift": _dict(mean_estimate([row.uplift for row in rows if row.uplift is not None])),
-        "attacked_exact": _share(
-            [row.attacked_exact for row in rows if row.attacked_exact is not None]
-        ),
+        "attacked_exact": _share([row.attacked_exact for row in rows]),
     }
 
 
@@ -79,8 +79,10 @@ def _clustered(rows: Sequence[RowResult], flags: Sequence[bool]) -> dict[str, An
     return _dict(clustered(flags, of))
 
 
-def _share(flags: Sequence[bool]) -> dict[str, float | int] | None:
-    return _dict(wilson(sum(flags), len(flags)))
+def _share(flags: Sequence[bool | None]) -> dict[str, float | int] | None:
+    """Of those that were judged: None is a row without a reference answer."""
+    judged = [flag for flag in flags if flag is not None]
+    return _dict(wilson(sum(judged), len(judged)))
 
 
 def _dict(estimate: Estimate | None) -> dict[str, float | int] | None:

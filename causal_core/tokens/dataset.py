@@ -148,6 +148,11 @@ class TripletDataset:
         """How many rows have no U'."""
         return int(self.table.column("benign_cf_input").null_count)
 
+    def without_answers(self) -> bool:
+        """Whether any row lacks the reference answer, so that attack success alone is judged."""
+        lengths = pc.list_value_length(self._all("benign_answer"))
+        return bool(pc.any(pc.equal(lengths, 0)).as_py())
+
     def has_witness(self) -> bool:
         """Whether any injection has a witness."""
         witnesses = pc.struct_field(pc.list_flatten(self.table.column(INJECTIONS)), "witness")
@@ -170,6 +175,7 @@ def load_dataset(
     max_length: int,
     overlong: str,
     cache: Path,
+    unanswered: bool = False,
     on_dropped: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     columns: Mapping[str, str] | None = None,
@@ -181,6 +187,7 @@ def load_dataset(
         max_length: Longest prompt + answer in tokens.
         overlong: `error`, or `drop`: leave such rows out and say which to `on_dropped`.
         cache: Directory of the cache files.
+        unanswered: Rows may lack their reference answers; attack success alone can be judged there.
         progress: Called with (rows done, rows in all).
         columns: Where rows of another layout have our fields, by field.
 
@@ -190,11 +197,11 @@ def load_dataset(
     if not paths:
         raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
     where = ColumnPaths(columns)
-    key = _cache_key(paths, encoder, cache, where)
+    key = _cache_key(paths, encoder, cache, where, unanswered)
     target = cache / "tokens" / f"{key}.arrow"
     cached = _read_cache(target)
     if cached is None:
-        result = read_triplets(list(paths), columns=where)
+        result = read_triplets(list(paths), columns=where, unanswered=unanswered)
         for warning in result.warnings:
             log.warning("%s", warning)
         _write_cache(target, _tokenised(result.table, encoder, progress))
@@ -241,11 +248,17 @@ def _chosen(table: pa.Table, chosen: pa.ChunkedArray) -> Iterator[pa.RecordBatch
 
 
 def _cache_key(
-    paths: Sequence[str], encoder: PromptEncoder, cache: Path, columns: ColumnPaths
+    paths: Sequence[str],
+    encoder: PromptEncoder,
+    cache: Path,
+    columns: ColumnPaths,
+    unanswered: bool,
 ) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
     if columns.paths:
         digest.update(json.dumps(columns.paths, sort_keys=True).encode())
+    if unanswered:
+        digest.update(b"answers may be missing")
     for path in paths:
         name, split = split_selector(path)
         try:

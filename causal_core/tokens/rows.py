@@ -86,10 +86,8 @@ def _inputs(row: Row) -> list[str]:
 def _outputs(row: Row) -> list[str]:
     answers = [row["benign_output"]]
     for injection in row[INJECTIONS]:
-        answers.append(injection["injection_output"])
-        if wanted := _wanted(injection):
-            answers.append(wanted)
-    return answers
+        answers += [injection["injection_output"], _wanted(injection)]
+    return [answer for answer in answers if answer]
 
 
 def _wanted(injection: Row) -> str | None:
@@ -112,11 +110,11 @@ def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
         system=shared,
         benign=benign,
         counterfactual=counterfactual,
-        benign_answer=tokens.answers[row["benign_output"]],
+        benign_answer=tokens.answers.get(row["benign_output"], []),
         injections=tuple(
             InjectionTokens(
                 prompt=ids,
-                answer=tokens.answers[injection["injection_output"]],
+                answer=tokens.answers.get(injection["injection_output"], []),
                 witness=tokens.witnesses.get(injection["witness"], []),
                 attack_answer=tokens.answers.get(_wanted(injection) or "", []),
             )
@@ -140,13 +138,15 @@ def _token_row(row: Row, encoder: PromptEncoder, tokens: _Tokens) -> Row:
 
 def _refuse_empty(row: Row, found: TripletTokens) -> None:
     """No span of tokens may be empty, but of what the row does not have."""
-    spans = [
-        (name, getattr(found, name))
-        for name in SPANS
-        if name != "counterfactual" or row["benign_cf_input"] is not None
-    ]
+    spans = [("system", found.system), ("benign", found.benign)]
+    if row["benign_cf_input"] is not None:
+        spans.append(("counterfactual", found.counterfactual))
+    if row["benign_output"]:
+        spans.append(("benign_answer", found.benign_answer))
     for tokens, injection in zip(found.injections, row[INJECTIONS], strict=True):
-        spans += [("injection", tokens.prompt), ("injection_answer", tokens.answer)]
+        spans.append(("injection", tokens.prompt))
+        if injection["injection_output"]:
+            spans.append(("injection_answer", tokens.answer))
         if injection["witness"]:
             spans.append(("witness", tokens.witness))
         if injection["attack_output"]:

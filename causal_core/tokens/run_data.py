@@ -48,8 +48,17 @@ def load_encoder(config: Config) -> PromptEncoder:
     return build_prompt_encoder(tokenizer, config.model.chat_template_args)
 
 
+def load_test_set(config: Config, encoder: PromptEncoder, paths: list[str]) -> TripletDataset:
+    """A set that is evaluated alone, on which rows may lack reference answers."""
+    return load_split(config, encoder, paths, unanswered=True)
+
+
 def load_split(
-    config: Config, encoder: PromptEncoder, paths: list[str], progress: Progress | None = None
+    config: Config,
+    encoder: PromptEncoder,
+    paths: list[str],
+    progress: Progress | None = None,
+    unanswered: bool = False,
 ) -> TripletDataset:
     """One split of the run's data, tokenised and mapped."""
     dataset = load_dataset(
@@ -58,6 +67,7 @@ def load_split(
         max_length=config.data.max_length,
         overlong=config.data.overlong,
         cache=cache_root(config.data.cache_dir),
+        unanswered=unanswered,
         on_dropped=log.warning,
         progress=progress,
         columns=config.data.columns,

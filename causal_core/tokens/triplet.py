@@ -12,7 +12,7 @@ class InjectionTokens:
     """The token spans of one injected input."""
 
     prompt: list[int]  # U*, after S
-    answer: list[int]  # the safe answer
+    answer: list[int]  # the safe answer; empty when there is no reference
     witness: list[int]  # empty when there is none
     attack_answer: list[int]  # what the attack wants; empty when it is not known
 
@@ -25,7 +25,7 @@ class TripletTokens:
     system: list[int]
     benign: list[int]
     counterfactual: list[int]  # empty when there is none
-    benign_answer: list[int]
+    benign_answer: list[int]  # likewise
     injections: tuple[InjectionTokens, ...]
 
     @property

@@ -77,7 +77,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     from causal_core.device import prepare_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
     from causal_core.evaluation.subject import Subject, in_memory
-    from causal_core.tokens.run_data import load_encoder, load_split
+    from causal_core.tokens.run_data import load_encoder, load_test_set
 
     config = parse_config(job["config"])
     subjects = [Subject.from_plain(values) for values in job["subjects"]]
@@ -91,7 +91,8 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
             encoder = load_encoder(subject.config)
             results[subject.name] = {}
             for set_name, paths in config.data.test.items():
-                dataset = load_split(subject.config, encoder, paths).head(config.evaluation.limit)
+                dataset = load_test_set(subject.config, encoder, paths)
+                dataset = dataset.head(config.evaluation.limit)
                 rows = evaluate_rows(
                     model,
                     encoder,

@@ -185,6 +185,8 @@ def test_an_adapter_goes_into_the_base_that_it_names(
         (["--model", "./nowhere", "--test", "a=b.jsonl"], "no such directory"),
         (["--adapter", "./nowhere", "--test", "a=b.jsonl"], "no such directory"),
         (["--model", "MODEL", "--test", "a"], "expected NAME=FILE"),
+        (["--model", "MODEL", "--test", "a=b.json:nothing"], "is no benchmark that can be read"),
+        (["--model", "MODEL", "--test", "a=b.json:sep", "--test", "a=c.jsonl"], "of one format"),
         (["--model", "MODEL", "--test", "a=nowhere.jsonl"], "nowhere.jsonl"),
         (["--model", "MODEL", "--test", "a=FILE", "--set", "train.epochs=1"], "has settings in"),
         (
