@@ -17,6 +17,7 @@ from ray_jobs.console.help import WholeLines
 from ray_jobs.data_command import data_app
 from ray_jobs.evaluate_command import evaluate_command
 from ray_jobs.export_command import export_command
+from ray_jobs.guard_command import guard
 from ray_jobs.init_command import init
 from ray_jobs.jobs.client import Address
 from ray_jobs.jobs.command import jobs_app
@@ -191,6 +192,7 @@ _Trust = Annotated[
 
 app.command("evaluate")(evaluate_command)
 app.command("attack")(attack_command)
+app.command()(guard)
 
 
 @app.command()

@@ -103,10 +103,15 @@ def subjects_asked_for(asked: Asked, config: Config) -> list[Subject]:
     others = [_other(name, place, asked, config) for name, place in asked.against.items()]
     trained = []
     if asked.run is not None:
-        trained = [_run(TRAINED, asked.run, config, DESCRIPTIONS[TRAINED])]
+        trained = [run_subject(asked.run, config)]
     elif asked.adapter is not None:
         trained = [_adapter(TRAINED, asked.adapter, config, asked.any_base, other_base=False)]
     return [base, *others, *trained]
+
+
+def run_subject(directory: Path, config: Config) -> Subject:
+    """The best checkpoint of a run, by the run's own config (`UserError` where there is none)."""
+    return _run(TRAINED, directory, config, DESCRIPTIONS[TRAINED])
 
 
 def _other(name: str, place: str, asked: Asked, config: Config) -> Subject:

@@ -1,0 +1,269 @@
+"""`causal guard`: a detector read off a run's own forward, and what it is worth beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causal_core.errors import UserError
+from ray_jobs.evaluate_command import named
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from causal_core.config import Config
+    from causal_core.evaluation.guard import Fitted, Prompts
+    from causal_core.evaluation.representations import Represented
+
+FOLDER, RECORD, WEIGHTS = "guard", "guard.json", "guard.safetensors"  # in a run directory
+LENGTH, WORDS = "length", "words"  # detectors that see no model
+_LEAST_ROWS = 8
+
+
+def guard(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Rows to fit it on, of no test set; default: the validation data."
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A test set instead of the run's; repeatable."),
+    ] = None,
+    false_positives: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.5, help="Share of clean prompts that may be suspected."),
+    ] = 0.01,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that ships with the run's model, which you have read.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
+    ] = False,
+) -> None:
+    """Fit a detector of attacked prompts on a run's representations, and measure it.
+
+    It is compared with a detector that sees the prompt's length alone and one that sees its words
+    alone, on every test set, also between prompts of equal length. The read-out is kept in
+    RUN_DIR/guard with what it was found to be worth; nothing uses it unless asked to.
+
+    Example: causal guard runs/mine --fit more.jsonl
+    """
+    import json
+
+    from rich.console import Console
+
+    from ray_jobs.console.plain import plain
+    from ray_jobs.console.quiet import quiet_libraries
+
+    quiet_libraries()
+    tests: dict[str, list[str]] = {}
+    for name, file in named(test, "--test", "NAME=FILE"):
+        tests.setdefault(name, []).append(file)
+    result = run_guard(
+        run.resolve(), fit=fit, tests=tests, false_positives=false_positives,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console()
+    show_guard(console, result)
+    console.print(plain(f"read-out and figures: {run.resolve() / FOLDER}"), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """One fitted way to tell attacked prompts, and how it sees those of any data set."""
+
+    fitted: Fitted
+    words: dict[str, int]  # of the bag-of-words detector
+
+    def scores(self, name: str, found: Represented) -> np.ndarray:
+        return self.fitted.read_out.scores(_features(name, found, self.words))
+
+
+def run_guard(
+    directory: Path,
+    *,
+    fit: str | None = None,
+    tests: Mapping[str, list[str]] | None = None,
+    false_positives: float = 0.01,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Fits the detectors, measures them, keeps the best of the model's own read-outs.
+
+    Returns:
+        What guard.json holds.
+
+    Raises:
+        UserError: no checkpoint, no test set, or too few rows with attacks to fit on.
+    """
+    from causal_core.config_file import recorded_config
+    from causal_core.evaluation.guard import advantage, worth
+    from causal_core.run.lock import only_writer
+    from ray_jobs.subjects import run_subject
+
+    config = recorded_config(directory, trust_remote_code)
+    if tests:
+        config.data.test = {k: list(v) for k, v in tests.items()}
+    chosen = [fit] if fit is not None else config.data.validation
+    if not chosen:
+        raise UserError("the run has no validation data to fit a detector on: give rows with --fit")
+    if not config.data.test:
+        raise UserError("no test set: name one, as in --test novel=FILE")
+    config = config.with_absolute_paths()
+    subject = run_subject(directory, config)
+    with only_writer(directory / FOLDER):
+        seen = _represented(subject, config, [str(Path(p).absolute()) for p in chosen])
+        fitting = seen.pop("")
+        detectors = _fitted(fitting, subject.head_trained, false_positives)
+        own = {k: v for k, v in detectors.items() if k not in (LENGTH, WORDS)}
+        kept = max(own, key=lambda name: own[name].fitted.auroc)
+        sets: dict[str, Any] = {}
+        for name, found in seen.items():
+            scores = {k: detector.scores(k, found) for k, detector in detectors.items()}
+            prompts = found.seen_as(found.vectors["mean"])
+            sets[name] = {
+                "clean": int((~found.attacked).sum()),
+                "attacked": int(found.attacked.sum()),
+                "detectors": {
+                    k: asdict(worth(s, prompts, detectors[k].fitted.read_out.threshold))
+                    for k, s in scores.items()
+                },
+                "advantage": {
+                    k: advantage(scores[kept], scores[k], prompts) for k in (LENGTH, WORDS)
+                },
+            }
+        result = {
+            "read_out": kept,
+            "false_positives": false_positives,
+            "fitted_on": {"files": chosen, "clean": int((~fitting.attacked).sum()),
+                          "attacked": int(fitting.attacked.sum())},
+            "better": {
+                name: all(low > 0 for _, low, _ in found["advantage"].values())
+                for name, found in sets.items()
+            },
+            "sets": sets,
+        }  # fmt: skip
+        _write(directory, result, own[kept])
+    return result
+
+
+def _represented(subject: Any, config: Config, chosen: list[str]) -> dict[str, Represented]:
+    """All prompts by test set, and under the empty name those to fit on."""
+    import torch
+
+    from causal_core.device import prepare_device
+    from causal_core.evaluation.representations import represent
+    from causal_core.evaluation.subject import in_memory
+    from causal_core.tokens.run_data import load_encoder, load_test_set
+
+    gpu = config.resources.gpus_per_worker > 0
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    prepare_device(device, config.resources.threads, config.resources.gpus_per_worker)
+    encoder = load_encoder(config)
+    sets = {name: load_test_set(config, encoder, p) for name, p in config.data.test.items()}
+    sets[""] = load_test_set(config, encoder, chosen)
+    for name, dataset in sets.items():
+        attacked = sum(bool(dataset.injections_of(row)) for row in range(len(dataset)))
+        least = _LEAST_ROWS if not name else 1
+        if attacked < least:
+            what = f"test set {name}" if name else "the rows to fit a detector on"
+            raise UserError(f"{what}: {attacked} rows have an attack, at least {least} are needed")
+    (found,) = (
+        {
+            name: represent(model, dataset, device, config.evaluation.batch_tokens)
+            for name, dataset in sets.items()
+        }
+        for _, model in in_memory([subject], device)
+    )
+    return found
+
+
+def _fitted(
+    fitting: Represented, head_trained: bool, false_positives: float
+) -> dict[str, _Detector]:
+    from causal_core.evaluation.guard import fit_read_out, vocabulary
+    from causal_core.evaluation.representations import HEAD, MEAN
+
+    words = vocabulary(fitting.texts)
+    names = ([HEAD] if head_trained else []) + [MEAN, LENGTH, WORDS]
+    detectors = {}
+    for name in names:
+        prompts: Prompts = fitting.seen_as(_features(name, fitting, words))
+        detectors[name] = _Detector(fit_read_out(prompts, false_positives), words)
+    return detectors
+
+
+def _features(name: str, found: Represented, words: dict[str, int]) -> np.ndarray:
+    from causal_core.evaluation.guard import bags_of_words, lengths
+
+    if name == LENGTH:
+        return lengths(found.tokens)
+    if name == WORDS:
+        return bags_of_words(found.texts, words)
+    return found.vectors[name]
+
+
+def _write(directory: Path, result: Mapping[str, Any], detector: _Detector) -> None:
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from causal_core.files import whole_or_absent, write_whole
+
+    read_out = detector.fitted.read_out
+    with whole_or_absent(directory / FOLDER / WEIGHTS) as temporary:
+        save_file(
+            {
+                "weight": torch.from_numpy(read_out.weight),
+                "bias": torch.tensor(read_out.bias, dtype=torch.float64),
+                "threshold": torch.tensor(read_out.threshold, dtype=torch.float64),
+            },
+            temporary,
+        )
+    write_whole(directory / FOLDER / RECORD, json.dumps(result, indent=1) + "\n")
+
+
+def show_guard(console: Console, result: Mapping[str, Any]) -> None:
+    """One table over all test sets and detectors, and the conclusion."""
+    from rich.table import Table
+
+    from ray_jobs.console.plain import plain
+
+    table = Table(title="detectors of attacked prompts", title_justify="left")
+    for column in ("test set", "detector", "AUROC", "at equal length", "found at 1 % FPR",
+                   "found / false at the threshold"):  # fmt: skip
+        table.add_column(column)
+    for name, found in result["sets"].items():
+        for detector, figures in found["detectors"].items():
+            value, low, high = figures["auroc"]
+            equal = figures["auroc_at_equal_length"]
+            table.add_row(
+                plain(name),
+                detector,
+                f"{value:.3f} ({low:.3f} to {high:.3f})",
+                "" if equal is None else f"{equal:.3f}",
+                f"{figures['found_at_one_percent']:.1%}",
+                f"{figures['found']:.1%} / {figures['false_positives']:.1%}",
+            )
+    console.print(table)
+    for name, better in result["better"].items():
+        verdict = "tells more than" if better else "cannot be shown to tell more than"
+        console.print(
+            plain(f"{name}: the read-out ({result['read_out']}) {verdict} length and words do"),
+            soft_wrap=True,
+        )
