@@ -43,7 +43,7 @@ def _given_config(path: Path | None) -> Path:
     if path is None:
         files = sorted(Path("configs").glob("*.yaml"))
         presets = ", ".join(str(file) for file in files if not file.name.startswith("tune-"))
-        raise UserError(
+        raise typer.BadParameter(
             "no config was given: causal init writes one for your model, data and GPU"
             + (f"; presets here: {presets}" if presets else "")
             + "; e.g. causal train causal.yaml"

@@ -45,7 +45,7 @@ def finished(config_file):
     ("arguments", "code", "message"),
     [
         (["train", "nowhere.yaml"], 1, "nowhere.yaml: no such config file"),
-        (["train"], 2, "Missing argument"),
+        (["train"], 2, "no config was given: causal init"),
         (["train", "x.yaml", "--frehs"], 2, "No such option"),
         (["nonsense"], 2, "No such command"),
         (["evaluate", "nowhere"], 1, "no summary.json"),
@@ -200,7 +200,7 @@ def test_train_without_a_config_says_where_to_find_one(monkeypatch, tmp_path):
     assert "causal init writes one" in causal("train").stderr
     monkeypatch.chdir(REPOSITORY)
     outcome = causal("train")
-    assert outcome.returncode == 1 and "configs/cpu.yaml" in outcome.stderr
+    assert outcome.returncode == 2 and "configs/cpu.yaml" in outcome.stderr
     assert "tune-cpu" not in outcome.stderr
 
 
