@@ -262,7 +262,7 @@ CHECKPOINT = (
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",
         f"{LOOP}::test_a_foreign_base_and_a_newer_format_are_refused",
-        ("(\"base model\", manifest.base_fingerprint, base),", ""),
+        ("(\"base model (or adapter to start from)\", manifest.base_fingerprint, base),", ""),
     ),
     *_mutants(
         "causal_core/checkpoints/checkpoint.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def in_memory(
             elif subject.adapter is not None:
                 load_adapter(read_adapter(subject.adapter), model)
             yield subject, model
-        del model  # before another base is loaded beside it
+        del model
+        gc.collect()  # adapted layers refer to themselves; no base stays beside the next
 
 
 def grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
