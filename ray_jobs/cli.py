@@ -10,7 +10,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from causal_core.errors import UserError
 from ray_jobs.attack_command import attack_command
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.console.help import WholeLines
@@ -94,17 +93,6 @@ def commands() -> Mapping[str, TyperCommand]:
     return {k: c for k, c in program.commands.items() if isinstance(c, TyperCommand)}
 
 
-def _named_runs(given: list[str] | None) -> list[str]:
-    """Checks `--against NAME=RUN_DIR`."""
-    for item in given or ():
-        name, _, path = item.partition("=")
-        if not name or not path or name in ("base", "trained"):
-            raise UserError(
-                f"--against {item!r}: expected NAME=RUN_DIR with a name other than base, trained"
-            )
-    return given or []
-
-
 @app.command()
 def demo(
     directory: Annotated[
@@ -171,23 +159,6 @@ def train(
     from ray_jobs.run import train_command
 
     train_command(config, overrides or (), fresh=fresh, test=test, as_json=as_json)
-
-
-_Against = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=RUN_DIR",
-        help="Another run beside it, the control above all; repeatable.",
-        callback=_named_runs,
-    ),
-]
-_Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run Python code that ships with the run's model, which you have read.",
-    ),
-]
 
 
 app.command("evaluate")(evaluate_command)

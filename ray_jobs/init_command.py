@@ -161,7 +161,8 @@ def _with_length(config: Config) -> tuple[Config, DataProfile]:
     from causal_core.tokens.run_data import load_encoder, load_split
 
     encoder = load_encoder(config)
-    files = [config.data.train, config.data.validation, *config.data.test.values()]
+    train = [file.path for file in config.data.weighted_files()]
+    files: list[list[str]] = [train, config.data.validation, *config.data.test.values()]
     open_end = config.model_copy(deep=True)
     open_end.data.max_length = 2**24
     sets = [load_split(open_end, encoder, paths) for paths in files if paths]

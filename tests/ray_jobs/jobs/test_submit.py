@@ -91,7 +91,7 @@ def test_what_cannot_work_is_refused(folder, command, message):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train"], "Missing argument 'CONFIG'"),
+        (["train"], "no config was given: causal init"),
         (training("--frehs"), "No such option: --frehs"),
         (["evaluate", "/shared/x", "--limit", "0"], "--limit"),
     ],
