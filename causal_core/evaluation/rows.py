@@ -102,7 +102,7 @@ def evaluate_rows(
     answers = dict(zip(slots, generated, strict=True))
     causal = scores.causal_metrics() if head_trained else {}
     uplift = scores.witness_logp_attacked - scores.witness_logp_clean
-    margin = scores.safe_logp - scores.attack_logp
+    margin = scores.margins()
     results = []
     clean = ""
     for position, (index, number) in enumerate(attacks):

@@ -9,13 +9,14 @@ from causal_core.config import Config, LossSection
 from causal_core.config_file import load_config, parse_config
 from causal_core.errors import ConfigError
 
-OLD = ["loss.preset=reports", "loss.kind=triplet", "loss.lambda_spurious=0"]
-NEW = ["loss.preset=contrastive", "loss.contrastive=triplet", "loss.lambda_spurious=0"]
+METRIC = "checkpoint.metric=uplift"  # the default of that time
+OLD = [METRIC, "loss.preset=reports", "loss.kind=triplet", "loss.lambda_spurious=0"]
+NEW = [METRIC, "loss.preset=contrastive", "loss.contrastive=triplet", "loss.lambda_spurious=0"]
 
 
 def test_fingerprints_are_those_that_old_checkpoints_hold():
     # Written by the version that knew only the old names.
-    assert load_config(None, NEW[:1]).fingerprint() == (
+    assert load_config(None, NEW[:2]).fingerprint() == (
         "d0a246c0a30d8fbf0d6c8f2a7315918b3be10e88aa5e1b13221967cf74b5c56d"
     )
     assert load_config(None, NEW).fingerprint() == (
@@ -63,8 +64,8 @@ def test_only_new_names_are_written():
 
 
 def test_a_field_that_came_later_changes_a_fingerprint_only_where_it_is_used():
-    plain = load_config(None, NEW[:1]).fingerprint()
-    as_before = [*NEW[:1], "loss.beta=0.5", "loss.worst_case=null"]
+    plain = load_config(None, NEW[:2]).fingerprint()
+    as_before = [*NEW[:2], "loss.beta=0.5", "loss.worst_case=null"]
     assert load_config(None, as_before).fingerprint() == plain
     for used in ("loss.lambda_preference=1", "loss.worst_case=1"):
-        assert load_config(None, [*NEW[:1], used]).fingerprint() != plain
+        assert load_config(None, [*NEW[:2], used]).fingerprint() != plain

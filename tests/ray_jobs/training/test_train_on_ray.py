@@ -16,6 +16,7 @@ from benchmarks.engines import TRIM, difference
 from causal_core.checkpoints.contents import verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import DamagedCheckpointError, RunFailedError, UserError
+from causal_core.evaluation.subject import Subject
 from ray_jobs.evaluate import _on_ray
 from ray_jobs.training.trainer import fit
 from tests.tiny_run import metric_lines, tiny_config
@@ -100,17 +101,18 @@ def test_two_workers_end_where_one_does(local_ray, config_of):
 
 def test_an_error_in_an_evaluations_worker_is_one_sentence(local_ray, config_of, tmp_path, capfd):
     config = config_of("run", 1)
+    subject = Subject("trained", config, checkpoint=tmp_path / "gone")
     job = {
         "config": config.model_dump(mode="json"), "directory": config.run.dir, "shard": 0,
-        "checkpoints": {"trained": str(tmp_path / "gone")},
+        "subjects": [subject.to_plain()],
     }  # fmt: skip
     with pytest.raises(DamagedCheckpointError) as refused:
         _on_ray(config, [job])
     assert str(tmp_path / "gone") in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(RunFailedError) as failed:
-        _on_ray(config, [{**job, "checkpoints": None}])
+        _on_ray(config, [{**job, "subjects": None}])
     account = tmp_path / "run" / "log" / "failure.log"
-    assert str(failed.value).startswith("the evaluation failed: AttributeError: 'NoneType' object")
+    assert str(failed.value).startswith("the evaluation failed: TypeError: 'NoneType' object")
     assert str(failed.value).endswith(f"Ray's full error is in {account}")
     assert "in evaluation_worker" in account.read_text()
     assert "Traceback" not in "".join(capfd.readouterr())
