@@ -224,11 +224,15 @@ def _no_json(head: bytes) -> str | None:
 
 def whole_document(head: bytes) -> str | None:
     """Whether a text file is one JSON value: "array" of rows, or "splits" (an object of such
-    arrays by split); None for lines."""
-    text = head.removeprefix(_BYTE_ORDER_MARK)
-    if text.lstrip().startswith(b"["):
-        return "array"
-    return "splits" if _SPLITS_OF_ROWS.match(text) else None
+    arrays by split); None for lines, of which the first may be such a value."""
+    text = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    array = text.startswith(b"[")
+    if not array and not _SPLITS_OF_ROWS.match(text):
+        return None
+    first, _, rest = text.partition(b"\n")
+    if rest.strip() and _is_json(first.decode(errors="replace")):
+        return None
+    return "array" if array else "splits"
 
 
 def _is_utf16(head: bytes) -> bool:

@@ -157,6 +157,7 @@ def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Fin
             row[name] = column[index].as_py()
         except UnicodeDecodeError as problem:
             damaged.append((field, f"not UTF-8: {problem.reason} at byte {problem.start + 1}"))
-        except (ValueError, OverflowError) as problem:  # a date that Python does not have
+        # A date that Python does not have, or a place beyond a damaged dictionary.
+        except (ValueError, OverflowError, MemoryError, pa.ArrowException) as problem:
             damaged.append((field, f"cannot be read: {quoted(str(problem))}"))
     return row, damaged

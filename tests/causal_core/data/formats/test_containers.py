@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_core.data.formats import documents
+from causal_core.data.formats import columns, documents
 from causal_core.data.formats.table import FORMATS
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import DataError
@@ -178,6 +178,23 @@ def test_hostile_arrays_end_in_words(tmp_path):
     assert [p for p in problems_of(path) if p[1] != "missing"] == [
         (2, "not a JSON object"), (3, "the key 'id' is given twice"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["[1, 2]", "[]", '{"train": []}', '[{"id": "x"}]'])
+def test_a_line_that_is_an_array_is_one_bad_line_and_the_rest_is_read(tmp_path, first):
+    path = tmp_path / "x.jsonl"
+    path.write_text(first + "\n" + jsonl(ROWS))
+    result = read_triplets(path, on_error="collect")
+    assert (result.table.num_rows, result.bad_rows) == (len(ROWS), 1)
+    assert {problem.line for problem in result.errors} == {1}
+
+
+def test_a_place_beyond_a_damaged_dictionary_is_a_problem_of_its_row():
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a"]), safe=False)
+    batch = pa.RecordBatch.from_arrays([texts], names=["benign_input"])
+    assert columns._record(batch, 0) == ({"benign_input": "a"}, [])
+    row, ((field, reason),) = columns._record(batch, 1)
+    assert (row, field) == ({}, "benign_input") and reason.startswith("cannot be read")
 
 
 def test_a_large_array_is_not_in_memory_at_once(tmp_path):
