@@ -202,7 +202,9 @@ def _show(injected: Injected, out_dir: Path) -> None:
         why = "no other row of their split has their system prompt or task"
         console.print(plain(f"without U': {injected.alone:,} rows ({why})"))
     if injected.by_prompt:
-        console.print(plain("Split by system prompt: no split has a prompt of another."))
+        console.print(
+            plain("Split by system prompt: the tests share theirs with each other alone.")
+        )
     else:
         console.print(plain("Split by rows: test rows have system prompts that training has, too."))
     console.print(plain(f"No leaks between the splits. Written to {out_dir}"))
