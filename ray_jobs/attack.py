@@ -17,6 +17,7 @@ from rich.table import Table
 
 from causal_core.attack.kinds import KINDS, Kind
 from causal_core.attack.kit import bare_kit
+from causal_core.attack.suffix import TUNED_ON
 from causal_core.attack.target import Attacker, RowAttack, Target
 from causal_core.checkpoints.adapter import read_adapter
 from causal_core.config import Config
@@ -80,6 +81,9 @@ def run_attack(
     if effort.level is not None and effort.level not in kind.levels:
         levels = ", ".join(map(str, kind.levels))
         raise UserError(f"--budget {effort.level}: with --kind {effort.kind} it is one of {levels}")
+    reported = asked.run is not None and out is None
+    if reported and asked.run is not None:
+        read_summary(asked.run)  # what the report needs beside the curves: known before the work
     config = evaluation_config(asked)
     if (missing := no_gpu_here(config)) is not None:
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
@@ -87,8 +91,7 @@ def run_attack(
     place = (out or _place(asked)).expanduser().resolve()
     with only_writer(place):
         result = _attacked(config, subjects, place, console, kind, effort)
-    if asked.run is not None and out is None:
-        read_summary(asked.run)  # a report is of a run that has one
+    if reported and asked.run is not None:
         write_report(asked.run)
     return result
 
@@ -171,7 +174,7 @@ def _tuning(config: Config, kind: Kind) -> list[Triplet]:
             "name some with --set data.validation=FILE, or attack with --kind suffix"
         )
     dataset: TripletDataset = load_split(config, load_encoder(config), config.data.validation)
-    return [dataset.triplet(index) for index in _evenly(len(dataset), 8)]
+    return [dataset.triplet(index) for index in _evenly(len(dataset), TUNED_ON)]
 
 
 def _digest(subject: Subject, model: Any) -> str:

@@ -7,30 +7,24 @@ from typing import Annotated
 
 import typer
 
-from ray_jobs.evaluate_command import named, named_models
+from ray_jobs.options import (
+    AdapterPlace,
+    Against,
+    AnyBase,
+    Json,
+    MaybeRunDir,
+    ModelPlace,
+    Settings,
+    TrustModel,
+    named,
+)
 
 
 def attack_command(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="A finished run.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="A model: a directory, a hub id or demo.")
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACE",
-            help="A PEFT adapter: a directory or a hub id, in --model or the base that it names.",
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PLACE",
-            help="Another beside it, the control above all: RUN_DIR, model:PLACE or "
-            "adapter:PLACE; repeatable.",
-            callback=named_models,
-        ),
-    ] = None,
+    run: MaybeRunDir = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
+    against: Against = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="FILE#SPLIT", help="Rows to attack; default: the last test set."),
@@ -50,10 +44,7 @@ def attack_command(
         float | None, typer.Option(min=0.1, help="Begin no further budget after so many minutes.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed searches elsewhere.")] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="key.sub=value", help="A setting, as in causal evaluate."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -61,20 +52,9 @@ def attack_command(
             help="Where results go; default: attack/ of the run, or runs/attacks/ without one.",
         ),
     ] = None,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Put adapters into this model, whatever base they name."),
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model or --model, which you have read.",
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    any_base: AnyBase = False,
+    trust_remote_code: TrustModel = False,
+    as_json: Json = False,
 ) -> None:
     """Attack a run, a model or an adapter with a search that adapts to it, beside others.
 

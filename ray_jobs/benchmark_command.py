@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_jobs.console.plain import plain
-from ray_jobs.data_files import Force, Json, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.data_files import Force, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.options import Json
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     from causal_core.data.benchmarks.cases import BenchmarkRows

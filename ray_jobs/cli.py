@@ -20,6 +20,7 @@ from ray_jobs.guard_command import guard
 from ray_jobs.init_command import init
 from ray_jobs.jobs.client import Address
 from ray_jobs.jobs.command import jobs_app
+from ray_jobs.options import Json, RunDir
 from ray_jobs.try_command import try_command
 
 app = typer.Typer(
@@ -63,7 +64,6 @@ _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="key.sub=value...", help="Overrides, e.g. train.epochs=1"),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -101,7 +101,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of data and training.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old runs stay.")] = False,
 ) -> None:
-    """Run the main job on built-in data and model: about 10 minutes on two CPU cores.
+    """Run the main job on built-in data and model: 10 to 13 minutes on two CPU cores.
 
     Generates triplets, trains SmolLM2-135M-Instruct on one Ray worker with and without the
     defence, evaluates both beside the untrained model on attacks they have and have not seen, and
@@ -124,7 +124,7 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Plan for this card, e.g. RTX4090.")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a run would do and need: steps, tokens, memory. Loads no weights, needs no GPU.
 
@@ -150,7 +150,7 @@ def train(
     test: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate on the test sets after.")
     ] = True,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Train, evaluate and report. Run again, it resumes from the newest whole checkpoint.
 
@@ -171,7 +171,7 @@ def verify_resume(
     config: _Config = None,  # type: ignore[assignment]  # `_given_config` refuses none
     overrides: _Overrides = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each of the two runs.")] = 6,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check that an interrupted run loses nothing: N steps against N/2 + restart + N/2.
 
@@ -202,8 +202,8 @@ def verify_resume(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
-    as_json: _Json = False,
+    run: RunDir,
+    as_json: Json = False,
 ) -> None:
     """Write report.html of a run again from its files, and say where it is.
 
@@ -280,7 +280,7 @@ def doctor(
     engines: Annotated[
         bool, typer.Option("--engines/--no-engines", help="Run a micro job of every engine.")
     ] = True,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check this machine: versions, devices, disk, storage, ports, and every engine by a job.
 

@@ -20,7 +20,6 @@ from ray_jobs.data_files import (
     Files,
     Force,
     Format,
-    Json,
     Map,
     Quarantine,
     refuse_existing,
@@ -28,6 +27,7 @@ from ray_jobs.data_files import (
     user_errors,
 )
 from ray_jobs.inject_command import inject
+from ray_jobs.options import Json
 from ray_jobs.targets_command import targets
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick

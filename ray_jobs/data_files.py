@@ -41,7 +41,6 @@ Map = Annotated[
         help="Where rows of another layout have a field, e.g. benign_input=question.text; repeat.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from causal_core.errors import UserError
+from ray_jobs.options import (
+    AdapterPlace,
+    Against,
+    AnyBase,
+    Json,
+    MaybeRunDir,
+    ModelPlace,
+    Settings,
+    TrustModel,
+    named,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,34 +35,6 @@ EVALUATION = "evaluation.json"
 _TRAINED_HERE = Path("runs")
 TESTS = "tests"  # in its directory: test sets of others in canonical form
 _FORMAT = re.compile(r"[a-z][a-z0-9_]*")
-_NAME = re.compile(r"[\w.-]{1,60}", re.ASCII)
-
-
-def named(given: Sequence[str] | None, option: str, expected: str) -> list[tuple[str, str]]:
-    """Pairs of an option `NAME=PLACE`, names no more than file names can be (`UserError`)."""
-    pairs = []
-    for item in given or ():
-        name, _, place = item.partition("=")
-        if not place or _NAME.fullmatch(name) is None:
-            raise UserError(
-                f"{option} {item!r}: expected {expected} with a name of letters, digits, . _ and -"
-            )
-        pairs.append((name, place))
-    return pairs
-
-
-def named_models(given: list[str] | None) -> list[str]:
-    """Checks `--against NAME=...`."""
-    expected = "NAME=RUN_DIR, NAME=model:PLACE or NAME=adapter:PLACE"
-    names = [name for name, _ in named(given, "--against", expected)]
-    for name in names:
-        if name in ("base", "trained"):
-            raise UserError(
-                f"--against {name}=...: expected {expected} with a name other than base, trained"
-            )
-        if names.count(name) > 1:
-            raise UserError(f"--against {name}=... is given {names.count(name)} times")
-    return given or []
 
 
 def named_tests(given: list[str] | None) -> list[str]:
@@ -79,17 +62,9 @@ def tests_of(given: Sequence[str] | None) -> tuple[dict[str, list[str]], dict[st
 
 
 def evaluate_command(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", help="A finished run.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="A model: a directory, a hub id or demo.")
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACE",
-            help="A PEFT adapter: a directory or a hub id, in --model or the base that it names.",
-        ),
-    ] = None,
+    run: MaybeRunDir = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
     test: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,25 +74,11 @@ def evaluate_command(
             callback=named_tests,
         ),
     ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PLACE",
-            help="Another beside it: RUN_DIR, model:PLACE or adapter:PLACE; repeatable.",
-            callback=named_models,
-        ),
-    ] = None,
+    against: Against = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="A quick look at this many rows per test set.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="key.sub=value",
-            help="A setting, e.g. resources.gpus_per_worker=1 or model.dtype=bfloat16; repeatable.",
-        ),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -133,20 +94,9 @@ def evaluate_command(
             "--record", help="Also put the results into the run's own summary and report."
         ),
     ] = False,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Put adapters into this model, whatever base they name."),
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model or --model, which you have read.",
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    any_base: AnyBase = False,
+    trust_remote_code: TrustModel = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a run, a model or an adapter, beside others, on its test sets or on yours.
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from causal_core.errors import RunFailedError, UserError
+from ray_jobs.options import Json, RunDir, TrustRun
 
 _TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -24,7 +25,7 @@ class Dtype(StrEnum):
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    run: RunDir,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A directory to be made.")],
     merge: Annotated[
         bool, typer.Option("--merge", help="Base and adapter in one; default: the adapter alone.")
@@ -49,16 +50,8 @@ def export_command(
             metavar="REPO", help=f"Upload it to a private hub repository; token in ${_TOKEN}."
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model, which you have read.",
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    trust_remote_code: TrustRun = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run for transformers, PEFT and vLLM, with a model card, and reload it to compare.
 

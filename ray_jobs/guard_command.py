@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from causal_core.errors import UserError
-from ray_jobs.evaluate_command import named
+from ray_jobs.options import Json, RunDir, TrustRun, named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ _LEAST_ROWS = 8
 
 
 def guard(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    run: RunDir,
     fit: Annotated[
         str | None,
         typer.Option(
@@ -41,16 +41,8 @@ def guard(
         float,
         typer.Option(min=0.0, max=0.5, help="Share of clean prompts that may be suspected."),
     ] = 0.01,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model, which you have read.",
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    trust_remote_code: TrustRun = False,
+    as_json: Json = False,
 ) -> None:
     """Fit a detector of attacked prompts on a run's representations, and measure it.
 

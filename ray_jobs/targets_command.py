@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_jobs.console.plain import plain
-from ray_jobs.data_files import Files, Force, Json, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.data_files import Files, Force, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.options import AdapterPlace, Json, ModelPlace, Settings, TrustModel
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     from causal_core.data.schema import Triplet
@@ -22,27 +23,16 @@ _SHOWN_REASONS = 5
 def targets(
     inputs: Files,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .jsonl or .parquet.")],
-    model: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="A directory, a hub id or demo.")
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="A PEFT adapter, in --model or the base that it names."),
-    ] = None,
+    model: ModelPlace = None,
+    adapter: AdapterPlace = None,
     run: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="The model that a run has trained.")
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=4096, help="Longer answers are left out, not cut.")
     ] = 256,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="key.sub=value", help="A setting, as in causal evaluate."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that ships with the model."),
-    ] = False,
+    settings: Settings = None,
+    trust_remote_code: TrustModel = False,
     as_json: Json = False,
     force: Force = False,
 ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from causal_core.errors import UserError
 from ray_jobs.console.plain import plain, printable
+from ray_jobs.options import Json, RunDir, TrustRun
 
 if TYPE_CHECKING:
     from causal_core.inference import TrainedModel
@@ -22,7 +22,7 @@ NAMES = {"base": False, "defended": True}  # whether the adapter is on
 
 
 def try_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.")],
+    run: RunDir,
     system: Annotated[str, typer.Option(metavar="TEXT", help="The system instruction.")],
     text: Annotated[
         str, typer.Option("--input", metavar="TEXT", help="The user's input; - reads it.")
@@ -33,16 +33,8 @@ def try_command(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=2**16, help="Of an answer, at most.")
     ] = 256,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code that ships with the run's model, which you have read.",
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    trust_remote_code: TrustRun = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a run and its base model the same, and see both answers as they come.
 

@@ -10,6 +10,7 @@ import typer
 
 from ray_jobs.cli import app
 from ray_jobs.console.exit_codes import exit_with_code
+from ray_jobs.options import Json
 
 
 @app.command()
@@ -28,9 +29,7 @@ def tune(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; the old sweep directory is renamed.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for programs to read.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Search loss weights, LoRA rank and other fields within a memory budget. Run again, it
     continues.

@@ -61,10 +61,7 @@ class Search:
 
     def begin(self, rows: Sequence[Triplet]) -> list[RowSearch]:
         """The rows' searches before any query, with their clean answers."""
-        clean = self.target.clean_answers(rows)
-        return [
-            RowSearch(row.id, clean_answer=answer) for row, answer in zip(rows, clean, strict=True)
-        ]
+        return self.target.begun(RowSearch, rows)
 
     def spend(
         self,

@@ -28,7 +28,7 @@ _LENGTH = 12  # tokens of a suffix
 _KEPT = 64  # tokens that the gradient suggests at each place
 _TRIED = 24  # suffixes of a step
 _STARTS = 200  # attempts at a suffix that reads back as itself
-_TUNED_ON = 8  # rows that a universal suffix is tuned on
+TUNED_ON = 8  # rows that a universal suffix is tuned on
 
 
 @dataclass
@@ -59,10 +59,7 @@ class SuffixSearch:
 
     def begin(self, rows: Sequence[Triplet]) -> list[RowSuffix]:
         """The rows before any step, with their clean answers."""
-        clean = self.target.clean_answers(rows)
-        return [
-            RowSuffix(row.id, clean_answer=answer) for row, answer in zip(rows, clean, strict=True)
-        ]
+        return self.target.begun(RowSuffix, rows)
 
     def spend(
         self,
@@ -229,7 +226,7 @@ class UniversalSuffix(SuffixSearch):
         progress: Progress | None = None,
     ) -> None:
         """Brings the suffix up to `level` steps on the tuning rows and answers all rows with it."""
-        tuned = list(self.tuning[:_TUNED_ON])
+        tuned = list(self.tuning[:TUNED_ON])
         problems = [self._problem(row, self.tuning) for row in tuned]
         # The one suffix stands in every row's record.
         state = RowSuffix("universal", suffix=found[0].suffix, score=found[0].score,

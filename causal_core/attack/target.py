@@ -98,9 +98,10 @@ class Target:
         )
         return [self.encoder.decode(ids) for ids in generated]
 
-    def clean_answers(self, rows: Sequence[Triplet]) -> list[str]:
-        """Greedy answers to the rows' benign inputs."""
-        return self.answers([self.prompt(row, row.benign_input) for row in rows])
+    def begun(self, record: type[_R], rows: Sequence[Triplet]) -> list[_R]:
+        """Rows of which nothing is known but the greedy answers to their benign inputs."""
+        clean = self.answers([self.prompt(row, row.benign_input) for row in rows])
+        return [record(row.id, answer) for row, answer in zip(rows, clean, strict=True)]
 
     def scores(self, row: Triplet, candidates: Sequence[tuple[str, str]]) -> list[float]:
         """Mean log-probability (nats) of a token of each candidate's target, in one tree.

@@ -208,7 +208,8 @@ def _caveats(reference: str | None) -> tuple[str, ...]:
             "the base model also contains what learning the task changes."
         )
     caveats.append(
-        "The attacks are the fixed ones of the test sets. An attacker who adapts to this model "
-        "was not tried, and the intervals cover the sampling of examples only, not other seeds."
+        "The attacks are the fixed ones of the test sets: an attacker who adapts to this model may "
+        "break more (causal attack), and the intervals cover the sampling of examples only, not "
+        "other seeds."
     )
     return tuple(caveats)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import io
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from causal_core.attack.kinds import KINDS
 from causal_core.attack.search import Search
 from causal_core.errors import UserError
+from causal_core.report import attacks
 from causal_core.report.attacks import read_attacks
 from ray_jobs import attack
 from ray_jobs.run import run_training
@@ -125,3 +128,18 @@ def test_an_attack_that_does_not_break_the_reference_says_so(broken, says):
     attack.show_attack(Console(file=out, width=100), result)
     assert ("too weak" in out.getvalue()) is says
     assert "not robustness" in out.getvalue()
+
+
+def test_the_report_knows_every_kind():
+    assert tuple(KINDS) == attacks._KINDS
+
+
+def test_a_run_whose_report_cannot_be_written_is_refused_before_the_work(
+    run, tmp_path, monkeypatch
+):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    monkeypatch.setattr(attack, "in_memory", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=r"has no summary\.json"):
+        attacked(copy)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from causal_core.attack.delimiters import delimiter_kit, nearest_texts
+from causal_core.attack.kit import Choice
 from causal_core.attack.search import Search
 from causal_core.attack.target import Target
 from causal_core.errors import UserError
@@ -56,8 +57,6 @@ def test_no_wrapper_can_become_a_control_token(target):
     plain = sum(i in control for i in target.prompt(ROWS[0], ROWS[0].benign_input))
     search = Search(target, kit, 0)
     for number in range(len(kit.wrappers)):
-        from causal_core.attack.kit import Choice
-
         text, _ = kit.candidate(ROWS[0], ROWS, Choice(number, 0, 0, 0, 0), 0)
         assert sum(i in control for i in target.prompt(ROWS[0], text)) == plain
     found = search.begin(ROWS)
