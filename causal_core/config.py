@@ -35,6 +35,7 @@ from causal_core.config_sections import (
     TrainSection,
     ValidationSection,
 )
+from causal_core.files import absolute_location
 
 # Fields whose change does not change what a run computes: a resume accepts another value.
 FREE_ON_RESUME = (
@@ -155,18 +156,20 @@ class Config(Section):
         data, run, model = tree["data"], tree["run"], tree["model"]
         run["dir"] = str(Path(run["dir"]).expanduser().resolve())
         data["train"] = [
-            {**f, "path": _absolute(f["path"])} if isinstance(f, dict) else _absolute(f)
+            {**f, "path": absolute_location(f["path"])}
+            if isinstance(f, dict)
+            else absolute_location(f)
             for f in data["train"]
         ]
-        data["validation"] = [_absolute(path) for path in data["validation"]]
-        data["test"] = {k: [_absolute(p) for p in v] for k, v in data["test"].items()}
+        data["validation"] = [absolute_location(path) for path in data["validation"]]
+        data["test"] = {k: [absolute_location(p) for p in v] for k, v in data["test"].items()}
         if data["cache_dir"] is not None:
-            data["cache_dir"] = _absolute(data["cache_dir"])
+            data["cache_dir"] = absolute_location(data["cache_dir"])
         if Path(model["name_or_path"]).expanduser().is_dir():
-            model["name_or_path"] = _absolute(model["name_or_path"])
+            model["name_or_path"] = absolute_location(model["name_or_path"])
         start = tree["lora"]["init_from"]
         if start is not None and Path(start).expanduser().is_dir():
-            tree["lora"]["init_from"] = _absolute(start)
+            tree["lora"]["init_from"] = absolute_location(start)
         return Config.model_validate(tree)
 
     def fingerprint(self) -> str:
@@ -191,12 +194,6 @@ def _without_later(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value for key, value in fields.items() if key not in _LATER or value != _LATER[key]
     }
-
-
-def _absolute(path: str) -> str:
-    if "://" in path:
-        return path
-    return str(Path(path).expanduser().absolute())
 
 
 def run_directory(config: Config) -> Path:

@@ -48,6 +48,11 @@ def is_remote(location: str | Path) -> bool:
     return _REMOTE.match(str(location)) is not None
 
 
+def absolute_location(location: str) -> str:
+    """The same place from any working directory; `s3://bucket/x` as it is."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
 def checked_file(path: Path) -> os.stat_result:
     """The status of a regular file, which is not opened: a pipe would wait for its writer for ever,
     a device has no end, and a file that the kernel makes up (/proc/kmsg) may be either.

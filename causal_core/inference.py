@@ -6,20 +6,25 @@ unless the caller says so, and a hostile input is a text of the user's turn and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
 from causal_core.config import Config
 from causal_core.config_file import recorded_config
+from causal_core.device import at_least_float32
 from causal_core.errors import ForeignCheckpointError, UserError
 from causal_core.evaluation.generation import end_tokens
+from causal_core.evaluation.guard_file import FOLDER, WEIGHTS, Guard, read_guard
+from causal_core.evaluation.representations import HEAD
 from causal_core.files import BEST
 from causal_core.model.causal_model import CausalModel, build_model
 from causal_core.model.lora import without_adapter
@@ -67,7 +72,8 @@ def load(
         )
     model = build_model(base, config.lora, config.run.seed)
     load_weights(checkpoint, model)
-    return TrainedModel(config, encoder, model.eval(), place)
+    guard = checkpoint.parent / FOLDER / WEIGHTS
+    return TrainedModel(config, encoder, model.eval(), place, guard, manifest.weights())
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -83,6 +89,18 @@ def checkpoint_of(run: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Suspicion:
+    """How much a prompt looks like an attacked one to the detector of its run."""
+
+    score: float  # higher is more suspicious; of no unit
+    threshold: float  # as `causal guard` set it
+
+    @property
+    def suspected(self) -> bool:
+        return self.score >= self.threshold
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """A base model with the adapter and the head that a run trained."""
 
@@ -90,6 +108,8 @@ class TrainedModel:
     encoder: PromptEncoder
     model: CausalModel
     device: torch.device
+    guard_file: Path  # where `causal guard` leaves the run's detector
+    weights: str  # which adapter and head these are
 
     def answer(
         self,
@@ -129,6 +149,65 @@ class TrainedModel:
         self._refuse_too_long(len(prompt), max_new_tokens)
         return self._pieces(prompt, max_new_tokens, defended)
 
+    def suspicion(self, system: str, user_input: str, context: str | None = None) -> Suspicion:
+        """What the run's detector says of a prompt: one forward over it, and no answer.
+
+        Raises:
+            UserError: no detector was fitted on these weights, or a prompt without room.
+        """
+        guard = self._guard
+        prompt = self.encoder.prompt_ids(system, user_input, context)
+        self._refuse_too_long(len(prompt), 0)
+        hidden, _, _ = self._forward(prompt, None, True)
+        return self._judged(guard, hidden)
+
+    def answer_with_suspicion(
+        self,
+        system: str,
+        user_input: str,
+        context: str | None = None,
+        *,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+    ) -> tuple[str, Suspicion]:
+        """`answer` with `suspicion`, read off the forward that the answer begins with."""
+        guard = self._guard
+        prompt = self.encoder.prompt_ids(system, user_input, context)
+        self._refuse_too_long(len(prompt), max_new_tokens)
+        read: list[Suspicion] = []
+        tokens = self._tokens(
+            prompt, max_new_tokens, True, lambda hidden: read.append(self._judged(guard, hidden))
+        )
+        answer = self.encoder.decode(list(tokens))
+        return answer, read[0]
+
+    @cached_property
+    def _guard(self) -> Guard:
+        """The detector that belongs to these weights (`UserError` where there is none)."""
+        run = shown(str(self.guard_file.parent.parent))
+        how = f"fit one with causal guard {run} (docs/guard.md says what it is worth)"
+        try:
+            guard = read_guard(self.guard_file)
+        except FileNotFoundError:
+            raise UserError(f"no detector was fitted on {run}: {how}") from None
+        if guard.weights != self.weights:
+            raise UserError(
+                f"{shown(str(self.guard_file))} was fitted on other weights than these: {how}"
+            )
+        if len(guard.read_out.weight) != self.model.projection.input.in_features:
+            raise UserError(
+                f"{shown(str(self.guard_file))} has {len(guard.read_out.weight):,} numbers, the "
+                f"model is {self.model.projection.input.in_features:,} wide: {how}"
+            )
+        return guard
+
+    @torch.no_grad()
+    def _judged(self, guard: Guard, hidden_1NH: Tensor) -> Suspicion:
+        """By the last hidden states of a whole prompt, pooled as training and `causal guard` do."""
+        pooled = at_least_float32(hidden_1NH).mean(1)
+        vector = self.model.projection(pooled) if guard.kind == HEAD else pooled
+        [score] = guard.read_out.scores(vector.double().cpu().numpy())
+        return Suspicion(float(score), guard.read_out.threshold)
+
     def _refuse_too_long(self, prompt: int, answer: int) -> None:
         room = model_limits(self.config.model).positions
         if room is not None and prompt + answer > room:
@@ -153,19 +232,38 @@ class TrainedModel:
         yield self.encoder.decode(ids)[len(said) :]
 
     @torch.no_grad()
-    def _tokens(self, prompt: Sequence[int], limit: int, defended: bool) -> Iterator[int]:
+    def _tokens(
+        self,
+        prompt: Sequence[int],
+        limit: int,
+        defended: bool,
+        read: Callable[[Tensor], None] | None = None,
+    ) -> Iterator[int]:
         """Greedy tokens after a prompt, up to an end token.
+
+        Args:
+            read: Receives the prompt's last hidden states, [1, N, H].
+        """
+        ends = end_tokens(self.model.peft_model.get_base_model(), self.encoder.end_of_answer)
+        hidden, token, cache = self._forward(prompt, None, defended)
+        if read is not None:
+            read(hidden)
+        for number in range(1, limit + 1):
+            if token in ends:
+                return
+            yield token
+            if number < limit:
+                _, token, cache = self._forward([token], cache, defended)
+
+    @torch.no_grad()
+    def _forward(self, ids: Sequence[int], cache: Any, defended: bool) -> tuple[Tensor, int, Any]:
+        """Last hidden states of tokens after those of the cache, the next token, and the cache.
 
         The adapter is switched for each forward alone, so that two streams can take turns.
         """
-        base: Any = self.model.peft_model.get_base_model()
-        ends = end_tokens(base, self.encoder.end_of_answer)
-        new, cache = torch.tensor([list(prompt)], device=self.device), None
-        for _ in range(limit):
-            with nullcontext() if defended else without_adapter(self.model):
-                output = base.get_decoder()(input_ids=new, past_key_values=cache, use_cache=True)
-                new = self.model.logits(output.last_hidden_state[:, -1:]).argmax(-1)
-            cache = output.past_key_values
-            if (token := int(new)) in ends:
-                return
-            yield token
+        decoder = self.model.peft_model.get_base_model().get_decoder()
+        new = torch.tensor([list(ids)], device=self.device)
+        with nullcontext() if defended else without_adapter(self.model):
+            output = decoder(input_ids=new, past_key_values=cache, use_cache=True)
+            token = int(self.model.logits(output.last_hidden_state[:, -1:]).argmax(-1))
+        return output.last_hidden_state, token, output.past_key_values

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from causal_core.files import absolute_location
 from ray_jobs.options import (
     AdapterPlace,
     Against,
@@ -73,7 +74,7 @@ def attack_command(
     from ray_jobs.attack import Effort, run_attack, show_attack
     from ray_jobs.subjects import Asked
 
-    file = None if data is None else str(Path(data).expanduser().absolute())
+    file = None if data is None else absolute_location(data)
     asked = Asked(
         run=None if run is None else run.resolve(),
         model=model,

@@ -28,6 +28,8 @@ from ray_jobs.data_files import (
 )
 from ray_jobs.inject_command import inject
 from ray_jobs.options import Json
+from ray_jobs.room_check import ForConfig, ForModel, MaxLength, config_for, rooms, told_of
+from ray_jobs.room_check import as_json as rooms_json
 from ray_jobs.targets_command import targets
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
@@ -117,33 +119,48 @@ def check(
     lint: Annotated[
         bool, typer.Option("--lint/--no-lint", help="Look for what teaches the wrong thing.")
     ] = True,
+    config: ForConfig = None,
+    model: ForModel = None,
+    max_length: MaxLength = None,
     force: Force = False,
 ) -> None:
     """Check training data: every bad row with its line and reason, and what the good rows hold.
 
     Notes say what a model could learn from the rows instead of what is meant: attacks that their
     length or words give away, near-duplicates, one wording for all, secrets, unseen characters.
+    With --config or --model also which rows are longer than a run has room for.
+
     Exit code 0 if the data can be used, 1 if not. With --quarantine bad rows are set aside and
     the code is 0 as long as good rows remain.
 
     Example: causal data check train.jsonl val.parquet --quarantine bad.jsonl
     """
+    from rich.console import Console
+
     from causal_core.data.leaks import check_leaks
     from causal_core.data.lint.report import lint as linted
     from ray_jobs.data_summary import by_split, show_check, summary
 
     with user_errors(as_json):
+        run = config_for(config, model, max_length)
+        if not columns and run is not None:
+            columns = [f"{name}={path}" for name, path in run.data.columns.items()]
         result = _read(files, quarantine, force, columns)
-    splits = by_split(result.table)
+        splits = by_split(result.table)
+        room = rooms(splits, run) if run is not None else {}
     report = check_leaks(splits) if leaks and len(splits) > 1 else None
     notes = linted(splits) if lint and splits else None
     usable = bool(result.table.num_rows) and (quarantine is not None or not result.bad_rows)
     if strict_leaks and report is not None and not report.ok:
         usable = False
     if as_json:
-        typer.echo(json.dumps(summary(result, report, notes, usable)))
+        typer.echo(
+            json.dumps(summary(result, report, notes, usable) | {"tokens": rooms_json(room)})
+        )
     else:
         show_check(result, report, notes)
+        for name, found in room.items():
+            Console().print(plain(told_of(name, found)), soft_wrap=True)
     raise typer.Exit(0 if usable else 1)
 
 

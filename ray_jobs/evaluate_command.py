@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from causal_core.errors import UserError
+from causal_core.files import absolute_location
 from ray_jobs.options import (
     AdapterPlace,
     Against,
@@ -51,7 +52,7 @@ def tests_of(given: Sequence[str] | None) -> tuple[dict[str, list[str]], dict[st
         file, _, kind = place.rpartition(":")
         if not file or _FORMAT.fullmatch(kind) is None or Path(place).exists():
             file, kind = place, ""
-        files.setdefault(name, []).append(str(Path(file).expanduser().absolute()))
+        files.setdefault(name, []).append(absolute_location(file))
         formats.setdefault(name, set()).add(kind)
     if mixed := next((name for name, kinds in formats.items() if len(kinds) > 1), None):
         raise UserError(

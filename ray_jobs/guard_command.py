@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from causal_core.errors import UserError
+from causal_core.files import absolute_location
 from ray_jobs.options import Json, RunDir, TrustRun, named
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from causal_core.config import Config
     from causal_core.evaluation.guard import Fitted, Prompts
+    from causal_core.evaluation.guard_file import Guard
     from causal_core.evaluation.representations import Represented
 
-FOLDER, RECORD, WEIGHTS = "guard", "guard.json", "guard.safetensors"  # in a run directory
 LENGTH, WORDS = "length", "words"  # detectors that see no model
 _LEAST_ROWS = 8
 
@@ -56,6 +57,7 @@ def guard(
 
     from rich.console import Console
 
+    from causal_core.evaluation.guard_file import FOLDER
     from ray_jobs.console.plain import plain
     from ray_jobs.console.quiet import quiet_libraries
 
@@ -102,8 +104,10 @@ def run_guard(
     Raises:
         UserError: no checkpoint, no test set, or too few rows with attacks to fit on.
     """
+    from causal_core.checkpoints.contents import read_manifest
     from causal_core.config_file import recorded_config
     from causal_core.evaluation.guard import advantage, worth
+    from causal_core.evaluation.guard_file import FOLDER, Guard
     from causal_core.run.lock import only_writer
     from ray_jobs.subjects import run_subject
 
@@ -117,8 +121,10 @@ def run_guard(
         raise UserError("no test set: name one, as in --test novel=FILE")
     config = config.with_absolute_paths()
     subject = run_subject(directory, config)
+    assert subject.checkpoint is not None
+    weights = read_manifest(subject.checkpoint).weights()
     with only_writer(directory / FOLDER):
-        seen = _represented(subject, config, [str(Path(p).absolute()) for p in chosen])
+        seen = _represented(subject, config, [absolute_location(p) for p in chosen])
         fitting = seen.pop("")
         detectors = _fitted(fitting, subject.head_trained, false_positives)
         own = {k: v for k, v in detectors.items() if k not in (LENGTH, WORDS)}
@@ -149,7 +155,7 @@ def run_guard(
             },
             "sets": sets,
         }  # fmt: skip
-        _write(directory, result, own[kept])
+        _write(directory, result, Guard(own[kept].fitted.read_out, kept, weights))
     return result
 
 
@@ -209,24 +215,13 @@ def _features(name: str, found: Represented, words: dict[str, int]) -> np.ndarra
     return found.vectors[name]
 
 
-def _write(directory: Path, result: Mapping[str, Any], detector: _Detector) -> None:
+def _write(directory: Path, result: Mapping[str, Any], guard: Guard) -> None:
     import json
 
-    import torch
-    from safetensors.torch import save_file
+    from causal_core.evaluation.guard_file import FOLDER, RECORD, WEIGHTS, write_guard
+    from causal_core.files import write_whole
 
-    from causal_core.files import whole_or_absent, write_whole
-
-    read_out = detector.fitted.read_out
-    with whole_or_absent(directory / FOLDER / WEIGHTS) as temporary:
-        save_file(
-            {
-                "weight": torch.from_numpy(read_out.weight),
-                "bias": torch.tensor(read_out.bias, dtype=torch.float64),
-                "threshold": torch.tensor(read_out.threshold, dtype=torch.float64),
-            },
-            temporary,
-        )
+    write_guard(directory / FOLDER / WEIGHTS, guard)
     write_whole(directory / FOLDER / RECORD, json.dumps(result, indent=1) + "\n")
 
 

@@ -65,6 +65,11 @@ class Manifest(_Versioned):
     files: dict[str, ListedFile]
     tensors: dict[str, _Digest]
 
+    def weights(self) -> str:
+        """sha256 that tells what was trained: over the digests of adapter and head."""
+        digests = "/".join(self.files[name].sha256 for name in (ADAPTER, PROJECTION))
+        return hashlib.sha256(digests.encode()).hexdigest()
+
 
 def verify_checkpoint(directory: Path) -> Manifest:
     """The manifest of a whole checkpoint.

@@ -116,6 +116,9 @@ class Reading:
         # Rows met and rows of the split that is wanted, by what was named and that split.
         self._of_given: dict[tuple[str, str | None], tuple[int, int]] = {}
 
+    # Whether a table's columns are read whatever they are called, and not those of triplets alone.
+    every_column = False
+
     def start(self, source: Source) -> None:
         self.source = source
         self.part = source.part  # the split of rows that name none

@@ -27,6 +27,7 @@ from causal_core.export.compare import (
     template_prompts,
     training_prompts,
 )
+from causal_core.export.detector import export_detector
 from causal_core.export.template import defended_template, deviations
 from causal_core.export.weights import write_adapter, write_merged
 from causal_core.files import SUMMARY, whole_directory, write_whole
@@ -76,6 +77,7 @@ def export_run(
     checkpoint = inference.checkpoint_of(run)
     trained = inference.load(run, trust_remote_code=options.trust_remote_code)
     config, encoder, device = trained.config, trained.encoder, trained.device
+    weights = trained.weights
     summary = read_summary(run) if (run / SUMMARY).is_file() else {}
     attacks = read_attacks(run)
     set_name, dataset = _rows(config, encoder, options.data)
@@ -106,6 +108,7 @@ def export_run(
         if is_contrastive(config.loss):
             (place / HEAD).mkdir()
             write_whole(place / HEAD / PROJECTION, (checkpoint / PROJECTION).read_bytes())
+        detector = export_detector(place, checkpoint.parent, weights)
         say("reloading what was written")
         after, hostile = _reloaded(place, config, encoder, questions, room, options.merge, device)
         labels = encoder.answers_ids([q.answer for q in questions])
@@ -118,6 +121,7 @@ def export_run(
             **_origin(config, encoder, checkpoint),
             "template": {"deviations": deviations(encoder), "hostile_prompts": hostile},
             "reloaded": {"set": set_name, **compared(before, after, labels)},
+            "detector": detector,
         }
         _refuse_forgeable(facts)
         facts["sentences"] = sentences(facts)
@@ -153,6 +157,8 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
             else "The run was trained on 4-bit weights (NF4): on others the adapter's numbers are "
             "other ones."
         )
+    if facts.get("detector"):
+        told.append("The detector that was fitted on the run is in guard/.")
     hostile = template["hostile_prompts"]
     told.append(
         f"The chat template was tried with {hostile['tried']} hostile prompts: none becomes a "

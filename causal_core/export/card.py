@@ -8,6 +8,7 @@ from typing import Any
 
 from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, TRAINED, ordered_sets
 from causal_core.evaluation.statistics import Estimate, read_estimate
+from causal_core.export.detector import detector_lines
 from causal_core.report.attacks import CAVEAT, too_weak
 from causal_core.report.wording import interval
 from causal_core.visible_text import visible
@@ -166,6 +167,12 @@ def _exported(facts: Mapping[str, Any]) -> Iterator[str]:
     for sentence in facts["sentences"]:
         yield f"- {sentence}"
     yield ""
+    if (detector := facts.get("detector")) is not None:
+        yield "## Detector\n"
+        yield from detector_lines(detector)
+        for name, better in detector["better"].items():
+            yield f"- {code(name)}: {'tells more' if better else 'not shown to tell more'}"
+        yield ""
 
 
 def _use(facts: Mapping[str, Any], adapter: bool) -> Iterator[str]:

@@ -190,7 +190,9 @@ def cannot_load(what: str, source: str, error: Exception) -> str:
             "The installed transformers has no causal language model of this architecture: use one "
             "of those in docs/models.md."
         )
-    return f"the {what} of {source} cannot be loaded: {first[:300]}. {advice} {_OWN_CODE}"
+    return (
+        f"the {what} of {source} cannot be loaded: {first[:300].rstrip('.')}. {advice} {_OWN_CODE}"
+    )
 
 
 _SAMPLE_BYTES = 2**20

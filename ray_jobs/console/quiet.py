@@ -8,7 +8,8 @@ import warnings
 
 from ray_jobs.console.logs import Stderr, TextFormatter
 
-_CHATTY = ("bitsandbytes", "deepspeed", "DeepSpeed", "torch.distributed", "httpx", "filelock")
+_CHATTY = ("bitsandbytes", "deepspeed", "DeepSpeed", "torch.distributed", "httpx", "filelock",
+           "huggingface_hub")  # fmt: skip
 
 
 def quiet_libraries() -> None:

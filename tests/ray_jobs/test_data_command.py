@@ -5,6 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from causal_core.config_file import parse_config
+from causal_core.errors import UserError
+from causal_core.tokens.run_data import load_encoder, load_split
 from ray_jobs.data_command import data_app
 
 SMALL = ["--train", "40", "--validation", "20", "--test", "20"]
@@ -189,6 +192,42 @@ def test_what_is_converted_goes_to_this_machine(demo, tmp_path, monkeypatch):
     done = causal_data("convert", demo / "train.jsonl", "s3://bucket/x.jsonl")
     assert done.exit_code == 1 and "names no file of this machine" in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_a_run_has_no_room_for_are_counted_by_branch(
+    demo, tmp_path, tiny_model_directory, monkeypatch
+):
+    """By the run's own tokenizer (every byte a token), as many as training stops at."""
+    asked = (demo / "train.jsonl", "--no-lint", "--model", tiny_model_directory)
+    counted = causal_data("check", *asked, "--json")
+    [room] = json.loads(counted.stdout)["tokens"].values()
+    assert room["too_long"] == 0 and room["rows"] == 40 and not room["branches"]
+    assert "all 40 rows fit" in causal_data("check", *asked).stdout
+    config = parse_config({
+        "run": {"dir": str(tmp_path / "run")}, "model": {"name_or_path": str(tiny_model_directory)},
+        "data": {"train": [str(demo / "train.jsonl")], "max_length": room["longest"] - 150},
+    })  # fmt: skip
+    (tmp_path / "own.yaml").write_text(config.to_yaml())
+    short = causal_data("check", *asked[:2], "--config", tmp_path / "own.yaml", "--json")
+    assert short.exit_code == 0, short.output
+    [found] = json.loads(short.stdout)["tokens"].values()
+    assert found["longest"] == room["longest"] and found["limit"] == room["longest"] - 150
+    with pytest.raises(UserError, match=f"^{found['too_long']} of 40 triplets are longer") as stops:
+        load_split(config, load_encoder(config), config.data.train)
+    assert all(repr(identity) in str(stops.value) for identity in found["examples"])
+    assert max(found["branches"].values()) <= found["too_long"] <= sum(found["branches"].values())
+    said = causal_data("check", *asked, "--max-length", found["limit"]).stdout
+    assert f"{found['too_long']} of 40 rows do not fit data.max_length={found['limit']}" in said
+
+
+def test_whose_tokens_are_counted_must_be_clear(demo, tmp_path):
+    for arguments, said in (
+        (("--max-length", 9), "say whose"),
+        (("--model", "demo", "--config", "x.yaml"), "leave --model out"),
+        (("--config", tmp_path / "none.yaml"), "no such config file"),
+    ):
+        result = causal_data("check", demo / "train.jsonl", *arguments)
+        assert result.exit_code == 1 and said in result.output
 
 
 def test_exit_codes_of_wrong_use(tmp_path):

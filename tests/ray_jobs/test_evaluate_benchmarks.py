@@ -16,6 +16,7 @@ from causal_core.data.benchmarks.registry import BENCHMARKS
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import DataError
 from causal_core.evaluation.trace import ROWS
+from ray_jobs import evaluate_command
 from ray_jobs.cli import main
 from ray_jobs.evaluate_command import EVALUATION, TESTS
 from tests.causal_core.data.benchmarks import samples
@@ -34,6 +35,34 @@ def evaluate(model, folder, kind, values):
     for setting in SETTINGS:
         arguments += ["--set", setting]
     return command(main, "evaluate", *arguments)
+
+
+def test_places_of_test_sets_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "a=s3://bucket/x.parquet",
+        "a=s3://bucket/y.parquet",
+        "b=*.jsonl",
+        "c=gs://b/c.json:sep",
+    ]
+    files, formats = evaluate_command.tests_of(given)
+    assert files == {
+        "a": ["s3://bucket/x.parquet", "s3://bucket/y.parquet"],
+        "b": [str(tmp_path / "*.jsonl")],
+        "c": ["gs://b/c.json"],
+    }
+    assert formats == {"c": "sep"}
+
+
+def test_a_pattern_names_several_files_of_a_benchmark(tiny_model_directory, tmp_path):
+    for number, row in enumerate(samples.SEP):
+        write(tmp_path / f"part-{number}.json", [row])
+    arguments = ["--test", f"mine={tmp_path}/part-*.json:sep", "--out", tmp_path / "out"]
+    for setting in SETTINGS:
+        arguments += ["--set", setting]
+    outcome = command(main, "evaluate", "--model", tiny_model_directory, *arguments)
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"mine: {len(samples.SEP)} rows" in outcome.stdout
 
 
 def test_every_benchmark_is_tried():

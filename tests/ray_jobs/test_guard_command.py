@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from causal_core import inference
 from causal_core.config import run_directory
 from causal_core.config_file import recorded_config
+from causal_core.errors import UserError
+from causal_core.evaluation.guard import ReadOut
+from causal_core.evaluation.guard_file import (
+    FOLDER,
+    RECORD,
+    WEIGHTS,
+    Guard,
+    read_guard,
+    write_guard,
+)
 from causal_core.evaluation.representations import HEAD, MEAN, represent
 from causal_core.evaluation.subject import in_memory
+from causal_core.export.build import ExportOptions, export_run
 from causal_core.tokens.run_data import load_encoder, load_test_set
 from ray_jobs.cli import main
-from ray_jobs.guard_command import FOLDER, RECORD, WEIGHTS, run_guard
+from ray_jobs.guard_command import run_guard
 from ray_jobs.run import run_training
 from ray_jobs.subjects import run_subject
 from tests.command_line import command
@@ -78,3 +91,96 @@ def test_bad_input(run, tmp_path):
     assert outcome.returncode == 1 and "3 rows have an attack, at least 8" in outcome.stderr
     outcome = command(main, "guard", tmp_path)
     assert outcome.returncode == 1
+
+
+def _fit(run, tiny_data):
+    return run_guard(run, fit=str(tiny_data / "train.jsonl"), false_positives=0.1)
+
+
+@pytest.mark.parametrize("kind", [HEAD, MEAN])
+def test_the_loaded_model_gives_the_scores_of_the_measurement(run, tiny_data, kind):
+    """Whatever the read-out reads, prompt by prompt, from the forward that begins the answer."""
+    _fit(run, tiny_data)
+    fitted = read_guard(run / FOLDER / WEIGHTS)
+    random = np.random.default_rng(0)
+    read_out = ReadOut(random.normal(size=32), 0.25, 0.0)
+    write_guard(run / FOLDER / WEIGHTS, Guard(read_out, kind, fitted.weights))
+    config = recorded_config(run, False)
+    dataset = load_test_set(config, load_encoder(config), config.data.test["novel"])
+    [(_, model)] = in_memory([run_subject(run, config)], CPU)
+    expected = read_out.scores(represent(model, dataset, CPU, budget=500).vectors[kind])
+    loaded = inference.load(run, device="cpu")
+    found = []
+    for row in range(len(dataset)):
+        triplet = dataset.triplet(row)
+        for text in (triplet.benign_input, triplet.only.injection_input):
+            found.append(loaded.suspicion(triplet.system_instruction, text, triplet.context).score)
+    # float32 states in trees of other shapes
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert loaded.suspicion("S", "U").suspected == (loaded.suspicion("S", "U").score >= 0)
+
+
+def test_answer_and_suspicion_take_one_forward_over_the_prompt(run, tiny_data, monkeypatch):
+    _fit(run, tiny_data)
+    model = inference.load(run, device="cpu")
+    asked = ("Extract the city.", "I live in Oslo.")
+    lengths = []
+    forward = type(model)._forward
+    monkeypatch.setattr(
+        type(model),
+        "_forward",
+        lambda self, ids, *a: lengths.append(len(ids)) or forward(self, ids, *a),
+    )
+    answer, suspicion = model.answer_with_suspicion(*asked, max_new_tokens=4)
+    assert lengths == [len(model.encoder.prompt_ids(*asked)), *[1] * (len(lengths) - 1)]
+    assert answer == model.answer(*asked, max_new_tokens=4)
+    assert suspicion == model.suspicion(*asked)
+
+
+def test_an_export_holds_the_detector_of_its_weights_and_says_what_it_is_worth(
+    run, tiny_data, tmp_path
+):
+    result = _fit(run, tiny_data)
+    options = ExportOptions(rows=1, data=str(tiny_data / "test_novel.jsonl"))
+    export_run(run, tmp_path / "with", options)
+    folder = tmp_path / "with" / FOLDER
+    assert (folder / WEIGHTS).read_bytes() == (run / FOLDER / WEIGHTS).read_bytes()
+    assert json.loads((folder / RECORD).read_text())["sets"].keys() == result["sets"].keys()
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert "weight · x + bias >= threshold" in card
+    for name, better in result["better"].items():
+        assert f"- `{name}`: {'tells more' if better else 'not shown to tell more'}" in card
+    (run / FOLDER / RECORD).write_text("{")
+    with pytest.raises(UserError, match=r"guard\.json is damaged"):
+        export_run(run, tmp_path / "damaged", options)
+    good = read_guard(run / FOLDER / WEIGHTS)
+    write_guard(run / FOLDER / WEIGHTS, Guard(good.read_out, good.kind, "0" * 64))
+    export_run(run, tmp_path / "without", options)  # a detector of another checkpoint stays out
+    assert not (tmp_path / "without" / FOLDER).exists()
+
+
+def test_no_detector_one_of_other_weights_and_a_damaged_one_are_refused(run, tiny_data):
+    _fit(run, tiny_data)
+    file = run / FOLDER / WEIGHTS
+    kept, good = file.read_bytes(), read_guard(file)
+
+    def refused() -> str:
+        with pytest.raises(UserError) as caught:
+            inference.load(run, device="cpu").suspicion("S", "U")
+        return str(caught.value)
+
+    file.unlink()
+    assert "no detector was fitted" in refused() and f"causal guard {run}" in refused()
+    write_guard(file, Guard(good.read_out, good.kind, "0" * 64))
+    assert "fitted on other weights" in refused()
+    write_guard(file, Guard(ReadOut(np.ones(7), 0.0, 0.0), good.kind, good.weights))
+    assert "7 numbers" in refused()
+    for damaged in (b"", kept[:-9], b"\xff" * 200):
+        file.write_bytes(damaged)
+        assert "is no detector" in refused()
+    save_file({"weight": torch.full((32,), torch.nan)}, file)
+    assert "is no detector" in refused()
+    file.write_bytes(kept)
+    assert (
+        inference.load(run, device="cpu").suspicion("S", "U").threshold == good.read_out.threshold
+    )

@@ -1,5 +1,5 @@
-"""JSON files of others as plain values: JSON, or one value a line. Whatever they hold, they end in
-records or in one clear line."""
+"""Files of others as plain values: JSON, or one value a line, or a table of any kind that rows are
+read from. Whatever they hold, they end in records or in one clear line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causal_core.data.formats.table import FORMATS
+from causal_core.data.opened import opened
+from causal_core.data.reading import Reading
+from causal_core.data.rules import Finding
 from causal_core.data.schema import DataError
-from causal_core.files import read_small
+from causal_core.data.sources import (
+    COMPRESSED_SUFFIXES,
+    TEXT_SUFFIXES,
+    Source,
+    files_of,
+    resolve_sources,
+    split_selector,
+    suffix_of,
+)
+from causal_core.files import checked_file
 from causal_core.visible_text import shown
 
 # The largest of these test sets has 14 MB. Brackets take a hundred times their length when parsed.
@@ -61,21 +74,69 @@ class Content:
         return DataError.in_file(self.name, reason)
 
 
-def read_content(path: str | Path) -> Content:
-    """The content of a file.
+class _Records(Reading):
+    """Rows as they are, whatever their fields are called."""
+
+    every_column = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[dict[str, Any]] = []
+
+    def take(self, raw: Record, line: int, extra: Sequence[Finding], text: str) -> None:
+        if extra:
+            self.refuse_unparsed(line, f"{extra[0][0]}: {extra[0][1]}", text)
+        self.records.append({key: value for key, value in raw.items() if value is not None})
+
+    def refuse_unparsed(self, line: int, reason: str, text: str) -> None:
+        raise DataError.in_file(f"{self.source.name}:{line}", reason)
+
+
+def read_contents(given: str | Path) -> list[Content]:
+    """The contents of a file, or of all files that a pattern, a store or a saved data set has.
 
     Raises:
         DataError: no such file, a larger one than any test set is, no UTF-8, or no JSON.
     """
+    name, _ = split_selector(given)
+    try:
+        found = files_of(name)
+    except OSError as problem:
+        raise DataError.in_file(name, str(problem.strerror)) from problem
+    return [_content(file.path) for file in found]
+
+
+def _content(path: Path) -> Content:
+    suffix = suffix_of(path)
+    if suffix not in FORMATS or suffix in (*TEXT_SUFFIXES, *COMPRESSED_SUFFIXES):
+        return _of_text(path)  # whatever it is called
+    [source] = resolve_sources([path], tuple(FORMATS))
+    return Content(source.name, _table(source))
+
+
+def _table(source: Source) -> list[dict[str, Any]]:
+    if source.path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError.in_file(source.name, f"has more than {MAX_FILE_BYTES:,} bytes")
+    reading = _Records()
+    reading.start(source)
+    FORMATS[source.suffix](source, reading)
+    return reading.records
+
+
+def _of_text(path: Path) -> Content:
     name = str(path)
     try:
-        data = read_small(Path(path), MAX_FILE_BYTES)
+        checked_file(path)
+        with opened(path) as handle:
+            data = handle.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise DataError.in_file(name, f"has more than {MAX_FILE_BYTES:,} bytes")
     except FileNotFoundError:
         raise DataError.in_file(name, "no such file") from None
     except OSError as problem:
         raise DataError.in_file(name, f"cannot be read: {problem.strerror}") from problem
     if data.startswith(b"PAR1"):
-        reason = "is a Parquet file; benchmarks are read as JSON or JSON lines: save it as one"
+        reason = "is a Parquet file; name it .parquet"
         raise DataError.in_file(name, reason)
     try:
         text = data.decode("utf-8-sig")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from causal_core.data.benchmarks import alpacafarm, bipia, notinject, sep, spikee, tensortrust
 from causal_core.data.benchmarks.cases import BenchmarkRows, Case, Dropped, collect
-from causal_core.data.benchmarks.files import Content, read_content
+from causal_core.data.benchmarks.files import Content, read_contents
 from causal_core.errors import UserError
 from causal_core.visible_text import quoted
 
@@ -52,6 +52,6 @@ def read_benchmark(
         raise UserError(f"{quoted(name)} is no benchmark that can be read; known: {known}")
     if not paths:
         raise UserError(f"no files of {name} were given: it has {BENCHMARKS[name].files}")
-    contents = [read_content(path) for path in paths]
+    contents = [content for path in paths for content in read_contents(path)]
     dropped = Dropped()
     return collect(name, BENCHMARKS[name].read(contents, dropped, attacks), dropped)

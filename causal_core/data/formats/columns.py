@@ -34,6 +34,8 @@ def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list
     if repeated:
         reason = f"more than one column is named {quoted(repeated[0])}"
         raise DataError.in_file(source.name, reason)
+    if reading.every_column:
+        return [name for name in names if _is_nested(schema.field(name).type)]
     heads, layout = reading.columns.heads(), layout_of(names)
     mapped = {
         field

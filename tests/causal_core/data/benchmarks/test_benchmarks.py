@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from causal_core.data.benchmarks import cases
@@ -67,6 +71,47 @@ def test_lines_and_arrays_are_the_same(tmp_path, read, name):
         for n, value in enumerate(values)
     ]
     assert read_benchmark(name, paths).table.equals(read(name, *values).table)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "csv", "jsonl.gz"])
+def test_tables_are_read_as_json_is(tmp_path, kind):
+    rows = [{k: v for k, v in row.items() if k != "info"} for row in samples.SEP]
+    plain = write(tmp_path / "sep.json", rows)
+    path = tmp_path / f"table.{kind}"
+    table = pa.Table.from_pylist(rows)
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert read_benchmark("sep", [path]).table.equals(read_benchmark("sep", [plain]).table)
+
+
+def test_a_pattern_and_a_location_stand_for_files(tmp_path):
+    one, two = (write(tmp_path / f"sep-{n}.json", [row]) for n, row in enumerate(samples.SEP))
+    found = read_benchmark("sep", [tmp_path / "sep-*.json"])
+    assert found.table.equals(read_benchmark("sep", [one, two]).table)
+    assert read_benchmark("sep", [one.as_uri()]).table.equals(read_benchmark("sep", [one]).table)
+    with pytest.raises(DataError, match="no file matches"):
+        read_benchmark("sep", [tmp_path / "none-*.json"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "arrow", "json.gz"])
+def test_a_damaged_table_is_one_clear_line(tmp_path, kind):
+    path = tmp_path / f"file.{kind}"
+    for content in (b"", b"PAR1", b"\xff\xfe,\n", b'a,b\n"', b"ARROW1\0\0" * 9):
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_benchmark("sep", [path])
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(path) in str(caught.value)
 
 
 def test_sep_counts_witnesses_that_are_there_already(read):
