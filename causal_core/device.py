@@ -43,14 +43,6 @@ def distributed_backend(gpus: float) -> str:
     return "nccl" if gpus >= 1 else "gloo"
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device; to a GPU through pinned memory, so that the copy runs beside the
-    computation."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def bnb_device_map(device: torch.device) -> dict[str, Any]:
     """Places a bitsandbytes model as a whole on one device while it loads."""
     return {"": device.index or 0 if device.type == "cuda" else "cpu"}

@@ -97,7 +97,7 @@ LOSSES = (
         ("by_m *= pull.strength_m", "pass"),
         ("by_m *= weight_s[found.injection]", "pass"),
         ("dim=-1, dtype=wide)", "dim=-1)"),
-        ("(sums_W * sums_W.new_tensor([term.factor for term in terms])).sum()", "sums_W.sum()"),
+        ("torch.stack(shares).sum()", "sums_W.sum()"),
     ),
 )  # fmt: skip
 
@@ -150,8 +150,8 @@ PREFIX_TREE = (
         ("parents[parents >= 0] = rank[parents[parents >= 0]]", "pass"),
         ("slot = label_slots.setdefault(int(rank[node]), len(label_slots))",
          "slot = label_slots.setdefault(int(node), len(label_slots))"),
-        ("torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None])",
-         "torch.arange(len(order))[None]"),
+        ("depths[: len(order)] = np.array(row.tree.depths)[order]",
+         "depths[: len(order)] = np.arange(len(order))"),
         ("if not prompt:", "if prompt is None:"),
     ),
     *_mutants(
@@ -240,6 +240,21 @@ ATTENTION = (
         ("stack.extend(reversed(children[node]))", "stack.extend(children[node])"),
         ("runs[chain] = partition if split < whole else None", "runs[chain] = None"),
         ("if start == joined[-1][1]:", "if start >= joined[-1][1]:"),
+    ),
+    *_mutants(
+        "causal_core/trees/intervals.py",
+        "causal_core/trees/test_intervals.py",
+        ("end[parent] < end[node]", "end[parent] > end[node]"),
+        ("ends.min(1)[None] >= first[:, None] + BUCKET", "ends.min(1)[None] >= first[:, None]"),
+        ("ends.max(1)[None] > first[:, None]", "ends.max(1)[None] > first[:, None] + BUCKET"),
+        ("every &= depths.max(1)[:, None] - depths.min(1)[None] < window", "pass"),
+        ("(mixed, every, mixed.T, every.T)", "(mixed, every, mixed, every)"),
+    ),
+    *_mutants(
+        "causal_core/trees/staging.py",
+        "causal_core/trees/test_staging.py",
+        ("size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT", "size += _ALIGNMENT"),
+        ("int(t.storage_offset()) * t.element_size()", "int(t.storage_offset())"),
     ),
 )  # fmt: skip
 

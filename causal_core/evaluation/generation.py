@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from causal_core.model.causal_model import CausalModel
+from causal_core.model.layout import packing_for
 from causal_core.pretrained.loading import same_rotation
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import BENIGN, TASK, Needs
-from causal_core.trees.packing import MicroBatch, cut_micro_batches, packing_for
+from causal_core.trees.packing import MicroBatch, cut_micro_batches
 from causal_core.trees.path_cache import Kept, PathCache
 
 # Keys and values of the answers in progress, beside those of one tree of `batch_tokens` nodes.
@@ -119,7 +120,8 @@ class _Prompts:
         trees = [TripletTokens(str(n), [], list(p), [], [0], ()) for n, p in enumerate(prompts)]
         budget = max(batch_tokens, *map(len, prompts))
         needs = Needs((BENIGN,), (TASK,))
-        self._trees = deque(cut_micro_batches(trees, needs, budget, packing_for(device)))
+        packing = packing_for(model, device)
+        self._trees = deque(cut_micro_batches(trees, needs, budget, packing))
         self._started: deque[_Started] = deque()
 
     def next(self) -> _Started | None:

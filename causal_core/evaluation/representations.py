@@ -11,10 +11,11 @@ import torch
 
 from causal_core.evaluation.guard import Prompts
 from causal_core.model.causal_model import CausalModel
+from causal_core.model.layout import packing_for
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import BENIGN, INJECTION, Needs
-from causal_core.trees.packing import cut_micro_batches, packing_for
+from causal_core.trees.packing import cut_micro_batches
 
 HEAD, MEAN = "head", "mean"  # projected representations, and the mean last states before the head
 
@@ -51,7 +52,7 @@ def represent(
     vectors = {kind: np.zeros((int(starts[-1]), width)) for kind in (HEAD, MEAN)}
     needs = Needs((BENIGN, INJECTION), ())
     room = max([budget, *(row.size_bound() for row in rows)])
-    for micro in cut_micro_batches(rows, needs, room, packing_for(device)):
+    for micro in cut_micro_batches(rows, needs, room, packing_for(model, device)):
         batch = micro.batch.to(device)
         output = model(batch)
         places = {BENIGN: [int(starts[owner]) for owner in micro.owners], INJECTION: []}

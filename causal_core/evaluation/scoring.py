@@ -16,6 +16,7 @@ from causal_core.device import at_least_float32
 from causal_core.evaluation.statistics import effective_rank
 from causal_core.loss.contrastive import causal_metrics, cosines
 from causal_core.model.causal_model import CausalModel
+from causal_core.model.layout import packing_for
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.labels import LabelGroup
 from causal_core.trees.needs import (
@@ -30,7 +31,7 @@ from causal_core.trees.needs import (
     WITNESS_CLEAN,
     Needs,
 )
-from causal_core.trees.packing import cut_micro_batches, packing_for
+from causal_core.trees.packing import cut_micro_batches
 
 GROUPS = (TASK, ROBUST, ATTACK, WITNESS_CLEAN, WITNESS_ATTACKED)
 
@@ -156,7 +157,7 @@ def score_triplets(
     width = model.projection.input.in_features
     z, pooled = (np.full((count, len(needs.branches), width), np.nan) for _ in range(2))
     budget = max([budget, *map(_most_nodes, triplets)])
-    for micro in cut_micro_batches(triplets, needs, budget, packing_for(device)):
+    for micro in cut_micro_batches(triplets, needs, budget, packing_for(model, device)):
         batch = micro.batch.to(device)
         output = model(batch)
         for chunk in batch.labels:

@@ -161,7 +161,8 @@ class _ChunkedLoss(torch.autograd.Function):
             del logits_cV, by_logits_cV, labels, reference_cV
         ctx.save_for_backward(gradient_nH)
         ctx.mark_non_differentiable(sums_W)
-        return (sums_W * sums_W.new_tensor([term.factor for term in terms])).sum(), sums_W
+        shares = [total * term.factor for total, term in zip(sums_W, terms, strict=True)]
+        return torch.stack(shares).sum(), sums_W
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

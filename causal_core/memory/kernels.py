@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
 from causal_core.memory.tracker import StorageTracker
@@ -56,6 +57,8 @@ class DeviceKernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator) and func.name() == "flex_attention":
+            return _FusedFlex.apply(*args[:3])
         if func is F.dropout and self._on_gpu:
             return _gpu_dropout(*args, **kwargs)
         if func is torch._grouped_mm:  # of experts: on meta it knows bfloat16 alone
@@ -95,6 +98,28 @@ class DeviceKernels(TorchFunctionMode):
         return aten._scaled_dot_product_efficient_attention(
             query, key, value, expanded, with_grad, dropout_p, is_causal, scale=scale
         )[0]
+
+
+class _FusedFlex(torch.autograd.Function):
+    """What FlexAttention's kernels allocate: no scores, one normaliser a query."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, normaliser and (without a place of its own) the largest score of each query."""
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        normaliser = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, normaliser)
+        return out, normaliser, query.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        query, key, value, _, normaliser = ctx.saved_tensors
+        along = torch.empty_like(normaliser)  # the sum of output times its gradient
+        found = tuple(torch.empty_like(values) for values in (query, key, value))
+        del along
+        return found
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, pad: bool) -> Tensor:

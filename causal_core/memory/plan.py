@@ -131,11 +131,10 @@ def predict(
     device = device or device_of(config)
     workers = world_size or max(1, config.resources.max_workers)
     if shape is None:
-        flat = packing_for(torch.device(device)).flat
         tokens = micro_batch_tokens or config.train.micro_batch_tokens
         if tokens == "auto":
             raise ValueError("train.micro_batch_tokens=auto is resolved first: see `predict_run`")
-        shape = assumed_shape(config, tokens, data, flat)
+        shape = assumed_shape(config, tokens, data, packing_for(torch.device(device)))
     key = (_key(config), device, workers, shape, micro_batches)
     known = _plans.get(key)
     if known is None:

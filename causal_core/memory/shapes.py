@@ -12,10 +12,12 @@ from causal_core.config import Config
 from causal_core.loss.objective import needs_of
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.trees.blocks import TreeBlocks, plan_blocks
+from causal_core.trees.intervals import TreeIntervals, padded_size
 from causal_core.trees.labels import LABELS_AT_ONCE, LabelChunk, LabelGroup
 from causal_core.trees.needs import BRANCH_OF, INJECTION, ONCE_A_TRIPLET, Needs
-from causal_core.trees.packing import add_triplet, tree_nodes
+from causal_core.trees.packing import ROWS, Packing, add_triplet, tree_nodes
 from causal_core.trees.prefix_tree import TreeBatch, TreeRow
+from causal_core.trees.staging import each_tensor
 
 # Without data, one node in eight is taken to predict a label (answers are short beside prompts).
 ASSUMED_LABEL_SHARE = 1 / 8
@@ -32,7 +34,8 @@ class BatchShape:
     injections: int  # of all triplets
     positions: int  # nodes that predict at least one label
     labels: tuple[tuple[str, int], ...]  # predictions by label group
-    flat: bool = False  # one sequence with attention in blocks, instead of rows with a mask
+    flat: bool = False  # one sequence, instead of rows with a mask
+    intervals: bool = False  # ... with attention under an interval mask, instead of in blocks
     block_scores: int = 0  # elements of the blocks' masks
 
     @property
@@ -52,7 +55,8 @@ class BatchShape:
             injections=_injection_count(batch),
             positions=len(batch.label_index),
             labels=_label_counts(batch.labels),
-            flat=batch.blocks is not None,
+            flat=batch.flat,
+            intervals=batch.intervals is not None,
             block_scores=_mask_elements(batch.blocks),
         )
 
@@ -78,8 +82,20 @@ class BatchShape:
             triplets=self.triplets,
             nodes=self.tokens,
             path_tokens=self.tokens,
-            blocks=_forked_blocks(nodes, self.triplets) if self.flat else None,
+            blocks=self._blocks(),
+            intervals=self._intervals(),
         )
+
+    def _blocks(self) -> TreeBlocks | None:
+        if not self.flat or self.intervals:
+            return None
+        return plan_blocks(_forked(self.nodes, self.triplets))
+
+    def _intervals(self) -> TreeIntervals | None:
+        if not self.intervals:
+            return None
+        tree = TreeIntervals.of(_forked(self.nodes, self.triplets))
+        return each_tensor(tree, lambda values: values.to("meta"))
 
     def _label_chunks(self) -> list[LabelChunk]:
         """As `cut_labels` would cut them if every triplet had as many labels as the others."""
@@ -120,8 +136,8 @@ def _mask_elements(blocks: TreeBlocks | None) -> int:
     return sum(block.allowed.size for block in blocks.blocks if block.allowed is not None)
 
 
-def _forked_blocks(nodes: int, trees: int) -> TreeBlocks:
-    """Blocks of `nodes` nodes in `trees` trees: a chain of a third, and two more from its end."""
+def _forked(nodes: int, trees: int) -> list[int]:
+    """Parents of `nodes` nodes in `trees` trees: a chain of a third, and two more from its end."""
     parents: list[int] = []
     for number in range(trees):
         size = nodes * (number + 1) // trees - len(parents)
@@ -130,7 +146,7 @@ def _forked_blocks(nodes: int, trees: int) -> TreeBlocks:
             fork = offset in (third, 2 * third)
             parent = root + third - 1 if fork else root + offset - 1
             parents.append(parent if offset else -1)
-    return plan_blocks(parents)
+    return parents
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,7 @@ _PROFILED = 64  # triplets
 
 
 def assumed_shape(
-    config: Config, tokens: int, data: DataProfile | None = None, flat: bool = False
+    config: Config, tokens: int, data: DataProfile | None = None, packing: Packing = ROWS
 ) -> BatchShape:
     """The micro-batch of `tokens` tree nodes, padding included, that needs most memory.
 
@@ -173,8 +189,8 @@ def assumed_shape(
     tokens = min(tokens, longest * config.train.global_batch)  # it ends with the global batch
     width = min(tokens, longest)
     trees = -(-tokens // width)
-    rows = 1 if flat else trees
-    nodes = tokens // rows
+    rows = 1 if packing.flat else trees
+    nodes = padded_size(tokens) if packing.intervals else tokens // rows
     injections = data.injections if data else assumed_injections(config)
     kinds = _labelled_branches(needs)
 
@@ -194,8 +210,13 @@ def assumed_shape(
         injections=trees * injections,
         positions=max(1, answer * answers),
         labels=tuple((group, answer * answers_of(group)) for group in needs.groups),
-        flat=flat,
-        block_scores=_mask_elements(_forked_blocks(nodes, trees)) if flat else 0,
+        flat=packing.flat,
+        intervals=packing.intervals,
+        block_scores=(
+            _mask_elements(plan_blocks(_forked(nodes, trees)))
+            if packing.flat and not packing.intervals
+            else 0
+        ),
     )
 
 

@@ -267,6 +267,10 @@ class _TracedEngine(PlainEngine):
             self._tracker.at("optimizer")
             self._tracker.making("workspace")
 
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        # A meta tensor has no values; any finite ones take the ordinary path.
+        return torch.ones(values.shape, dtype=values.dtype)
+
 
 class _TracedStep(TrainStep):
     """The project's step over micro-batches of a given shape."""

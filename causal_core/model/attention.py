@@ -1,10 +1,10 @@
 """Attention over a prefix tree, registered with transformers under `ATTENTION`.
 
-Flat trees run block by block, rows of trees under a dense mask a row, and in decoding the newest
-node of each path over the keys and values kept of the others. Windows, soft caps and sinks
-are the layer's own, and an option that is not known here is refused: a model is trained as it will
-be served, or not at all. Without a tree, in generation and plain forwards through the same model,
-it is the library's `sdpa` with those same options.
+Flat trees run block by block or in one kernel (`flex.py`), rows of trees under a dense mask a row,
+and in decoding the newest node of each path over the keys and values kept of the others. Windows,
+soft caps and sinks are the layer's own, and an option that is not known here is refused: a model is
+trained as it will be served, or not at all. Without a tree, in generation and plain forwards
+through the same model, it is the library's `sdpa` with those same options.
 
 Shape legend: R rows, N nodes, q queries and k keys of a block, h query heads, j key/value heads,
 d width of a head, e width of a value.
@@ -23,12 +23,15 @@ from transformers.masking_utils import sdpa_mask
 from causal_core.errors import ModelError
 from causal_core.model import attention_kernels as kernels
 from causal_core.model.attention_kernels import Attention
+from causal_core.model.flex import attend
 from causal_core.trees.blocks import TreeBlocks, TreeRows
+from causal_core.trees.intervals import TreeIntervals
 from causal_core.trees.path_cache import PathCache
 
 ATTENTION = "prefix_tree"
 
 Ranges = tuple[tuple[int, int], ...]
+Tree = TreeBlocks | TreeIntervals | TreeRows | PathCache
 
 # What layers pass on that says nothing about how attention is computed.
 _NEUTRAL = frozenset(
@@ -130,13 +133,13 @@ def tree_attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prefix_tree: TreeBlocks | TreeRows | PathCache | None = None,
+    prefix_tree: Tree | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that transformers calls in every layer.
 
     Args:
-        query: [1, h, N, d] with `TreeBlocks`, [R, h, N, d] with `TreeRows`, [R, h, 1, d] with
+        query: [1, h, N, d] with a flat tree, [R, h, N, d] with `TreeRows`, [R, h, 1, d] with
             `PathCache`; otherwise as for `sdpa`.
         prefix_tree: Passed as keyword to the decoder's forward by `CausalModel`.
 
@@ -151,7 +154,8 @@ def tree_attention_forward(
             "not have: use one of the architectures in docs/models.md"
         )
     attention = attention_of(module, query, options)
-    prefix_tree.attended.append(attention.window)
+    if not torch.compiler.is_compiling():  # for every length of the list there would be code
+        prefix_tree.attended.append(attention.window)
     if isinstance(prefix_tree, PathCache):
         keys, values = prefix_tree.extend(key, value)
         grouped = query.squeeze(2).unflatten(1, (keys.shape[1], -1))
@@ -159,6 +163,8 @@ def tree_attention_forward(
         return kernels.newest(grouped, keys, values, mask, attention).flatten(1, 2)[:, None], None
     if prefix_tree.kept is not None:
         prefix_tree.kept.append((key, value))
+    if isinstance(prefix_tree, TreeIntervals):
+        return attend(query, key, value, prefix_tree, attention), None
     if isinstance(prefix_tree, TreeBlocks):
         blocks = prefix_tree.within(attention.window)
         masks = prefix_tree.masks(query.dtype, attention.window)

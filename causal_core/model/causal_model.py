@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from causal_core.config import Config, LoraSection
 from causal_core.device import at_least_float32
 from causal_core.errors import ModelError
-from causal_core.model.attention import ATTENTION, layer_windows
+from causal_core.model.attention import ATTENTION, Tree, layer_windows
+from causal_core.model.flex import prepare
 from causal_core.model.frozen_layers import use_fused_layers
 from causal_core.model.lora import use_fused_lora
 from causal_core.model.matmul import use_frozen_linear
 from causal_core.model.output_tail import OutputTail
 from causal_core.model.targets import target_modules
 from causal_core.trees.blocks import TreeBlocks, TreeRows
+from causal_core.trees.intervals import TreeIntervals
 from causal_core.trees.path_cache import PathCache
 from causal_core.trees.prefix_tree import TreeBatch
 
@@ -77,7 +79,15 @@ class CausalModel(nn.Module):
             kept: Receives the keys and values of each layer, where answers go on from here.
         """
         base = self.peft_model.get_base_model()
-        tree = batch.blocks or TreeRows(batch.attention_mask, batch.position_ids)
+        tree: TreeBlocks | TreeIntervals | TreeRows = (
+            batch.blocks or batch.intervals or TreeRows(batch.attention_mask, batch.position_ids)
+        )
+        windows = [None, *layer_windows(base.config.get_text_config())]
+        if isinstance(tree, TreeIntervals):
+            prepare(tree, windows)
+        elif isinstance(tree, TreeRows):
+            for window in windows:
+                tree.within(window)
         tree.attended, tree.kept = [], kept
         hidden_RNH = base.get_decoder()(
             input_ids=batch.input_ids,
@@ -121,7 +131,7 @@ class CausalModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def _check_layers(base: Any, tree: TreeBlocks | TreeRows | PathCache) -> None:
+def _check_layers(base: Any, tree: Tree) -> None:
     """Every layer must have looked at the tree, through its window: in any other, branches would
     see each other, or more than in a forward of their own."""
     config = base.config.get_text_config()

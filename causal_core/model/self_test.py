@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from causal_core.device import at_least_float32
 from causal_core.errors import ModelError
 from causal_core.model.causal_model import CausalModel
+from causal_core.model.layout import packing_for
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import BENIGN, INJECTION, ROBUST, TASK, Needs
-from causal_core.trees.packing import cut_micro_batches, packing_for, tree_nodes
+from causal_core.trees.packing import cut_micro_batches, tree_nodes
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _by_trees(
     labelled: dict[tuple[int, str], list[tuple[Tensor, Tensor]]] = {}
     dtype = torch.float32
     budget = sum(tree_nodes(triplet, _NEEDS) for triplet in triplets)
-    for micro in cut_micro_batches(triplets, _NEEDS, budget, packing_for(device)):
+    for micro in cut_micro_batches(triplets, _NEEDS, budget, packing_for(model, device)):
         batch = micro.batch.to(device)
         output = model(batch)
         dtype = output.label_hidden.dtype

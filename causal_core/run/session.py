@@ -22,6 +22,7 @@ from causal_core.loss.objective import needs_of
 from causal_core.model import matmul
 from causal_core.model.causal_model import build_model
 from causal_core.model.device_costs import Measurements, measurements_of
+from causal_core.model.layout import packing_for
 from causal_core.model.matmul import LIBRARIES
 from causal_core.model.self_test import check_against_own_forward
 from causal_core.pretrained.loading import (
@@ -35,7 +36,7 @@ from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import Needs
-from causal_core.trees.packing import Packing, packing_from, too_large, tree_nodes
+from causal_core.trees.packing import Packing, too_large, tree_nodes, with_cost
 
 if TYPE_CHECKING:
     from causal_core.memory.plan import Calibration
@@ -88,7 +89,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     engine = build_engine(config, model, device)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
     matmul.use(measured.products)
-    packing = packing_from(measured.packing_cost, device)
+    packing = with_cost(packing_for(model, device), measured.packing_cost)
     calibration = _calibration(config, engine, packing, data.train, device)
     if calibration is not None:
         tokens = _token_budget(config, data.train, needs, available, calibration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -26,6 +26,26 @@ class StepTotals:
     path_tokens: float = 0.0
     padded_nodes: float = 0.0
 
+    @classmethod
+    def from_tensor(cls, values: Tensor) -> StepTotals:
+        """What `RunningTotals.values` has become, summed over workers or not. Waits for it."""
+        numbers = values.tolist()
+        terms = {term.name: numbers[i] for i, term in enumerate(objective.TERMS)}
+        return cls(terms, *numbers[len(objective.TERMS) :])
+
+
+class RunningTotals:
+    """`StepTotals` in the making, where the computation is.
+
+    Reading a number from a GPU waits for all work before it, so that nothing is queued behind: a
+    step reads once, at its end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        names = [*StepTotals().terms, *(f.name for f in fields(StepTotals) if f.name != "terms")]
+        self.values = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self._places = dict(zip(names, self.values.unbind(), strict=True))
+
     @torch.no_grad()
     def add(self, sums: Mapping[str, Tensor], z_ZH: Tensor | None, batch: TreeBatch) -> None:
         """Adds a micro-batch.
@@ -34,27 +54,13 @@ class StepTotals:
             sums: Of the computed terms, by name.
             z_ZH: Representations of the branches, where there is a metric to make of them.
         """
-        for name, total in sums.items():
-            self.terms[name] += float(total)
+        found: dict[str, Tensor | int] = dict(sums)
         if z_ZH is not None:
             cosine = cosines(z_ZH, batch.branch_index, batch.injection_owner)
-            self.cos_counterfactual += float(cosine.counterfactual_T.sum())
-            self.cos_injection += float(cosine.injection_J.sum())
-        self.nodes += batch.nodes
-        self.path_tokens += batch.path_tokens
-        self.padded_nodes += batch.input_ids.numel()
-
-    def to_tensor(self) -> Tensor:
-        """Float64, in an order that is the same on all workers."""
-        values = [
-            *self.terms.values(), self.cos_counterfactual, self.cos_injection,
-            self.nodes, self.path_tokens, self.padded_nodes,
-        ]  # fmt: skip
-        return torch.tensor(values, dtype=torch.float64)
-
-    @classmethod
-    def from_tensor(cls, values: Tensor) -> StepTotals:
-        """What `to_tensor` made, summed over workers or not."""
-        numbers = values.tolist()
-        terms = {term.name: numbers[i] for i, term in enumerate(objective.TERMS)}
-        return cls(terms, *numbers[len(objective.TERMS) :])
+            found["cos_counterfactual"] = cosine.counterfactual_T.sum()
+            found["cos_injection"] = cosine.injection_J.sum()
+        found["nodes"] = batch.nodes
+        found["path_tokens"] = batch.path_tokens
+        found["padded_nodes"] = batch.input_ids.numel()
+        for name, value in found.items():
+            self._places[name] += value

@@ -26,12 +26,13 @@ from causal_core.loss.objective import (
     reference_hidden,
 )
 from causal_core.model.causal_model import CausalOutput
+from causal_core.model.layout import packing_for
 from causal_core.step.gradients import check_gradients
 from causal_core.step.out_of_memory import NodeBudget
-from causal_core.step.totals import StepTotals
+from causal_core.step.totals import RunningTotals, StepTotals
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import Needs
-from causal_core.trees.packing import MicroBatch, Packing, cut_micro_batches, packing_for
+from causal_core.trees.packing import MicroBatch, Packing, cut_micro_batches
 from causal_core.trees.prefix_tree import TreeBatch
 
 
@@ -82,9 +83,13 @@ class TrainStep:
         self.budget = NodeBudget(nodes, self.needs, self.engine, self.device)
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
-        """This worker's share as micro-batches under the budget."""
-        packing = self.packing or packing_for(self.device)
-        return cut_micro_batches(triplets, self.needs, self.budget.room_for(triplets), packing)
+        """This worker's share as micro-batches under the budget, ready for their copy."""
+        packing = self.packing or packing_for(self.engine.model, self.device)
+        room = self.budget.room_for(triplets)
+        return [
+            MicroBatch(micro.batch.staged(self.device), micro.owners)
+            for micro in cut_micro_batches(triplets, self.needs, room, packing)
+        ]
 
     def run(
         self,
@@ -131,14 +136,14 @@ class TrainStep:
         denominators: Denominators,
         stand_in: TripletTokens,
         ready: Sequence[MicroBatch] | None,
-    ) -> StepTotals:
+    ) -> RunningTotals:
         """Leaves the gradients of the global batch in the engine; this worker's totals."""
         self.engine.model.train()
         for attempt in self.budget.attempts(mine):
             own = self._cut_unless(None if attempt.again else ready, mine)
             missing = self.engine.rounds(len(own)) - len(own)
             micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
-            totals = StepTotals()
+            totals = RunningTotals(self.device)
             accumulate = partial(self._accumulate, micro_batches, len(own), denominators, totals)
             attempt.run(accumulate, len(micro_batches))
         return totals
@@ -147,7 +152,7 @@ class TrainStep:
         self, ready: Sequence[MicroBatch] | None, mine: Sequence[TripletTokens]
     ) -> list[MicroBatch]:
         """`ready`, unless the budget has been halved since."""
-        if ready is not None and all(m.batch.input_ids.numel() <= self.budget.nodes for m in ready):
+        if ready is not None and all(m.batch.charged <= self.budget.nodes for m in ready):
             return list(ready)
         return self.cut(mine) if mine else []
 
@@ -156,7 +161,7 @@ class TrainStep:
         micro_batches: Sequence[MicroBatch],
         own: int,
         denominators: Denominators,
-        totals: StepTotals,
+        totals: RunningTotals,
         first: int,
         end: int,
     ) -> None:
@@ -186,7 +191,7 @@ class TrainStep:
         batch: TreeBatch,
         reference: Tensor | None,
         denominators: Denominators,
-        totals: StepTotals | None,
+        totals: RunningTotals | None,
     ) -> Tensor:
         """A micro-batch's share of the loss, added to the totals; 0 for a stand-in, without."""
         value, sums = micro_batch_loss(
@@ -201,7 +206,7 @@ class TrainStep:
         return value
 
     def _finish(
-        self, own: StepTotals, denominators: Denominators, learning_rate: float
+        self, own: RunningTotals, denominators: Denominators, learning_rate: float
     ) -> StepReport:
         """Clips and moves, or discards what is not finite.
 
@@ -209,7 +214,7 @@ class TrainStep:
         same decision without asking.
         """
         grad_norm = self.engine.clip(self.train.clip_norm)
-        totals = StepTotals.from_tensor(self.engine.sum_over_workers(own.to_tensor()))
+        totals = StepTotals.from_tensor(self.engine.sum_over_workers(own.values))
         counts, weights = denominators.by_term, self.loss.weights()
         terms = {
             term.name: totals.terms[term.name] / max(1, counts[term.name])

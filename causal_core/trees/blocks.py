@@ -154,11 +154,15 @@ def plan_blocks(parents: Sequence[int], call_cost: float = DEFAULT_CALL_COST) ->
         parents: Parent of each node in depth-first order, -1 for a root.
         call_cost: Price of a block in scores; any value gives the same attention.
     """
+    return TreeBlocks(tuple(_Planner(parents, call_cost).blocks()), depths_of(parents))
+
+
+def depths_of(parents: Sequence[int]) -> np.ndarray:
+    """[N]: position of each node on its path; a parent comes before its children."""
     depths: list[int] = []
     for parent in parents:
         depths.append(depths[parent] + 1 if parent >= 0 else 0)
-    blocks = tuple(_Planner(parents, call_cost).blocks())
-    return TreeBlocks(blocks, np.array(depths, dtype=np.int64))
+    return np.array(depths, dtype=np.int64)
 
 
 class _Planner:

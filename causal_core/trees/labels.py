@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from causal_core.device import to_device
 
 # A prediction: the node (later the position) it is read from, the token, the triplet that it
 # belongs to (its number within the batch) and which of the triplet's injections.
@@ -35,9 +33,6 @@ class LabelGroup:
     def __len__(self) -> int:
         return len(self.target)
 
-    def to(self, device: torch.device) -> LabelGroup:
-        return LabelGroup(*(to_device(getattr(self, f.name), device) for f in fields(self)))
-
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> LabelGroup:
         """From the entry of each prediction."""
@@ -54,11 +49,6 @@ class LabelChunk:
     # [s] long: the triplet (numbered from 0 within the chunk) of each injection with predictions
     # here. What belongs to no injection counts as the triplet's first one's.
     injection_owner: Tensor
-
-    def to(self, device: torch.device) -> LabelChunk:
-        groups = {name: group.to(device) for name, group in self.groups.items()}
-        owners = to_device(self.injection_owner, device)
-        return LabelChunk(to_device(self.slots, device), groups, owners)
 
 
 def cut_labels(

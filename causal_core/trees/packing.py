@@ -8,7 +8,7 @@ invariant I2 no such choice changes the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,23 +55,26 @@ class RowCost:
 class Packing:
     """How the nodes of a micro-batch are laid out; no choice changes the gradient (I2).
 
-    Rows: trees padded to the longest of a micro-batch, attention under one dense mask a row: few
-    large kernels, what a GPU wants. Flat: one tree in one sequence without padding, attention in
-    blocks (`trees/blocks.py`): no wasted computation, where a kernel's launch costs little.
+    Rows: trees padded to the longest of a micro-batch, attention under one dense mask a row: any
+    GPU has kernels for it. Flat: one tree in one sequence, where all that triplets share is
+    computed once; attention in blocks (`trees/blocks.py`), without padding, where a kernel's launch
+    costs little, or in one kernel under an interval mask (`trees/intervals.py`), which a GPU wants.
     """
 
     flat: bool
+    intervals: bool = False  # of a flat layout
     row_cost: RowCost = RowCost()
     call_cost: float = DEFAULT_CALL_COST  # of a block, see `plan_blocks`
 
 
 ROWS = Packing(flat=False)
 FLAT = Packing(flat=True)
+INTERVALS = Packing(flat=True, intervals=True)
 
 
 def packing_for(device: torch.device) -> Packing:
-    """The layout that is fast on a device."""
-    return FLAT if device.type == "cpu" else ROWS
+    """The layout that is fast on a device, where its kernels take the model."""
+    return FLAT if device.type == "cpu" else INTERVALS
 
 
 def add_triplet(row: TreeRow, triplet: TripletTokens, needs: Needs, owner: int) -> None:
@@ -186,7 +189,7 @@ def cut_micro_batches(
     budget: int,
     packing: Packing = ROWS,
 ) -> list[MicroBatch]:
-    """Cuts triplets into micro-batches of at most `budget` nodes, padding included.
+    """Cuts triplets into micro-batches of at most `budget` nodes (see `TreeBatch.charged`).
 
     Pooled branches of a micro-batch follow the order of its `owners`, which are positions in
     `triplets`.
@@ -236,7 +239,7 @@ def _cut_flat(
 
     def close(chosen: list[int]) -> None:
         row = _row(chosen, triplets, needs)
-        batch = collate_flat(row, needs.groups, packing.call_cost)
+        batch = collate_flat(row, needs.groups, packing.call_cost, packing.intervals)
         micro_batches.append(MicroBatch(batch, chosen))
 
     current, size, row = [members[0]], alone[0], _row(members[:1], triplets, needs)
@@ -289,8 +292,8 @@ def _even_limit(alone: Sequence[int], added: Sequence[int], budget: int) -> int:
     return low
 
 
-def packing_from(cost: float, device: torch.device) -> Packing:
-    """The layout for a cost that was measured before."""
-    if device.type == "cpu":
-        return Packing(flat=True, call_cost=cost)
-    return Packing(flat=False, row_cost=RowCost(quadratic=cost))
+def with_cost(packing: Packing, cost: float) -> Packing:
+    """A layout with the cost that was measured for its device."""
+    if packing.flat:
+        return replace(packing, call_cost=cost)
+    return replace(packing, row_cost=RowCost(quadratic=cost))

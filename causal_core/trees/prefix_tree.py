@@ -13,17 +13,17 @@ triplets, J injections, n label positions of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from causal_core.device import to_device
 from causal_core.trees.blocks import DEFAULT_CALL_COST, TreeBlocks, depth_first_order, plan_blocks
+from causal_core.trees.intervals import TreeIntervals, padded_size
 from causal_core.trees.labels import Entry, LabelChunk, cut_labels
 from causal_core.trees.needs import BENIGN, INJECTION
+from causal_core.trees.staging import moved, staged
 
 PAD_POSITION = 0
 
@@ -45,22 +45,40 @@ class TreeBatch:
     triplets: int
     nodes: int  # distinct tokens computed, without padding
     path_tokens: int  # tokens that separate, unpadded forwards would compute
-    # Flat batches (R = 1, no padding): how attention goes over the nodes; the mask is a dummy.
-    blocks: TreeBlocks | None = None
+    # Flat batches (R = 1): how attention goes over the nodes; the mask is a dummy.
+    blocks: TreeBlocks | None = None  # without padding
+    intervals: TreeIntervals | None = None  # padded to whole buckets
+    # Where the batch is to be copied to a device as a whole: what its tensors are views of.
+    buffer: Tensor | None = None
+
+    @property
+    def charged(self) -> int:
+        """Nodes that `train.micro_batch_tokens` bounds: of rows with their padding; what fills up
+        the last bucket of a flat batch is less than a bucket."""
+        return self.nodes if self.flat else self.input_ids.numel()
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is one tree in one sequence."""
+        return self.blocks is not None or self.intervals is not None
+
+    def staged(self, device: torch.device) -> TreeBatch:
+        """The batch ready for its copy to a device; itself where there is nothing to copy.
+
+        Takes longer than the copy itself: for the thread that prepares batches.
+        """
+        if self.buffer is not None or self.input_ids.device.type == device.type:
+            return self
+        batch, buffer = staged(replace(self, blocks=None), pinned=device.type == "cuda")
+        return replace(batch, blocks=self.blocks, buffer=buffer)
 
     def to(self, device: torch.device) -> TreeBatch:
-        """The batch on a device (see `to_device` for how it gets there)."""
-        moved: dict[str, Any] = {
-            f.name: to_device(value, device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(
-            self,
-            **moved,
-            branch_index={k: to_device(v, device) for k, v in self.branch_index.items()},
-            labels=[chunk.to(device) for chunk in self.labels],
-        )
+        """The batch on a device, by one copy."""
+        ready = self.staged(device)
+        if ready.buffer is None:  # there already
+            return ready
+        batch = moved(replace(ready, blocks=None, buffer=None), ready.buffer, device)
+        return replace(batch, blocks=self.blocks)
 
 
 class PrefixTree:
@@ -209,19 +227,30 @@ def collate(rows: Sequence[TreeRow], groups: Sequence[str]) -> TreeBatch:
 
 
 def collate_flat(
-    row: TreeRow, groups: Sequence[str], call_cost: float = DEFAULT_CALL_COST
+    row: TreeRow,
+    groups: Sequence[str],
+    call_cost: float = DEFAULT_CALL_COST,
+    intervals: bool = False,
 ) -> TreeBatch:
-    """One tree as a flat batch without padding, its nodes in depth-first order.
+    """One tree as a flat batch, its nodes in depth-first order.
 
-    The layout where attention runs block by block (`causal_core/model/attention.py`); arguments as
-    for `collate`, `call_cost` as for `plan_blocks`.
+    Arguments as for `collate`, `call_cost` as for `plan_blocks`.
+
+    Args:
+        intervals: Pad to whole buckets, for attention by one kernel under an interval mask (see
+            `intervals.py`); otherwise attention runs block by block (`blocks.py`), unpadded.
     """
     order = depth_first_order(row.tree.parents)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     parents = np.array(row.tree.parents, dtype=np.int64)[order]
     parents[parents >= 0] = rank[parents[parents >= 0]]
-    pool = np.zeros((1, len(row.pooled), len(order)), dtype=np.float32)
+    width = padded_size(len(order)) if intervals else len(order)
+    tokens, depths = np.zeros(width, np.int64), np.full(width, PAD_POSITION, np.int64)
+    tokens[: len(order)] = np.array(row.tree.tokens)[order]
+    depths[: len(order)] = np.array(row.tree.depths)[order]
+    alone = [-1] * (width - len(order))
+    pool = np.zeros((1, len(row.pooled), width), dtype=np.float32)
     for b, (_, path) in enumerate(row.pooled):
         pool[0, b, rank[path]] = 1.0 / len(path)
     index, owners = _branches([row])
@@ -232,8 +261,8 @@ def collate_flat(
             slot = label_slots.setdefault(int(rank[node]), len(label_slots))
             entries[name].append((slot, target, owner, injection))
     return TreeBatch(
-        input_ids=torch.from_numpy(np.array(row.tree.tokens, dtype=np.int64)[order][None]),
-        position_ids=torch.from_numpy(np.array(row.tree.depths, dtype=np.int64)[order][None]),
+        input_ids=torch.from_numpy(tokens[None]),
+        position_ids=torch.from_numpy(depths[None]),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
         pool_weights=torch.from_numpy(pool),
         pool_index=torch.arange(len(row.pooled)),
@@ -244,5 +273,6 @@ def collate_flat(
         triplets=len(set(row.owners)),
         nodes=len(order),
         path_tokens=row.path_tokens,
-        blocks=plan_blocks(parents, call_cost),
+        blocks=None if intervals else plan_blocks(parents, call_cost),
+        intervals=TreeIntervals.of([*parents.tolist(), *alone]) if intervals else None,
     )

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from causal_core.config import TrainSection
-from causal_core.device import distributed_backend, prepare_device, to_device
+from causal_core.device import distributed_backend, prepare_device
 from causal_core.engines.plain import PlainEngine
 from causal_core.loss.objective import Denominators
 from causal_core.run.exercise import Exercise, exercise_config, run_exercises, write_base
 from causal_core.step.train_step import TrainStep
+from causal_core.trees.staging import moved, staged
 from tests.tiny import gradients, random_triplets, relative_error, tiny_model
 
 pytestmark = [
@@ -52,8 +53,12 @@ def test_the_head_is_float32_where_the_hidden_state_is():
 
 
 def test_copies_are_whole_and_leave_through_pinned_memory():
-    source = torch.arange(10_000)
-    assert torch.equal(to_device(source, torch.device("cuda", 0)).cpu(), source)
+    source = {"a": torch.arange(10_000), "b": [torch.ones(3, 5, dtype=torch.bool)]}
+    value, buffer = staged(source, pinned=True)
+    assert buffer.is_pinned()
+    found = moved(value, buffer, torch.device("cuda", 0))
+    assert torch.equal(found["a"].cpu(), source["a"])
+    assert torch.equal(found["b"][0].cpu(), source["b"][0])
 
 
 def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory():

@@ -12,13 +12,15 @@ import torch
 
 from causal_core.evaluation import generation
 from causal_core.evaluation.generation import greedy_answers, plain_greedy_answers
-from causal_core.trees.packing import FLAT, ROWS
+from causal_core.trees.packing import FLAT, INTERVALS, ROWS
 from tests.causal_core.model.architectures import WINDOW
 from tests.causal_core.model.test_architectures import EXACT, model_of, own_attention
 from tests.tiny import random_triplets, tiny_model
 
 CPU = torch.device("cpu")
-BOTH_LAYOUTS = pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+ALL_LAYOUTS = pytest.mark.parametrize(
+    "packing", [ROWS, FLAT, INTERVALS], ids=["rows", "flat", "intervals"]
+)
 SETTINGS = {"end_of_answer": 2, "max_new_tokens": 9, "batch_tokens": 60, "device": CPU}
 
 
@@ -48,10 +50,10 @@ def one_by_one(model, prompts, limit):
     return answers
 
 
-@BOTH_LAYOUTS
+@ALL_LAYOUTS
 @pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
 def test_answers_are_those_of_the_models_own_attention(architecture, packing, monkeypatch):
-    monkeypatch.setattr(generation, "packing_for", lambda device: packing)
+    monkeypatch.setattr(generation, "packing_for", lambda model, device: packing)
     paths_at_once(monkeypatch, 3)
     model, prompts = model_of(architecture), prompts_of(3, seed=5)
     assert max(map(len, prompts)) > 2 * WINDOW

@@ -25,6 +25,7 @@ from causal_core.memory.shapes import assumed_shape, longest_tree
 from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
 from causal_core.run.context import LocalContext
 from causal_core.run.loop import train
+from causal_core.trees.packing import FLAT, INTERVALS, ROWS
 from tests.tiny_run import tiny_config
 
 
@@ -199,9 +200,25 @@ def test_an_unknown_model_is_an_error_that_names_it(tmp_path):
 
 def test_a_shape_on_meta_is_that_shape():
     config = planned()
-    for flat in (False, True):
-        shape = assumed_shape(config, 512, flat=flat)
+    for packing in (ROWS, FLAT, INTERVALS):
+        shape = assumed_shape(config, 512, packing=packing)
         assert BatchShape.of(shape.meta_batch()) == shape
+
+
+def test_a_gpu_s_kernels_make_no_scores_and_no_masks(small):
+    """Twice the nodes take twice the memory that one micro-batch takes beyond one of 512."""
+
+    def plans(packing):
+        return [
+            predict(small(), device="cuda", shape=assumed_shape(small(), nodes, packing=packing))
+            for nodes in (1024, 2048, 4096)
+        ]
+
+    flat, rows = plans(INTERVALS), plans(ROWS)
+    least, middle, most = (plan.peak_bytes for plan in flat)
+    assert most - middle == pytest.approx(2 * (middle - least), rel=0.01)
+    assert all(plan.phases["backward"].components["attention_masks"] == 0 for plan in flat)
+    assert flat[-1].peak_bytes < rows[-1].peak_bytes
 
 
 def test_several_attacks_of_a_row_are_planned_with_the_default_loss(small):
@@ -211,8 +228,9 @@ def test_several_attacks_of_a_row_are_planned_with_the_default_loss(small):
     assert predict(config).peak_bytes > 0
 
 
-@pytest.mark.parametrize("flat", [True, False])
-def test_no_micro_batch_is_larger_than_the_global_batch(flat):
+@pytest.mark.parametrize("packing", [ROWS, FLAT, INTERVALS], ids=["rows", "flat", "intervals"])
+def test_no_micro_batch_is_larger_than_the_global_batch(packing):
     config = parse_config({"train": {"global_batch": 2}, "data": {"max_length": 64}})
     whole = 2 * longest_tree(config)
-    assert assumed_shape(config, 2**20, flat=flat) == assumed_shape(config, whole, flat=flat)
+    larger = assumed_shape(config, 2**20, packing=packing)
+    assert larger == assumed_shape(config, whole, packing=packing)

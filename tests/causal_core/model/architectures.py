@@ -166,8 +166,9 @@ _PAGE = """# Models
 A prefix tree is computed by the model's own layers, with its own windows, soft caps, attention
 sinks and multipliers, and its logits by its own code from the last hidden state on: what is trained
 is what will be served. "Exact" is what `tests/causal_core/model/test_architectures.py` shows for a
-tiny model of each architecture, in both layouts (rows for GPUs, flat for CPUs) and with prompts
-longer than its windows: loss and every gradient equal those of separate forwards through the
+tiny model of each architecture, in all layouts (flat in blocks for CPUs, flat under an interval
+mask for GPUs, padded rows where a GPU has no kernel for that) and with prompts longer than its
+windows: loss and every gradient equal those of separate forwards through the
 library's reference attention, and so does generation.
 
 | architecture | transformers' `model_type` | beside a Llama it has | prefix trees |

@@ -1,7 +1,7 @@
 """Every architecture is exact or refused by name (invariant I1).
 
 1. Loss and every gradient over packed trees equal those of separate forwards through the model's
-   own code, in both layouts, with prompts longer than the windows. In float64 to 1e-5, which is
+   own code, in all layouts, with prompts longer than the windows. In float64 to 1e-5, which is
    some hundred roundings to float32: the library rounds norms and attention weights to it inside a
    float64 model. A window that is off by one node is off by more than 1e-3.
 2. What cannot be exact is refused, with a name.
@@ -25,7 +25,7 @@ from causal_core.loss.objective import needs_of
 from causal_core.memory.shapes import assumed_shape
 from causal_core.memory.trace import trace_step
 from causal_core.model.causal_model import build_model
-from causal_core.trees.packing import FLAT, ROWS, cut_micro_batches
+from causal_core.trees.packing import FLAT, INTERVALS, ROWS, cut_micro_batches, packing_for
 from tests.causal_core.model.architectures import ARCHITECTURES, WINDOW, Architecture, page
 from tests.tiny import (
     VOCABULARY,
@@ -40,7 +40,9 @@ LOSS = LossSection(lambda_causal=0.5, lambda_spurious=0.5, lambda_robust=0.7, la
 TOLERANCE = 1e-5
 EXACT = [a for a in ARCHITECTURES if a.refused is None]
 REFUSED = [a for a in ARCHITECTURES if a.refused is not None]
-BOTH_LAYOUTS = pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+ALL_LAYOUTS = pytest.mark.parametrize(
+    "packing", [ROWS, FLAT, INTERVALS], ids=["rows", "flat", "intervals"]
+)
 
 
 def model_of(architecture: Architecture):
@@ -85,7 +87,7 @@ def by_trees(model, triplets, packing):
     return value, gradients(model)
 
 
-@BOTH_LAYOUTS
+@ALL_LAYOUTS
 @pytest.mark.parametrize("architecture", EXACT, ids=lambda a: a.kind)
 def test_trees_equal_separate_forwards(architecture, packing):
     model, triplets = model_of(architecture), random_triplets(6, seed=1)
@@ -97,7 +99,7 @@ def test_trees_equal_separate_forwards(architecture, packing):
     assert relative_error(trees, reference) < TOLERANCE
 
 
-@BOTH_LAYOUTS
+@ALL_LAYOUTS
 @pytest.mark.parametrize(
     "architecture", [a for a in EXACT if a.kind in ("mistral", "gemma2")], ids=lambda a: a.kind
 )
@@ -115,7 +117,7 @@ def test_a_window_of_one_node_more_is_noticed(architecture, packing, monkeypatch
     assert relative_error(trees, reference) > 1e-3
 
 
-@BOTH_LAYOUTS
+@ALL_LAYOUTS
 @pytest.mark.parametrize("architecture", REFUSED, ids=lambda a: a.kind)
 def test_what_cannot_be_exact_is_refused_by_name(architecture, packing):
     with pytest.raises(ModelError, match=architecture.refused):
@@ -126,7 +128,7 @@ def test_what_cannot_be_exact_is_refused_by_name(architecture, packing):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_refuses_what_training_will_refuse(architecture, device):
     config = parse_config({"lora": {"target_modules": architecture.modules}})
-    shape = assumed_shape(config, 256, flat=device == "cpu")
+    shape = assumed_shape(config, 256, packing=packing_for(torch.device(device)))
     with pytest.raises(ModelError, match=architecture.refused):
         trace_step(config, architecture.config(), shape, device, layers=2)
 
@@ -141,10 +143,10 @@ def test_a_plan_that_cannot_be_made_says_why(kind, reason):
     options = {"num_local_experts": 4, "kv_channels": 8, "n_layer": 3, "n_embd": 32, "n_head": 4}
     described = Architecture("", kind, "", options).config()
     with pytest.raises(ModelError, match=reason):
-        trace_step(config, described, assumed_shape(config, 256, flat=True), "cpu", layers=2)
+        trace_step(config, described, assumed_shape(config, 256, packing=FLAT), "cpu", layers=2)
 
 
-@BOTH_LAYOUTS
+@ALL_LAYOUTS
 def test_a_window_that_only_the_mask_knows_matters_to_longer_rows_alone(packing):
     phimoe = next(a for a in ARCHITECTURES if a.kind == "phimoe")
     triplets = random_triplets(6, seed=1)
@@ -184,7 +186,7 @@ def test_memory_can_be_planned(architecture, device):
     )
 
     def peak(tokens: int) -> int:
-        shape = assumed_shape(config, tokens, flat=device == "cpu")
+        shape = assumed_shape(config, tokens, packing=packing_for(torch.device(device)))
         trace = trace_step(config, architecture.config(), shape, device, layers=2)
         return max(p.total for p in trace.peaks.values())
 

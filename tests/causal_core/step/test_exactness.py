@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from causal_core.config import LossSection
 from causal_core.loss.objective import needs_of
 from causal_core.tokens.batches import share
-from causal_core.trees.packing import FLAT, ROWS, Packing, RowCost, cut_micro_batches
+from causal_core.trees.packing import (
+    FLAT,
+    INTERVALS,
+    ROWS,
+    Packing,
+    RowCost,
+    cut_micro_batches,
+)
 from causal_core.trees.prefix_tree import TreeRow, collate
 from tests.tiny import (
     ALL_TERMS,
@@ -32,6 +39,9 @@ from tests.tiny import (
 )
 
 TOLERANCE = 1e-10  # in float64, which rounds to 1e-16
+ALL_LAYOUTS = pytest.mark.parametrize(
+    "packing", [ROWS, FLAT, INTERVALS], ids=["rows", "flat", "intervals"]
+)
 
 LOSSES = {
     "all": LossSection(**ALL_TERMS),
@@ -58,7 +68,7 @@ def packed_gradients(model, triplets, loss, budget, packing=FLAT, workers=1):
     return total, gradients(model)
 
 
-@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+@ALL_LAYOUTS
 @pytest.mark.parametrize("injections", [(1, 1), (0, 4)], ids=["one", "several"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_packed_equals_separate_forwards_for_every_term(name, injections, packing):
@@ -101,7 +111,7 @@ def test_any_packing_and_partition_gives_the_same_gradient(
     assert relative_error(found, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+@ALL_LAYOUTS
 def test_packed_equals_separate_forwards_in_float32(packing):
     model, triplets, loss = tiny_model(), random_triplets(12, seed=2), LOSSES["all"]
     value, _ = plain_loss(model, triplets, loss)
@@ -113,7 +123,7 @@ def test_packed_equals_separate_forwards_in_float32(packing):
     assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 1e-5
 
 
-@pytest.mark.parametrize("packing", [ROWS, FLAT], ids=["rows", "flat"])
+@ALL_LAYOUTS
 def test_gradient_checkpointing_changes_nothing(packing):
     triplets, loss = random_triplets(4, seed=3), LOSSES["all"]
     plain, checkpointed = tiny_model().double(), tiny_model(gradient_checkpointing=True).double()
