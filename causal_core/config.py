@@ -50,6 +50,7 @@ FREE_ON_RESUME = (
     "deepspeed.",
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
+    "train.compile",
     "checkpoint.keep_last",
     "checkpoint.storage",
 )
@@ -109,6 +110,12 @@ class Config(Section):
                 f"{self.resources.gpus_per_worker}: ZeRO divides memory between GPUs, and workers "
                 "that share one have nothing to divide (nor does NCCL connect them). Set "
                 "resources.gpus_per_worker=1, or engine=ddp"
+            )
+        if section.zero_stage == 3 and self.train.compile == "on":
+            raise ValueError(
+                "deepspeed.zero_stage=3 with train.compile=on: ZeRO-3 gathers a layer's weights in "
+                "hooks that compiled layers do not stop for. Set train.compile=off, or "
+                "deepspeed.zero_stage=2"
             )
         if section.zero_stage == 3 and self.model.quantization == "nf4":
             raise ValueError(

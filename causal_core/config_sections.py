@@ -162,6 +162,11 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Computes layers again on the way back: less memory, more time."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Decoder layers by torch.compile: fewer kernels, some minutes at the start. "
+        "auto: on a GPU, where measured to be faster on this run's micro-batches.",
+    )
     max_skipped: int = Field(
         10, ge=0, le=MOST, description="Stop after more than this many non-finite steps in a row."
     )

@@ -9,6 +9,7 @@ from causal_core.config import Config
 from causal_core.errors import ConfigError
 from causal_core.memory.plan import Calibration, Device, MemoryPlan, predict
 from causal_core.memory.shapes import DataProfile, longest_tree
+from causal_core.trees.packing import Packing
 
 STEP = 64  # micro-batches are sought in multiples of this many tokens
 MOST_TOKENS = 262144
@@ -24,6 +25,7 @@ def largest_micro_batch(
     world_size: int | None = None,
     device: Device | None = None,
     data: DataProfile | None = None,
+    packing: Packing | None = None,
     calibration: Calibration | None = None,
 ) -> int | None:
     """The most tree nodes of a micro-batch whose step fits `budget_bytes` of a device.
@@ -44,8 +46,9 @@ def largest_micro_batch(
 
     def required(tokens: int) -> int:
         plan = predict(
-            config, micro_batch_tokens=tokens, world_size=world_size, device=device, data=data
-        )
+            config, micro_batch_tokens=tokens, world_size=world_size, device=device, data=data,
+            packing=packing,
+        )  # fmt: skip
         return plan.required_bytes if calibration is None else calibration.required_bytes(plan)
 
     return _largest(required, budget_bytes, least, max(least, most), STEP)
@@ -62,6 +65,7 @@ def automatic_micro_batch(
     *,
     available_bytes: int | None = None,
     data: DataProfile | None = None,
+    packing: Packing | None = None,
     calibration: Calibration | None = None,
 ) -> int:
     """The micro-batch of `train.micro_batch_tokens: auto`.
@@ -69,6 +73,7 @@ def automatic_micro_batch(
     Args:
         available_bytes: Of the device, where it is at hand; `resources.gpu_memory` goes first.
         data: What real micro-batches can look like, where data is known.
+        packing: Their layout; default: the device's.
         calibration: What a rehearsed step showed the plan to lack.
 
     Raises:
@@ -80,7 +85,9 @@ def automatic_micro_batch(
             "train.micro_batch_tokens=auto needs to know the device's memory, and none is here to "
             "ask: set resources.gpu_memory (e.g. 24GiB), or give a number of tokens"
         )
-    tokens = largest_micro_batch(config, budget, data=data, calibration=calibration)
+    tokens = largest_micro_batch(
+        config, budget, data=data, packing=packing, calibration=calibration
+    )
     if tokens is None:
         least = least_tokens(config, data)
         raise ConfigError(

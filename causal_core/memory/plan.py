@@ -16,7 +16,7 @@ import torch
 from causal_core.config import Config
 from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
-from causal_core.trees.packing import packing_for
+from causal_core.trees.packing import Packing, preferred_packing
 
 MIB, GIB = 2**20, 2**30
 
@@ -108,6 +108,7 @@ def predict(
     device: Device | None = None,
     shape: BatchShape | None = None,
     data: DataProfile | None = None,
+    packing: Packing | None = None,
     micro_batches: int = 2,
 ) -> MemoryPlan:
     """Memory of one worker, from the model's architecture and the project's own step.
@@ -122,6 +123,7 @@ def predict(
         device: "cuda" or "cpu"; default: what the config's workers train on.
         shape: Sizes of a real micro-batch; default: the worst of that many tokens.
         data: What real micro-batches can look like, where data is known.
+        packing: Their layout; default: the device's.
         micro_batches: Of an optimizer step. From two on, gradients of the first are there while
             the next one runs.
 
@@ -134,7 +136,8 @@ def predict(
         tokens = micro_batch_tokens or config.train.micro_batch_tokens
         if tokens == "auto":
             raise ValueError("train.micro_batch_tokens=auto is resolved first: see `predict_run`")
-        shape = assumed_shape(config, tokens, data, packing_for(torch.device(device)))
+        packing = packing or preferred_packing(torch.device(device))
+        shape = assumed_shape(config, tokens, data, packing)
     key = (_key(config), device, workers, shape, micro_batches)
     known = _plans.get(key)
     if known is None:

@@ -69,6 +69,7 @@ class CausalModel(nn.Module):
         self.peft_model = peft_model
         self.projection = CausalProjection(hidden_size)
         self._logits_of = OutputTail(peft_model.get_base_model())
+        self.compiled_layers: list[tuple[Any, Any]] = []  # and how each is called (`compiled.py`)
 
     def forward(
         self, batch: TreeBatch, kept: list[tuple[Tensor, Tensor]] | None = None
@@ -97,7 +98,8 @@ class CausalModel(nn.Module):
             prefix_tree=tree,
         ).last_hidden_state
         tree.kept = None
-        _check_layers(base, tree)
+        if not (self.training and self.compiled_layers):  # which were checked as they are
+            _check_layers(base, tree)
         # Pooling in float32: a mean over hundreds of bfloat16 states loses what tells U from U'.
         hidden_wide = at_least_float32(hidden_RNH)
         pooled_RBH = torch.bmm(batch.pool_weights.to(hidden_wide.dtype), hidden_wide)
@@ -107,6 +109,12 @@ class CausalModel(nn.Module):
             pooled=pooled_ZH,
             label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
         )
+
+    def train(self, mode: bool = True) -> CausalModel:
+        super().train(mode)
+        for layer, call in self.compiled_layers:
+            layer._compiled_call_impl = call if mode else None  # where torch keeps it
+        return self
 
     def next_hidden(self, tokens_R: Tensor, paths: PathCache) -> Tensor:
         """Last hidden states [R, H] of one more token on each path of the cache."""

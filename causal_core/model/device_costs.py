@@ -38,6 +38,7 @@ class Measurements:
 
     packing_cost: float  # see `trees/packing.py`
     products: Library  # of float32 products on CPU, see `matmul.py`
+    compiled: bool | None = None  # whether layers are (`run/compiling.py`); None: not measured
 
     @classmethod
     def read(cls, path: Path) -> Measurements | None:
@@ -45,11 +46,12 @@ class Measurements:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             cost, library = float(content["packing_cost"]), content["products"]
+            compiled = content.get("compiled")
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if library not in LIBRARIES or (library == "onednn" and not matmul.has_onednn()):
             return None
-        return cls(cost, library)
+        return cls(cost, library, compiled if isinstance(compiled, bool) else None)
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""

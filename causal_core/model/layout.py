@@ -19,9 +19,8 @@ from torch import Tensor
 from causal_core.model.attention_kernels import Attention
 from causal_core.model.causal_model import CausalModel
 from causal_core.model.flex import attend, prepare
-from causal_core.trees import packing
 from causal_core.trees.intervals import BUCKET, TreeIntervals
-from causal_core.trees.packing import ROWS, Packing
+from causal_core.trees.packing import ROWS, Packing, preferred_packing
 from causal_core.trees.staging import each_tensor
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ _LEAST_WIDTH = 16  # of a head: below, torch has no such kernel
 
 def packing_for(model: CausalModel, device: torch.device) -> Packing:
     """The layout of a model on a device."""
-    chosen = packing.packing_for(device)
+    chosen = preferred_packing(device)
     if not chosen.intervals:
         return chosen
     config: Any = model.peft_model.get_base_model().config.get_text_config()

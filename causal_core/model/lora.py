@@ -126,9 +126,10 @@ def keep_mask(like: Tensor, dropout: float) -> Tensor:
     """[N, I] bool: each element True with probability 1 - `dropout`, to within 2^-17.
 
     On CPU from 16-bit lanes of one stream of random integers, which costs a fifth of Bernoulli
-    draws; either way from torch's generator, so that a recomputation draws the same.
+    draws; either way from torch's generator, so that a recomputation draws the same. Compilers
+    know Bernoulli draws alone.
     """
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(like, dtype=torch.bool).bernoulli_(1.0 - dropout)
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     lanes = words.view(torch.int16)[: like.numel()].view(like.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,19 @@ from causal_core.pretrained.loading import (
     loading_device,
     resolve_model,
 )
+from causal_core.run.compiling import compile_where_faster
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import Needs
-from causal_core.trees.packing import Packing, too_large, tree_nodes, with_cost
+from causal_core.trees.packing import (
+    Packing,
+    preferred_packing,
+    too_large,
+    tree_nodes,
+    with_cost,
+)
 
 if TYPE_CHECKING:
     from causal_core.memory.plan import Calibration
@@ -90,12 +97,21 @@ def open_session(config: Config, device: torch.device) -> Session:
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
     matmul.use(measured.products)
     packing = with_cost(packing_for(model, device), measured.packing_cost)
+    if packing.flat != preferred_packing(device).flat:  # which was planned for
+        tokens = _token_budget(config, data.train, needs, available, packing=packing)
+    plan = step_plan(config, len(data.train))
+    first = [data.tokens(int(row), 0) for row in plan.batch(0, config.run.seed)]
+    compiled = compile_where_faster(
+        config, engine, packing, first, tokens, device, measured.compiled
+    )
+    if engine.rank == 0 and compiled != measured.compiled:
+        replace(measured, compiled=compiled).write(run_directory(config) / MEASUREMENTS)
     calibration = _calibration(config, engine, packing, data.train, device)
     if calibration is not None:
-        tokens = _token_budget(config, data.train, needs, available, calibration)
+        tokens = _token_budget(config, data.train, needs, available, calibration, packing)
     return Session(
         data=data,
-        plan=step_plan(config, len(data.train)),
+        plan=plan,
         engine=engine,
         base_fingerprint=fingerprint,
         selection=_selection(config, data.validation),
@@ -131,6 +147,7 @@ def _token_budget(
     needs: Needs,
     available: int,
     calibration: Calibration | None = None,
+    packing: Packing | None = None,
 ) -> int:
     """Tokens of a micro-batch: as given, or with `auto` the most that fit this worker's device.
 
@@ -145,6 +162,7 @@ def _token_budget(
         config,
         available_bytes=available,
         data=DataProfile.of(dataset, needs),
+        packing=packing,
         calibration=calibration,
     )
     log.info("train.micro_batch_tokens=auto: %d fit the device", tokens)
@@ -176,10 +194,18 @@ def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
         if kept is None:
             measured.write(path)
         measured = kept or measured
-    values = [measured.packing_cost, LIBRARIES.index(measured.products)]
-    shared = torch.tensor(values if engine.rank == 0 else [0.0, 0.0], dtype=torch.float64)
-    cost, library = engine.sum_over_workers(shared).tolist()
-    return Measurements(cost, LIBRARIES[int(library)])
+    values = [
+        measured.packing_cost,
+        LIBRARIES.index(measured.products),
+        _COMPILED.index(measured.compiled),
+    ]
+    own = values if engine.rank == 0 else [0.0] * len(values)
+    shared = engine.sum_over_workers(torch.tensor(own, dtype=torch.float64))
+    cost, library, compiled = shared.tolist()
+    return Measurements(cost, LIBRARIES[int(library)], _COMPILED[int(compiled)])
+
+
+_COMPILED = (None, False, True)
 
 
 def _calibration(

@@ -72,7 +72,7 @@ FLAT = Packing(flat=True)
 INTERVALS = Packing(flat=True, intervals=True)
 
 
-def packing_for(device: torch.device) -> Packing:
+def preferred_packing(device: torch.device) -> Packing:
     """The layout that is fast on a device, where its kernels take the model."""
     return FLAT if device.type == "cpu" else INTERVALS
 

@@ -12,6 +12,7 @@ from causal_core.config import TrainSection
 from causal_core.device import distributed_backend, prepare_device
 from causal_core.engines.plain import PlainEngine
 from causal_core.loss.objective import Denominators
+from causal_core.model.layout import reason_against_flex
 from causal_core.run.exercise import Exercise, exercise_config, run_exercises, write_base
 from causal_core.step.train_step import TrainStep
 from causal_core.trees.staging import moved, staged
@@ -71,6 +72,12 @@ def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     assert distributed_backend(0.5) == "gloo" and distributed_backend(1) == "nccl"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(24, 8, 128, 128), (9, 3, 64, 64), (16, 16, 192, 128)], ids=str)
+def test_flex_attention_serves_the_heads_of_common_models(heads, dtype):
+    assert reason_against_flex(*heads, dtype, torch.device("cuda", 0)) is None
 
 
 def test_the_efficient_attention_kernel_takes_the_tree_mask():

@@ -25,7 +25,7 @@ from causal_core.loss.objective import needs_of
 from causal_core.memory.shapes import assumed_shape
 from causal_core.memory.trace import trace_step
 from causal_core.model.causal_model import build_model
-from causal_core.trees.packing import FLAT, INTERVALS, ROWS, cut_micro_batches, packing_for
+from causal_core.trees.packing import FLAT, INTERVALS, ROWS, cut_micro_batches, preferred_packing
 from tests.causal_core.model.architectures import ARCHITECTURES, WINDOW, Architecture, page
 from tests.tiny import (
     VOCABULARY,
@@ -128,7 +128,7 @@ def test_what_cannot_be_exact_is_refused_by_name(architecture, packing):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_refuses_what_training_will_refuse(architecture, device):
     config = parse_config({"lora": {"target_modules": architecture.modules}})
-    shape = assumed_shape(config, 256, packing=packing_for(torch.device(device)))
+    shape = assumed_shape(config, 256, packing=preferred_packing(torch.device(device)))
     with pytest.raises(ModelError, match=architecture.refused):
         trace_step(config, architecture.config(), shape, device, layers=2)
 
@@ -186,7 +186,7 @@ def test_memory_can_be_planned(architecture, device):
     )
 
     def peak(tokens: int) -> int:
-        shape = assumed_shape(config, tokens, packing=packing_for(torch.device(device)))
+        shape = assumed_shape(config, tokens, packing=preferred_packing(torch.device(device)))
         trace = trace_step(config, architecture.config(), shape, device, layers=2)
         return max(p.total for p in trace.peaks.values())
 
