@@ -13,7 +13,8 @@ help:
 	@echo "make test-all  the slow tests as well"
 	@echo "make mutants   do the fast tests notice small deliberate bugs? (tests/mutants.py)"
 	@echo "make isa       the fast tests of causal_core at three levels of instruction sets"
-	@echo "make bench     the training step against its rivals, side by side (benchmarks/README.md)"
+	@echo "make bench     the training step against its rivals, and against the peers where the extra"
+	@echo "               is installed (benchmarks/README.md); ARGS and PEERS pass options on"
 	@echo "make clean     remove .venv and caches (runs/ stays)"
 
 $(BIN)/python:
@@ -58,6 +59,7 @@ isa: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.step $(ARGS)
+	@if $(BIN)/python -m benchmarks.peers.installed; then $(BIN)/python -m benchmarks.peers $(PEERS); fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

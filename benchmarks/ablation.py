@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.machine import commit, processor
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.data.schema import Triplet
@@ -107,8 +105,8 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
     result = {
         **key,
         "about": cell["about"],
-        "commit": _commit(),
-        "processor": _processor(),
+        "commit": commit(),
+        "processor": processor(),
         "config": _portable(config.model_dump(mode="json")),
         "payloads": cell.get("payloads"),
         "train_seconds": round(trained - begin),
@@ -210,22 +208,6 @@ def _nodes(config: Config) -> int:
 def _portable(tree: Any) -> Any:
     """Paths of this checkout as they are in any."""
     return json.loads(json.dumps(tree).replace(f"{ROOT}/", ""))
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*: (.+)$", text, re.M)
-    return found.group(1) if found else platform.machine()
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def read_results() -> list[dict[str, Any]]:

@@ -37,7 +37,13 @@ from benchmarks.rivals import (
 from causal_core.config import Config, LoraSection, LossSection, ModelSection
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.generator.generate import generate_dataset
-from causal_core.loss.objective import Denominators, micro_batch_loss, needs_of
+from causal_core.loss.objective import (
+    Denominators,
+    micro_batch_loss,
+    needs_of,
+    needs_reference,
+    reference_hidden,
+)
 from causal_core.memory.tracker import StorageTracker
 from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel, build_model
@@ -84,8 +90,9 @@ def tree_step(micro_batch_tokens: int) -> Step:
     def step(model: CausalModel, triplets: Sequence[TripletTokens], loss: LossSection) -> float:
         total, counts = 0.0, Denominators.of(triplets)
         for micro in cut_micro_batches(triplets, needs_of(loss), micro_batch_tokens, FLAT):
+            reference = reference_hidden(model, micro.batch) if needs_reference(loss) else None
             output = model(micro.batch)
-            value, _ = micro_batch_loss(model, output, micro.batch, loss, counts)
+            value, _ = micro_batch_loss(model, output, micro.batch, loss, counts, reference)
             value.backward()
             total += float(value.detach())
         return total
