@@ -35,6 +35,7 @@ from causal_core.config import Config
 from causal_core.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
 from causal_core.files import BEST, checked_file, read_small
 from causal_core.model.causal_model import CausalModel, adapt, check_architecture
+from causal_core.model.plain_peft import without_bitsandbytes
 from causal_core.pretrained.loading import resolve_model
 from causal_core.visible_text import quoted, shown
 
@@ -158,10 +159,11 @@ def with_fresh_adapter(base: Any, adapter: Adapter, seed: int = 0) -> CausalMode
     Raises:
         ForeignCheckpointError: the base has no such modules, or of other shapes.
     """
-    from peft import LoraConfig
-
     check_architecture(base)
     _refuse_other_shapes(base, adapter)
+    with without_bitsandbytes(base):
+        from peft import LoraConfig
+
     ranks = {module: int(adapter.sides(module)[0].shape[0]) for module in adapter.scaling}
     return adapt(
         base,

@@ -144,7 +144,8 @@ def held_inside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     A 4-bit product dequantises the block scales (twice: with and without their offset) and the
     whole weight. Fused kernels that do not exist only for few rows, fewer than training has.
     """
-    if func is torch.ops.bitsandbytes.gemm_4bit.default:
+    # Only whoever has bitsandbytes imported knows its operations.
+    if func.namespace == "bitsandbytes" and func is torch.ops.bitsandbytes.gemm_4bit.default:
         elements = math.prod(args[2])
         scales = 4 * (elements // _NF4_BLOCK)
         return (scales, elements * args[0].element_size())

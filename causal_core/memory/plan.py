@@ -7,15 +7,17 @@ GPU. What the allocator *reserves* from the driver is larger by its rounding and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from causal_core.config import Config
+from causal_core.files import cache_root
 from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
+from causal_core.remembered import remembered
 from causal_core.trees.packing import Packing, preferred_packing
 
 MIB, GIB = 2**20, 2**30
@@ -32,6 +34,7 @@ CUBLAS_WORKSPACE = 8519680
 CPU_PROCESS = 600 * MIB
 
 Device = Literal["cuda", "cpu"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ def predict(
 ) -> MemoryPlan:
     """Memory of one worker, from the model's architecture and the project's own step.
 
-    No weights, no GPU, no data and, for a local or known model, no network. About a second for
-    a new shape; a known one is looked up.
+    No weights, no GPU, no data and, for a local or known model, no network. Two seconds for a
+    new shape; a known one is looked up, also by later processes.
 
     Args:
         micro_batch_tokens: Tree nodes of a micro-batch, padding included; default: the config's,
@@ -153,31 +156,34 @@ _MOST_PLANS = 4096
 
 def _key(config: Config) -> tuple[Any, ...]:
     """Everything of a config that memory depends on, besides the micro-batch."""
+    model = config.model
+    return (
+        model.name_or_path, model.revision, *_of_one_worker(config),
+        config.engine, repr(config.deepspeed),
+    )  # fmt: skip
+
+
+def _of_one_worker(config: Config) -> tuple[Any, ...]:
+    """What changes the memory of a worker that is alone, besides its architecture."""
     model, lora, train, loss = config.model, config.lora, config.train, config.loss
     return (
-        model.name_or_path, model.revision, model.quantization, model.dtype,
-        lora.rank, lora.dropout > 0, str(lora.target_modules),
+        model.quantization, model.dtype, lora.rank, lora.dropout > 0, str(lora.target_modules),
         tuple(weight > 0 for weight in loss.weights().values()), loss.contrastive,
-        train.optimizer, train.gradient_checkpointing, config.engine, repr(config.deepspeed),
+        train.optimizer, train.gradient_checkpointing,
     )  # fmt: skip
+
+
+def _traced(config: Config, architecture: Any) -> list[Any]:
+    return [architecture.to_json_string(), *_of_one_worker(config)]
 
 
 def _predict(
     config: Config, device: Device, workers: int, shape: BatchShape, micro_batches: int
 ) -> MemoryPlan:
     from causal_core.memory.architectures import architecture_of
-    from causal_core.memory.trace import SHORT, extrapolate, trace_step
 
     architecture = architecture_of(config.model, config.data.cache_dir)
-    layers = architecture.get_text_config().num_hidden_layers
-    if layers <= SHORT + 1:
-        peaks = trace_step(config, architecture, shape, device, layers, micro_batches).peaks
-    else:
-        short, long = (
-            trace_step(config, architecture, shape, device, n, micro_batches)
-            for n in (SHORT, SHORT + 1)
-        )
-        peaks = extrapolate(short, long, layers)
+    peaks = _peaks(config, architecture, device, shape, micro_batches)
     phases = _by_phase(peaks)
     largest = _largest_weight(architecture)
     phases["load"] = _load(config, phases["load"], largest)
@@ -196,6 +202,44 @@ def _predict(
     if device == "cuda":
         plan = _with_constant(plan, CUBLAS_WORKSPACE, ("forward", "backward", "optimizer"))
     return plan
+
+
+def _peaks(
+    config: Config, architecture: Any, device: Device, shape: BatchShape, micro_batches: int
+) -> dict[Place, Peak]:
+    """The peaks of one worker alone, traced once for all engines and numbers of workers."""
+
+    def trace() -> list[Any]:
+        from causal_core.memory.trace import SHORT, Trace, extrapolate, trace_step
+
+        layers = architecture.get_text_config().num_hidden_layers
+
+        def traced(count: int) -> Trace:
+            return trace_step(config, architecture, shape, device, count, micro_batches)
+
+        if layers <= SHORT + 1:
+            peaks = traced(layers).peaks
+        else:
+            peaks = extrapolate(traced(SHORT), traced(SHORT + 1), layers)
+        return [[*place, peak.total, peak.by_component] for place, peak in peaks.items()]
+
+    of = ["peaks", *_traced(config, architecture), device, asdict(shape), micro_batches]
+    return _remembered(config, of, trace, _read_peaks)
+
+
+def _read_peaks(found: Any) -> dict[Place, Peak]:
+    return {
+        (str(phase), int(layer)): Peak(int(total), tuple(map(int, parts)))
+        for phase, layer, total, parts in found
+    }
+
+
+def _remembered(
+    config: Config, of: list[Any], trace: Callable[[], Any], read: Callable[[Any], T]
+) -> T:
+    if config.model.trust_remote_code:  # code that the digest of ours knows nothing of
+        return read(trace())
+    return remembered(cache_root(config.data.cache_dir), of, trace, read)
 
 
 def _by_phase(peaks: Mapping[Place, Peak]) -> dict[str, PhasePlan]:
@@ -313,8 +357,15 @@ def reserved_bytes(config: Config, plan: MemoryPlan) -> int:
     if key not in _reserved:
         architecture = architecture_of(config.model, config.data.cache_dir)
         layers = architecture.get_text_config().num_hidden_layers
-        trace = trace_step(config, architecture, plan.shape, plan.device, layers, with_events=True)
-        _reserved[key] = replay(trace.events or ()).peak_reserved + CUBLAS_WORKSPACE
+
+        def trace() -> int:
+            found = trace_step(
+                config, architecture, plan.shape, plan.device, layers, with_events=True
+            )
+            return replay(found.events or ()).peak_reserved + CUBLAS_WORKSPACE
+
+        of = ["reserved", *_traced(config, architecture), plan.device, asdict(plan.shape)]
+        _reserved[key] = _remembered(config, of, trace, int)
     return _reserved[key]
 
 

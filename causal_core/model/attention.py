@@ -16,9 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from causal_core.errors import ModelError
 from causal_core.model import attention_kernels as kernels
@@ -178,7 +175,7 @@ def tree_attention_forward(
     mask = prefix_tree.within(attention.window)
     if attention.is_plain:
         plain = {"scaling": attention.scale, "is_causal": False}
-        return sdpa_attention_forward(module, query, key, value, mask, **plain)
+        return _by_library(module, query, key, value, mask, plain)
     return _by_rows(query, key, value, mask, attention), None
 
 
@@ -248,7 +245,7 @@ def _without_tree(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     if options.get("softcap") is None and options.get("s_aux") is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        return _by_library(module, query, key, value, mask, options)
     attention = attention_of(module, query, options)  # whose window is in the mask already
     if mask is None:
         queries, keys = query.shape[2], key.shape[2]
@@ -269,5 +266,28 @@ def _by_rows(
     return torch.stack(rows)
 
 
-AttentionInterface.register(ATTENTION, tree_attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+def _by_library(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    # Its import takes seconds, which only those who compute should wait for.
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    found: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+        module, query, key, value, mask, **options
+    )
+    return found
+
+
+def use_tree_attention(base: Any) -> None:
+    """Makes every layer of a base go through `tree_attention_forward`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, tree_attention_forward)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    base.set_attn_implementation(ATTENTION)

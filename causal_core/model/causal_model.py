@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from causal_core.config import Config, LoraSection
 from causal_core.device import at_least_float32
 from causal_core.errors import ModelError
-from causal_core.model.attention import ATTENTION, Tree, layer_windows
+from causal_core.files import cache_root
+from causal_core.model.attention import Tree, layer_windows, use_tree_attention
 from causal_core.model.flex import prepare
 from causal_core.model.frozen_layers import use_fused_layers
 from causal_core.model.lora import use_fused_lora
 from causal_core.model.matmul import use_frozen_linear
 from causal_core.model.output_tail import OutputTail
+from causal_core.model.plain_peft import without_bitsandbytes
 from causal_core.model.targets import target_modules
+from causal_core.remembered import remembered
 from causal_core.trees.blocks import TreeBlocks, TreeRows
 from causal_core.trees.intervals import TreeIntervals
 from causal_core.trees.path_cache import PathCache
@@ -198,16 +201,17 @@ def build_model(
         ModelError: a kind of layer that trees cannot be computed with, or a target module that
             cannot be adapted.
     """
-    from peft import LoraConfig
-
     check_architecture(base)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=target_modules(base, lora),
-        task_type="CAUSAL_LM",
-    )
+    with without_bitsandbytes(base):
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=target_modules(base, lora),
+            task_type="CAUSAL_LM",
+        )
     return adapt(base, config, seed, gradient_checkpointing)
 
 
@@ -216,11 +220,12 @@ def adapt(
 ) -> CausalModel:
     """`build_model` for any configuration of PEFT's LoRA that fits a base of a known architecture
     (`check_architecture`)."""
-    from peft import get_peft_model
-
-    base.set_attn_implementation(ATTENTION)
+    use_tree_attention(base)
     torch.manual_seed(seed)
-    peft_model = get_peft_model(base, lora)
+    with without_bitsandbytes(base):
+        from peft import get_peft_model
+
+        peft_model = get_peft_model(base, lora)
     use_fused_lora(peft_model)
     use_fused_layers(base)
     use_frozen_linear(base.get_output_embeddings())
@@ -249,7 +254,7 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
-    """Adapter, projection and base parameters, counted on a model without weights.
+    """Adapter, projection and base parameters, counted once on a model without weights.
 
     Raises:
         ModelError: its config cannot be loaded, or is of no known architecture.
@@ -257,7 +262,18 @@ def parameter_counts(config: Config) -> dict[str, int]:
     from causal_core.pretrained.loading import base_without_weights, load_architecture
 
     described = load_architecture(config.model, config.data.cache_dir)
-    base = base_without_weights(described, config.model)
-    with torch.device("meta"):
-        model = build_model(base, config.lora, config.run.seed)
-    return count_parameters(model)
+
+    def count() -> dict[str, int]:
+        base = base_without_weights(described, config.model)
+        with torch.device("meta"):
+            model = build_model(base, config.lora, config.run.seed)
+        return count_parameters(model)
+
+    if config.model.trust_remote_code:  # code that the digest of ours knows nothing of
+        return count()
+    of = ["parameters", described.to_json_string(), config.lora.shape()]
+    return remembered(cache_root(config.data.cache_dir), of, count, _read_counts)
+
+
+def _read_counts(found: Any) -> dict[str, int]:
+    return {part: int(found[part]) for part in ("adapter", "projection", "base")}

@@ -9,12 +9,14 @@ has in the decoder's place one that hands through what it is given.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from causal_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import MoeModelOutputWithPast
 
 
 class _Given(nn.Module):
@@ -23,6 +25,8 @@ class _Given(nn.Module):
     calls = 0
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **options: Any) -> MoeModelOutputWithPast:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
         self.calls += 1
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -121,6 +120,8 @@ def unencrypted(address: str) -> list[str]:
 
 
 def _answers_without_token(address: str) -> bool:
+    import urllib.request  # TLS and mail with it: --help has no use for them
+
     request = urllib.request.Request(f"{address}/api/version")  # noqa: S310 - http(s), see above
     try:
         with urllib.request.urlopen(request, timeout=5):  # noqa: S310

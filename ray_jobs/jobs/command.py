@@ -12,7 +12,12 @@ from ray_jobs.jobs.client import Address
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="As `causal jobs list` shows it.")]
 
-jobs_app = typer.Typer(cls=WholeLines, help="The jobs of a Ray cluster.", no_args_is_help=True)
+jobs_app = typer.Typer(
+    cls=WholeLines,
+    help="The jobs of a Ray cluster.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @jobs_app.command("list")

@@ -1,0 +1,93 @@
+"""What a start does not import: modules that take seconds and that it has no use for.
+
+Each case is a process of its own, which prints the modules that it ended with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.tiny_run import tiny_config
+
+TORCH = {"torch", "numpy", "pyarrow"}
+TRAINING = {"transformers.modeling_utils", "peft"}
+QUANTISED = {"bitsandbytes", "torch._inductor.compile_fx"}
+RAY = {"ray", "pandas"}
+_SHOW = "\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+
+
+def modules_after(code: str, *arguments: str, **environment: str) -> set[str]:
+    """All modules of a process that ran some code; a command's own output comes before."""
+    done = subprocess.run(
+        [sys.executable, "-c", code + _SHOW, *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def command(*arguments: str) -> str:
+    """Code that runs `causal ARGUMENTS` to its end."""
+    return (
+        "from typer.main import get_command\nfrom ray_jobs.cli import app\n"
+        f"get_command(app)({list(arguments)!r}, standalone_mode=False)"
+    )
+
+
+@pytest.fixture
+def config(tiny_model_directory, tiny_data, tmp_path):
+    return tiny_config(tiny_model_directory, tiny_data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "check", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    # Help leaves through SystemExit, wherever it stands.
+    code = f"try:\n    {command(*arguments).replace(chr(10), chr(10) + '    ')}\n"
+    found = modules_after(code + "except SystemExit:\n    pass")
+    assert not found & (TORCH | TRAINING | QUANTISED | RAY)
+    assert not found & {"transformers", "rich.table", "urllib.request"}
+
+
+def test_what_a_driver_imports_to_begin_with_computes_nothing():
+    found = modules_after("import ray_jobs.run, ray_jobs.demo, ray_jobs.plan.command")
+    assert not found & (TRAINING | QUANTISED | RAY)
+
+
+def test_a_plain_float32_model_and_its_optimizer_need_no_bitsandbytes(config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    code = (
+        "import sys, torch\nfrom causal_core.config_file import load_config\n"
+        "from causal_core.run.session import open_session\n"
+        "session = open_session(load_config(sys.argv[1], []), torch.device('cpu'))\n"
+        "assert session.engine.parameters"
+    )
+    found = modules_after(code, str(path))
+    assert found >= TRAINING
+    assert not found & QUANTISED
+
+
+def test_a_quantised_model_after_a_plain_one_is_adapted_as_such(tiny_model_directory):
+    """PEFT keeps its answer whether bitsandbytes is there: it must be asked again."""
+    code = (
+        "import sys, torch\n"
+        "from causal_core.config import LoraSection, ModelSection\n"
+        "from causal_core.model.causal_model import build_model\n"
+        "from causal_core.pretrained.loading import load_base\n"
+        "cpu = torch.device('cpu')\n"
+        "plain = ModelSection(name_or_path=sys.argv[1])\n"
+        "build_model(load_base(plain, cpu), LoraSection(), 0)\n"
+        "assert 'bitsandbytes' not in sys.modules\n"
+        "nf4 = plain.model_copy(update={'quantization': 'nf4'})\n"
+        "model = build_model(load_base(nf4, cpu), LoraSection(), 0)\n"
+        "from peft.tuners.lora.bnb import Linear4bit\n"
+        "assert any(isinstance(m, Linear4bit) for m in model.modules())\n"
+    )
+    assert "bitsandbytes" in modules_after(code, str(tiny_model_directory))
