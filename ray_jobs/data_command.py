@@ -31,6 +31,7 @@ from ray_jobs.options import Json
 from ray_jobs.room_check import ForConfig, ForModel, MaxLength, config_for, rooms, told_of
 from ray_jobs.room_check import as_json as rooms_json
 from ray_jobs.targets_command import targets
+from ray_jobs.tokenize_command import tokenize
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
     from causal_core.data.reader import ReadResult
@@ -45,6 +46,7 @@ data_app = typer.Typer(
 data_app.command()(inject)
 data_app.command()(benchmark)
 data_app.command()(targets)
+data_app.command()(tokenize)
 
 _MOST_ROWS = 10**6
 

@@ -186,13 +186,13 @@ def put_on_record(directory: Path, evaluation: Mapping[str, Any]) -> dict[str, A
 
 
 def _prepared_data(config: Config, console: Console) -> RunData:
-    shown = False
+    shown = 0
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int) -> None:
         nonlocal shown
-        if total >= 20_000 and (done == total or not shown or done % 50_000 < 1024):
-            console.print(plain(f"tokenising {done:,} of {total:,} rows"))
-            shown = True
+        if done - shown >= 50_000:
+            console.print(plain(f"{done:,} rows tokenised"))
+            shown = done
 
     data = load_run_data(config, progress)
     refuse_overlap(

@@ -6,7 +6,7 @@ Arrow, so memory is that of the table and not of Python objects, nor of problems
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from causal_core.data.formats.table import FORMATS
 from causal_core.data.problems import Problems
 from causal_core.data.reading import BadRow, Reading
 from causal_core.data.schema import DataError, RowProblem, Triplet
-from causal_core.data.sources import resolve_sources
+from causal_core.data.sources import Source, resolve_sources
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,17 @@ def read_triplets(
     """
     reading = Reading(on_bad_row, columns, convert, unanswered)
     given = [paths] if isinstance(paths, str | Path) else paths
-    for source in resolve_sources(given, tuple(FORMATS)):
-        reading.start(source)
-        FORMATS[source.suffix](source, reading)
-        reading.finish()
-    reading.close()
+    read_into(reading, resolve_sources(given, tuple(FORMATS)))
     result = ReadResult(reading.rows.table(), reading.errors, reading.warnings, reading.bad_rows)
     if on_error == "raise":
         result.refuse_errors()
     return result
+
+
+def read_into(reading: Reading, sources: Iterable[Source]) -> None:
+    """Reads files one after the other (`DataError` for one that cannot be read as a whole)."""
+    for source in sources:
+        reading.start(source)
+        FORMATS[source.suffix](source, reading)
+        reading.finish()
+    reading.close()

@@ -52,7 +52,7 @@ def characters(value: Any) -> int:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Good rows on their way into Arrow: a short buffer of columns and the finished batches."""
 
     batches: list[pa.RecordBatch] = field(default_factory=list)
@@ -62,7 +62,8 @@ class _Rows:
     buffered_rows: int = 0
     buffered_chars: int = 0
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], line: int) -> None:
+        """Takes a row, which was found at this line of its file."""
         for name, values in self.columns.items():
             value = row[name]
             values.append(value)
@@ -79,6 +80,9 @@ class _Rows:
             values.clear()
         self.buffered_rows = self.buffered_chars = 0
 
+    def end_file(self) -> None:
+        """What comes now is of the next file."""
+
     def table(self) -> pa.Table:
         self.flush()
         return pa.Table.from_batches(self.batches, schema=TRIPLET_SCHEMA)
@@ -92,6 +96,7 @@ class Reading:
         columns: Where rows of another layout have our fields.
         convert: Whether rows of a known layout of others are made into ours.
         unanswered: Whether rows may lack their answers, which are then empty.
+        rows: What takes the good rows.
     """
 
     def __init__(
@@ -100,11 +105,12 @@ class Reading:
         columns: ColumnPaths | None = None,
         convert: bool = False,
         unanswered: bool = False,
+        rows: Rows | None = None,
     ) -> None:
         self.columns = columns or ColumnPaths()
         self.convert = convert
         self.unanswered = unanswered
-        self.rows = _Rows()
+        self.rows = rows or Rows()
         self.errors = Problems()
         self.warnings = Problems()
         self.bad_rows = 0
@@ -151,6 +157,7 @@ class Reading:
         if self._plain:
             reason = f"none in {self._plain:,} rows: no attack is trained or tested there"
             self.warn(0, INJECTIONS, reason)
+        self.rows.end_file()
         given = (self.source.given, self.source.split)
         met, kept = self._of_given.get(given, (0, 0))
         self._of_given[given] = met + self._met, kept + self._kept
@@ -221,7 +228,7 @@ class Reading:
         self._without_witness += sum(i["witness"] is None for i in checked.row[INJECTIONS])
         for about, reason in checked.warnings:
             self.warn(line, about, reason)
-        self.rows.add(checked.row)
+        self.rows.add(checked.row, line)
 
     def refuse_unparsed(self, line: int, reason: str, text: str) -> None:
         """Report a line that is no row at all."""

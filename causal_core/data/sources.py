@@ -40,6 +40,7 @@ class Source:
     given: str  # what was named: the file, or the directory that it is a part of
     part: str | None = None  # the split of its rows that name none, by where the file is
     location: str | None = None  # in a store, of which `path` is a copy
+    rows: range | None = None  # of a Parquet file, from 0: no others are read
 
     @property
     def name(self) -> str:

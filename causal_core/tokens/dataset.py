@@ -1,15 +1,14 @@
-"""Tokenised triplets on disk: an Arrow file, memory-mapped, with random access by row.
+"""Tokenised triplets on disk: Arrow files, memory-mapped, with random access by row.
 
-A cache file is keyed by the content of the triplet files and of everything that decides how text
-becomes tokens, so it can be stale in no way. Workers of a node share its pages; memory does not
-grow with the number of rows.
+They are kept under a key of the content of the triplet files and of everything that decides how
+text becomes tokens, so they can be stale in no way. Workers of a node share their pages; memory
+does not grow with the number of rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,41 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from causal_core.data.column_paths import ColumnPaths
-from causal_core.data.reader import read_triplets
 from causal_core.data.schema import INJECTIONS, TRIPLET_SCHEMA, DataError, Triplet
+from causal_core.data.shards import Files
 from causal_core.data.sources import files_of, split_selector
 from causal_core.errors import UserError
-from causal_core.files import CACHE_SETTING, file_digest, whole_or_absent, writes_to
+from causal_core.files import file_digest
+from causal_core.tokens.cache import ShardedCache, read_table, write_table
+from causal_core.tokens.columns import TOKEN_SCHEMA
 from causal_core.tokens.prompts import PromptEncoder
-from causal_core.tokens.rows import (
-    INJECTION_SPANS,
-    INJECTION_TOKENS,
-    SPANS,
-    token_rows,
-    tokens_of,
-)
+from causal_core.tokens.rows import INJECTION_SPANS, INJECTION_TOKENS, SPANS, tokens_of
+from causal_core.tokens.tokenise import Progress, tokenise
 from causal_core.tokens.triplet import TripletTokens
 
-_FORMAT = 3
-_ROWS_PER_BATCH = 4096
-_TOKENS = pa.list_(pa.int32())
-_SCHEMA = pa.schema(
-    [
-        *TRIPLET_SCHEMA,
-        *(pa.field(f"{span}_tokens", _TOKENS, nullable=False) for span in SPANS),
-        pa.field(
-            INJECTION_TOKENS,
-            pa.list_(pa.struct([pa.field(s, _TOKENS, nullable=False) for s in INJECTION_SPANS])),
-            nullable=False,
-        ),
-        pa.field("longest", pa.int32(), nullable=False),
-        pa.field("size_bound", pa.int32(), nullable=False),
-    ]
-)
-
-log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
+_FORMAT = 3  # of the cache, its cut into shards included
 
 
 @dataclass(frozen=True)
@@ -188,7 +165,7 @@ def load_dataset(
         overlong: `error`, or `drop`: leave such rows out and say which to `on_dropped`.
         cache: Directory of the cache files.
         unanswered: Rows may lack their reference answers; attack success alone can be judged there.
-        progress: Called with (rows done, rows in all).
+        progress: Called with the rows that are tokenised.
         columns: Where rows of another layout have our fields, by field.
 
     Raises:
@@ -196,18 +173,14 @@ def load_dataset(
     """
     if not paths:
         raise UserError("no triplet files given: set data.train (and data.validation, data.test)")
-    where = ColumnPaths(columns)
-    key = _cache_key(paths, encoder, cache, where, unanswered)
-    target = cache / "tokens" / f"{key}.arrow"
-    cached = _read_cache(target)
-    if cached is None:
-        result = read_triplets(list(paths), columns=where, unanswered=unanswered)
-        for warning in result.warnings:
-            log.warning("%s", warning)
-        _write_cache(target, _tokenised(result.table, encoder, progress))
-        cached = _read_cache(target)
-        assert cached is not None
-    table = cached
+    files = Files(list(paths), ColumnPaths(columns), unanswered)
+    key = cache_key(files, encoder, cache)
+    table = read_tokens(key, cache)
+    if table is None:
+        shards = ShardedCache(cache / "tokens" / key)
+        tokenise(files, encoder, shards, progress)
+        table = shards.read()
+        assert table is not None
     too_long = pc.greater(table.column("longest"), max_length)
     count = pc.sum(pc.cast(too_long, pa.int64())).as_py() or 0
     if count:
@@ -230,10 +203,10 @@ def load_dataset(
 
 def rows_of(table: pa.Table, chosen: pa.ChunkedArray, target: Path) -> pa.Table:
     """The rows for which `chosen` is true, mapped from a cache file of their own."""
-    kept = _read_cache(target)
+    kept = read_table(target)
     if kept is None:
-        _write_cache(target, _chosen(table, chosen))
-        kept = _read_cache(target)
+        write_table(target, _chosen(table, chosen))
+        kept = read_table(target)
         assert kept is not None
     return kept
 
@@ -244,22 +217,24 @@ def _chosen(table: pa.Table, chosen: pa.ChunkedArray) -> Iterator[pa.RecordBatch
         mask = chosen.slice(start, batch.num_rows).combine_chunks()
         start += batch.num_rows
         # A cache of before says of benign_cf_input that it is in every row: the same columns.
-        yield pa.RecordBatch.from_arrays(batch.columns, schema=_SCHEMA).filter(mask)
+        yield pa.RecordBatch.from_arrays(batch.columns, schema=TOKEN_SCHEMA).filter(mask)
 
 
-def _cache_key(
-    paths: Sequence[str],
-    encoder: PromptEncoder,
-    cache: Path,
-    columns: ColumnPaths,
-    unanswered: bool,
-) -> str:
+def read_tokens(key: str, cache: Path) -> pa.Table | None:
+    """The rows that are kept under a key; None where they are to be made."""
+    # Earlier versions kept all rows in one file.
+    single = read_table(cache / "tokens" / f"{key}.arrow")
+    return ShardedCache(cache / "tokens" / key).read() if single is None else single
+
+
+def cache_key(files: Files, encoder: PromptEncoder, cache: Path) -> str:
+    """sha256 of all that decides what is in the cache (`DataError`: a file cannot be read)."""
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
-    if columns.paths:
-        digest.update(json.dumps(columns.paths, sort_keys=True).encode())
-    if unanswered:
+    if files.columns.paths:
+        digest.update(json.dumps(files.columns.paths, sort_keys=True).encode())
+    if files.unanswered:
         digest.update(b"answers may be missing")
-    for path in paths:
+    for path in files.paths:
         name, split = split_selector(path)
         try:
             for found in files_of(name):
@@ -269,34 +244,3 @@ def _cache_key(
         except OSError as error:
             raise DataError.in_file(name, f"cannot be read: {error.strerror}") from error
     return digest.hexdigest()
-
-
-def _tokenised(
-    table: pa.Table, encoder: PromptEncoder, progress: Progress | None
-) -> Iterator[pa.RecordBatch]:
-    done = 0
-    for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
-        rows = batch.to_pylist()
-        yield pa.RecordBatch.from_pylist(token_rows(rows, encoder), schema=_SCHEMA)
-        done += batch.num_rows
-        if progress is not None:
-            progress(done, table.num_rows)
-
-
-def _read_cache(target: Path) -> pa.Table | None:
-    """The mapped table; None where there is none or it is damaged (it is then made again)."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(target))).read_all()
-    except (OSError, pa.ArrowInvalid):
-        return None
-
-
-def _write_cache(target: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    with (
-        writes_to(target.parent, CACHE_SETTING),
-        whole_or_absent(target) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, _SCHEMA) as writer,
-    ):
-        for batch in batches:
-            writer.write_batch(batch)

@@ -16,12 +16,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
+
+import numpy as np
 
 from causal_core.errors import ModelError, UserError
 from causal_core.tokens.chat_template import ChatTemplate, read_chat_template
+from causal_core.tokens.encoding import Encoding
 from causal_core.tokens.neutralise import Neutraliser, Normalize, plain_markers
+from causal_core.tokens.ragged import Ragged
 
 # Part of every fingerprint: it counts the ways in which this program has made ids of texts.
 _ENCODING = 3
@@ -62,12 +66,20 @@ class PromptEncoder:
 
     def prompts_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Tokens of whole prompts, of (system, user turn), on all cores where the tokenizer can."""
+        return self.prompts(texts).lists()
+
+    def prompts(self, texts: Sequence[tuple[str, str]]) -> Ragged:
+        """`prompts_ids` in one array."""
         t = self.template
         trimmed = [(t.trim_system(system), t.trim_user(turn)) for system, turn in texts]
         return self._encoded((t.before, t.between, t.after), trimmed)
 
     def systems_ids(self, systems: Sequence[str]) -> list[list[int]]:
         """Tokens up to where the user turn begins; in a prompt the last may have merged on."""
+        return self.systems(systems).lists()
+
+    def systems(self, systems: Sequence[str]) -> Ragged:
+        """`systems_ids` in one array."""
         t = self.template
         return self._encoded((t.before, t.between), [(t.trim_system(s),) for s in systems])
 
@@ -77,11 +89,21 @@ class PromptEncoder:
 
     def answers_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """`answer_ids` of many answers at once."""
-        end = [] if self.ending else [self.end_of_answer]
-        return [[*ids, *end] for ids in self._continuations(answers, self.ending)]
+        return self.answers(answers).lists()
+
+    def answers(self, answers: Sequence[str]) -> Ragged:
+        """`answers_ids` in one array."""
+        found = self._continuations(answers, self.ending)
+        if self.ending:
+            return found
+        return found.beside(Ragged.of([[self.end_of_answer]] * len(found)))
 
     def openings_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of answers that begin with these texts and go on."""
+        return self.openings(texts).lists()
+
+    def openings(self, texts: Sequence[str]) -> Ragged:
+        """`openings_ids` in one array."""
         return self._continuations(texts, "")
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -91,7 +113,7 @@ class PromptEncoder:
         text = self._decoded(ids)
         if not self.template.lead:
             return text
-        lead = self._decoded(self._literal(self.template.lead)).strip()
+        lead = self._decoded(self.encoding.of_literal(self.template.lead)).strip()
         return text.lstrip().removeprefix(lead).lstrip()
 
     def fingerprint(self) -> str:
@@ -102,75 +124,87 @@ class PromptEncoder:
                  json.dumps(dict(self.arguments), sort_keys=True)]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _continuations(self, texts: Sequence[str], tail: str) -> list[list[int]]:
-        """Tokens of the template's lead, a text and `tail` as they follow a prompt."""
-        t = self.template
-        head = _HARMLESS + t.after
-        trimmed = [(t.trim_answer(text),) for text in texts]
-        whole = self._encoded((head + t.lead, tail), trimmed)
-        prompt = self._literal(head)
-        return [
-            ids[len(prompt) :]
-            if ids[: len(prompt)] == prompt
-            else self._apart((t.lead, tail), text)
-            for ids, text in zip(whole, trimmed, strict=True)
-        ]
+    def _continuations(self, texts: Sequence[str], tail: str) -> Ragged:
+        """Tokens of the template's lead, a text and `tail` as they follow a prompt.
 
-    def _apart(self, frame: tuple[str, str], texts: tuple[str]) -> list[int]:
-        """Tokens of a text that would merge with the end of the prompt before it.
-
-        The prompt is given when an answer begins, so its tokens stand; the answer's are those after
-        something that it does not merge with.
+        The prompt is given when an answer begins, so its tokens stand. Where a text would merge
+        with its end, the answer's tokens are those after something that it does not merge with.
         """
-        for anchor in ("\n", _HARMLESS):
-            before = self._literal(anchor)
-            ids = self._encoded((anchor + frame[0], frame[1]), [texts])[0]
-            if ids[: len(before)] == before:
-                return ids[len(before) :]
-        return self._encoded(frame, [texts])[0]
+        t = self.template
+        trimmed = [(t.trim_answer(text),) for text in texts]
+        cut = self.encoding.cut(t.after)
+        head = _HARMLESS + t.after if cut is None else t.after[cut:]
+        left = np.arange(len(texts))
+        order: list[np.ndarray] = []
+        parts: list[Ragged] = []
+        for anchor in (head, "\n", _HARMLESS, ""):
+            if not len(left) and parts:
+                break
+            ids = self._encoded((anchor + t.lead, tail), [trimmed[index] for index in left])
+            before = self.encoding.of_literal(anchor)
+            apart = ids.shared_with(Ragged.of([before] * len(ids))) == len(before)
+            parts.append(ids.take(np.flatnonzero(apart), first=len(before)))
+            order.append(left[apart])
+            left = left[~apart]
+        found = Ragged.joined(parts)
+        return found if len(parts) == 1 else found.take(np.argsort(np.concatenate(order)))
 
-    def _encoded(self, frame: tuple[str, ...], texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    def _encoded(self, frame: tuple[str, ...], texts: Sequence[tuple[str, ...]]) -> Ragged:
         """Tokens of each row of texts inside a frame of literals, one more than texts.
 
         Raises:
             UnencodableTextError: some text cannot be kept from posing as the template.
         """
-        texts = [tuple(map(_well_formed, row)) for row in texts]
-        safe = [tuple(map(self.plain.broken, row)) for row in texts]
-        encoded = self._tokenised([_joined(frame, row) for row in safe])
-        expected = self._control_of(self._literal(_joined(frame, (_HARMLESS,) * (len(frame) - 1))))
-        for index, ids in enumerate(encoded):
-            if self._control_of(ids) == expected:
-                continue
-            row = tuple(map(self.full.broken, texts[index]))
-            encoded[index] = self._tokenised([_joined(frame, row)])[0]
-            if self._control_of(encoded[index]) != expected:
-                raise UnencodableTextError(
-                    "the tokenizer takes part of the text for control tokens of the model, "
-                    "whatever is done to it; training on it would be unsafe: leave the row out"
-                )
-        return encoded
+        encoded, faithful = self.first_try(frame, texts)
+        if faithful.all():
+            return encoded
+        odd = np.flatnonzero(~faithful).tolist()
+        broken = [tuple(self.full.broken(_well_formed(t)) for t in texts[index]) for index in odd]
+        again = self.encoding.of_texts([_joined(frame, row) for row in broken])
+        if not self._holds_controls_of(frame, again).all():
+            raise UnencodableTextError(
+                "the tokenizer takes part of the text for control tokens of the model, "
+                "whatever is done to it; training on it would be unsafe: leave the row out"
+            )
+        places = np.arange(len(encoded))
+        places[odd] = len(encoded) + np.arange(len(odd))
+        return Ragged.joined([encoded, again]).take(places)
+
+    def first_try(
+        self, frame: tuple[str, ...], texts: Sequence[tuple[str, ...]]
+    ) -> tuple[Ragged, np.ndarray]:
+        """Tokens of texts inside a frame, of which role markers in ordinary characters are broken,
+        and which of them have the frame's control tokens and no other, [texts]."""
+        safe = [tuple(self.plain.broken(_well_formed(text)) for text in row) for row in texts]
+        encoded = self.encoding.of_texts([_joined(frame, row) for row in safe])
+        return encoded, self._holds_controls_of(frame, encoded)
+
+    def _holds_controls_of(self, frame: tuple[str, ...], encoded: Ragged) -> np.ndarray:
+        """Which sequences have the control tokens that the frame has around harmless texts."""
+        harmless = _joined(frame, (_HARMLESS,) * (len(frame) - 1))
+        expected = [i for i in self.encoding.of_literal(harmless) if i in self.control_ids]
+        # Ids beyond the last control token are all looked up in one place behind it.
+        control = self._is_control[np.minimum(encoded.values, len(self._is_control) - 1)]
+        places = np.flatnonzero(control)
+        owners = np.searchsorted(encoded.offsets, places, side="right") - 1
+        holds = np.bincount(owners, minlength=len(encoded)) == len(expected)
+        found = encoded.values[places[holds[owners]]].reshape(int(holds.sum()), len(expected))
+        holds[holds] = (found == np.array(expected, np.int32)).all(axis=1)
+        return holds
+
+    @cached_property
+    def _is_control(self) -> np.ndarray:
+        table = np.zeros(max(self.control_ids, default=-1) + 2, bool)
+        table[list(self.control_ids)] = True
+        return table
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """The tokenizer without any template."""
+        return Encoding(self.tokenizer)
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _control_of(self, ids: Sequence[int]) -> list[int]:
-        return [i for i in ids if i in self.control_ids]
-
-    def _literal(self, text: str) -> list[int]:
-        return self._tokenised([text])[0] if text else []
-
-    def _tokenised(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # a long text is refused by data.max_length, with its row
-        )
-        return [list(ids) for ids in encoded["input_ids"]]
 
 
 def build_prompt_encoder(
@@ -202,7 +236,7 @@ def build_prompt_encoder(
 
 def _well_formed(text: str) -> str:
     """Text with `?` for half of a surrogate pair, which no tokenizer takes."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _joined(frame: tuple[str, ...], texts: tuple[str, ...]) -> str:

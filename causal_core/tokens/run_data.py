@@ -12,10 +12,11 @@ from causal_core.errors import UserError
 from causal_core.files import cache_root
 from causal_core.pretrained.loading import ModelLimits, load_tokenizer, model_limits
 from causal_core.tokens.batches import StepPlan
-from causal_core.tokens.dataset import Progress, TripletDataset, load_dataset
+from causal_core.tokens.dataset import TripletDataset, load_dataset
 from causal_core.tokens.fresh import FreshAttacks
 from causal_core.tokens.mixture import mixed, weighted
 from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
+from causal_core.tokens.tokenise import Progress
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.visible_text import quoted
 

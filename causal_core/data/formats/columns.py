@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from causal_core.data.formats.layouts import layout_of
 from causal_core.data.opened import bomb, most_decoded
@@ -79,11 +81,11 @@ def columns_to_read(source: Source, schema: pa.Schema, reading: Reading) -> list
 
 def take_batches(source: Source, batches: Iterable[pa.RecordBatch], reading: Reading) -> None:
     """Hands every row to `reading`, as long as they are no more than the file may decode to."""
-    most, decoded, line = most_decoded(source.path), 0, 0
+    most, decoded = most_decoded(source.path), 0
+    line = source.rows.start if source.rows is not None else 0
     for batch in batches:
-        for index in range(batch.num_rows):
+        for row, damaged in _records(batch):
             line += 1
-            row, damaged = _record(batch, index)
             size = sum(map(characters, row.values()))
             decoded += size
             if decoded > most:
@@ -144,6 +146,39 @@ def _items(values: pa.Array) -> int:
         inner = values.flatten()
         return len(inner) if len(inner) > _MOST_ITEMS else len(inner) + _items(inner)
     return 0
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], list[Finding]]]:
+    """The rows as plain values, each with what could not be decoded in it.
+
+    All at once where nothing is wrong with any, which takes a third of the time.
+    """
+    try:
+        small = sum(map(_items, batch.columns)) <= _MOST_ITEMS
+        rows = batch.to_pylist() if small and sum(map(_size, batch.columns)) <= _AT_ONCE else None
+    except (ValueError, OverflowError, MemoryError, pa.ArrowException):
+        rows = None  # one of the rows holds it: found below
+    if rows is not None:
+        yield from ((row, []) for row in rows)
+        return
+    for index in range(batch.num_rows):
+        yield _record(batch, index)
+
+
+_AT_ONCE = 64 * 2**20  # bytes of a batch's values
+
+
+def _size(values: pa.Array) -> float:
+    """Bytes that values take when each is on its own, where that can be told."""
+    kind = values.type
+    if pa.types.is_struct(kind):
+        return sum(map(_size, values.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _size(values.flatten())
+    if pa.types.is_dictionary(kind) and not pa.types.is_primitive(kind.value_type):
+        lengths = pc.binary_length(values.dictionary)
+        return float(pc.sum(lengths.take(values.indices)).as_py() or 0)
+    return math.inf if kind == pa.string_view() else float(values.nbytes)
 
 
 def _record(batch: pa.RecordBatch, index: int) -> tuple[dict[str, Any], list[Finding]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,12 +41,38 @@ def _batches(source: Source, reading: Reading) -> Iterator[pa.RecordBatch]:
         texts = [name for name in columns if not pa.types.is_nested(schema.field(name).type)]
         # A text that a dictionary holds once stays once in memory, however many rows repeat it.
         with pq.ParquetFile(source.path, read_dictionary=texts) as file:
+            end = 0
             for group in range(metadata.num_row_groups):
+                start, end = end, end + metadata.row_group(group).num_rows
+                wanted = _wanted(source, start, end)
+                if not wanted:
+                    continue
                 rows = _batch_rows(source, metadata.row_group(group))
-                yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
+                batches = file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
+                yield from _rows_of(batches, start, wanted)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
         reason = f"cannot be read as Parquet: {quoted(str(problem), limit=200)}"
         raise DataError.in_file(source.name, reason) from problem
+
+
+def _wanted(source: Source, start: int, end: int) -> range:
+    """The rows of a group that are to be read, counted from the file's first."""
+    if source.rows is None:
+        return range(start, end)
+    return range(max(start, source.rows.start), min(end, source.rows.stop))
+
+
+def _rows_of(
+    batches: Iterable[pa.RecordBatch], start: int, wanted: range
+) -> Iterator[pa.RecordBatch]:
+    """Batches of consecutive rows, the first of which is `start`, cut down to what is wanted."""
+    for batch in batches:
+        first, last = max(start, wanted.start), min(start + batch.num_rows, wanted.stop)
+        if first < last:
+            yield batch.slice(first - start, last - first)
+        start += batch.num_rows
+        if start >= wanted.stop:
+            return
 
 
 def _refuse_long_footer(source: Source) -> None:

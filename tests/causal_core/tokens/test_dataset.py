@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -98,10 +99,13 @@ def test_a_plain_row_has_no_tokens_of_what_it_lacks(tmp_path):
 
 
 def test_a_cache_of_before_is_read_and_cut(tiny_data, tmp_path):
-    """Of the time when every row had a counterfactual, and the columns said so."""
+    """Of the time when all rows were in one file, every row had a counterfactual, and the columns
+    said so."""
     path = tiny_data / "train.jsonl"
     first = load(path, tmp_path)
-    (file,) = (tmp_path / "cache" / "tokens").iterdir()
+    (shards,) = (tmp_path / "cache" / "tokens").iterdir()
+    file = shards.with_name(f"{shards.name}.arrow")
+    shutil.rmtree(shards)
     before = first.table.schema
     place = before.get_field_index("benign_cf_input")
     before = before.set(place, before.field(place).with_nullable(False))
@@ -110,6 +114,7 @@ def test_a_cache_of_before_is_read_and_cut(tiny_data, tmp_path):
         writer.write_table(rows)
     (tmp_path / "old").replace(file)
     again = load(path, tmp_path)
+    assert not shards.exists()
     assert not again.table.schema.field("benign_cf_input").nullable
     assert (again.fingerprint, again.table.to_pylist()) == (
         first.fingerprint, first.table.to_pylist(),
