@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# The fast tests, file by file, on all cores; the slow ones kill processes by the clock and run alone.
+PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo check test test-all mutants isa lint types bench clean help
@@ -46,7 +48,7 @@ check: lint types
 	@$(BIN)/python -m pytest -q $$($(BIN)/python -m tests.changed)
 
 test: lint types
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: lint types
 	@$(BIN)/python -m pytest -m 'not gpu'
