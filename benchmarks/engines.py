@@ -50,6 +50,7 @@ class Case:
     more: tuple[tuple[str, Any], ...] = ()  # further sections of the config
     label: str = ""
     double: bool = True  # computes in float64
+    attacks: int = 1
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class Case:
         if self.stage:
             sections.setdefault("deepspeed", {})["zero_stage"] = self.stage
         config = exercise_config(base, engine=self.engine, **sections)
-        return Exercise(name, config, double=self.double, **options)
+        return Exercise(name, config, double=self.double, attacks=self.attacks, **options)
 
 
 PLAIN = Case("plain", 1, 400)
@@ -89,6 +90,21 @@ VARIANTS = (
     Case("deepspeed", 2, 90, 3, (_OFFLOAD,), ", offload"),
     Case("deepspeed", 2, 90, 2, (_SMALL_BUCKET,), ", small bucket"),
     Case("deepspeed", 1, 90, 2, (_OFFLOAD,), ", offload"),
+)
+_EVERY_TERM = (
+    "loss",
+    (
+        ("lambda_robust", 1.0),
+        ("lambda_invariance", 0.5),
+        ("lambda_preference", 1.0),  # with `anchor`, a forward without the adapter before each step
+        ("lambda_anchor", 0.5),
+        ("worst_case", 0.5),
+    ),
+)
+EVERY_TERM_PLAIN = Case("plain", 1, 400, None, (_EVERY_TERM,), ", every term", attacks=3)
+EVERY_TERM = tuple(
+    Case(case.engine, 2, case.tokens, case.stage, (_EVERY_TERM,), ", every term", attacks=3)
+    for case in ENGINES[1:]
 )
 NF4_PLAIN = Case("plain", 1, 400, None, (_NF4,), ", nf4", double=False)
 NF4 = (
@@ -199,6 +215,7 @@ def main() -> None:
         print(f"Parity: max relative difference after {STEPS} steps, against plain@1")
         for reference, cases in (
             (PLAIN, (*ENGINES[1:], *VARIANTS)),
+            (EVERY_TERM_PLAIN, EVERY_TERM),
             (NF4_PLAIN, NF4),
             (EIGHT_BIT_PLAIN, EIGHT_BIT),
         ):

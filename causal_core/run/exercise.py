@@ -45,6 +45,7 @@ class Exercise:
     # In float64, for comparisons that no rounding of a processor disturbs; ZeRO still adds up
     # gradients and moves weights in float32.
     double: bool = False
+    attacks: int = 1  # of each triplet
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def run_exercise(
     step = TrainStep(engine, config.loss, config.train, device)
     if exercise.resume is not None:
         load_checkpoint(Path(exercise.resume), engine, config, "exercise", "exercise")
-    triplets = _triplets()
+    triplets = _triplets(exercise.attacks)
     reports = []
     begin = time.perf_counter()
     for number in range(exercise.first, exercise.last):
@@ -303,8 +304,9 @@ class _NoTokenizer:
         pass
 
 
-def _triplets() -> list[Any]:
-    """Random triplets that share two system prompts; U lies within U* in part of them."""
+def _triplets(attacks: int) -> list[Any]:
+    """Random triplets that share two system prompts; U lies within U* in part of them. Where they
+    have several attacks, it is known what those want."""
     from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 
     rng = random.Random(0)
@@ -323,13 +325,14 @@ def _triplets() -> list[Any]:
                 benign=benign,
                 counterfactual=ids(3, 12),
                 benign_answer=answer,
-                injections=(
+                injections=tuple(
                     InjectionTokens(
                         prompt=rng.choice([benign, []]) + ids(3, 8),
                         answer=rng.choice([answer, ids(1, 5)]),
                         witness=[],
-                        attack_answer=[],
-                    ),
+                        attack_answer=ids(1, 5) if attacks > 1 else [],
+                    )
+                    for _ in range(attacks)
                 ),
             )
         )

@@ -20,6 +20,8 @@ from benchmarks.engines import (
     EIGHT_BIT,
     EIGHT_BIT_PLAIN,
     ENGINES,
+    EVERY_TERM,
+    EVERY_TERM_PLAIN,
     HALF,
     NF4,
     NF4_PLAIN,
@@ -92,10 +94,10 @@ def runs(base, tmp_path_factory):
     def here(exercises):
         return [run_exercise(t, directory, torch.device("cpu"), 0, 1) for t in exercises]
 
-    results = here([straight(PLAIN), half(PLAIN)])
+    results = here([straight(PLAIN), half(PLAIN), straight(EVERY_TERM_PLAIN)])
     results += run_exercises(
         [
-            *map(straight, TWO_WORKERS),
+            *map(straight, (*TWO_WORKERS, *EVERY_TERM)),
             *map(half, TWO_WORKERS),
             *resumed(2),
             *map(poisoned, TWO_WORKERS),
@@ -127,15 +129,16 @@ def _name(saved_under, resumed_under):
     return f"{saved_under.name} to {resumed_under.name}"
 
 
-@pytest.mark.parametrize("case", TWO_WORKERS, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", (*TWO_WORKERS, *EVERY_TERM), ids=lambda c: c.name)
 def test_every_engine_ends_where_one_plain_worker_does(runs, case):
     results, directory = runs
-    found, expected = results[case.name], results[PLAIN.name]
+    plain = EVERY_TERM_PLAIN if case in EVERY_TERM else PLAIN
+    found, expected = results[case.name], results[plain.name]
     assert found.error is None
     assert found.losses == pytest.approx(expected.losses, rel=tolerance(case))
     assert found.grad_norms == pytest.approx(expected.grad_norms, rel=tolerance(case))
     assert min(expected.grad_norms) > CLIP_NORM  # clipping was active in every step
-    weights = directory / f"{case.name}.safetensors", directory / f"{PLAIN.name}.safetensors"
+    weights = directory / f"{case.name}.safetensors", directory / f"{plain.name}.safetensors"
     assert difference(*weights) < tolerance(case)
 
 
