@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from causal_core.openmp import wait_briefly
+
 if TYPE_CHECKING:
     from causal_core.config_file import load_config as load_config
     from causal_core.export.build import ExportOptions as ExportOptions
     from causal_core.export.build import export_run as export_run
     from causal_core.inference import load as load
     from causal_core.report.run_report import write_report as write_report
+
+wait_briefly()  # before any module of this package imports torch
 
 __version__ = "0.1.0"
 __all__ = ["ExportOptions", "export_run", "load", "load_config", "write_report"]

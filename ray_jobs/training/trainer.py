@@ -13,8 +13,9 @@ from typing import Any
 from causal_core.checkpoints.store import checkpoint_location
 from causal_core.config import Config, run_directory
 from causal_core.errors import RunFailedError, StorageRefusedError, UserError
+from causal_core.openmp import in_force
 from causal_core.pretrained.loading import check_weights
-from ray_jobs.training.ray_session import ray_session, worker_threads
+from ray_jobs.training.ray_session import cluster_address, ray_session, worker_threads
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +160,15 @@ def _trainer(config: Config, stop_at: int | None, start: str, callbacks: Sequenc
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=list(callbacks),
+            worker_runtime_env=_worker_environment(config),
         ),
     )
+
+
+def _worker_environment(config: Config) -> dict[str, Any] | None:
+    """Ray imports torch before a worker reaches this project's code. On this machine workers
+    inherit how threads wait, elsewhere they are told."""
+    return None if cluster_address(config) is None else {"env_vars": in_force()}
 
 
 class _Fitting:
