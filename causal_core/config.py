@@ -27,6 +27,7 @@ from causal_core.config_sections import (
     DeepSpeedSection,
     EvaluationSection,
     LoggingSection,
+    Matmul,
     ModelSection,
     RaySection,
     ResourcesSection,
@@ -127,6 +128,39 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _products_can_be_in_bfloat16(self) -> Config:
+        if self.train.matmul == "bfloat16" and (reason := self._no_choice_of_products()):
+            raise ValueError(
+                f"train.matmul=bfloat16 with {reason}. Set train.matmul=float32 (or auto)"
+            )
+        return self
+
+    def frozen_products(self) -> Matmul:
+        """`train.matmul`, or float32 where it has nothing to choose."""
+        return "float32" if self._no_choice_of_products() else self.train.matmul
+
+    def _no_choice_of_products(self) -> str:
+        """Why `train.matmul` has nothing to choose in this run; empty if it has."""
+        if self.resources.gpus_per_worker > 0:
+            return (
+                f"resources.gpus_per_worker={self.resources.gpus_per_worker:g}: the choice is one "
+                "of CPUs, and on a GPU model.dtype=bfloat16 is the fast type"
+            )
+        if self.model.quantization != "none":
+            return (
+                f"model.quantization={self.model.quantization}: bitsandbytes multiplies 4-bit "
+                "weights in its own way"
+            )
+        if self.model.dtype != "float32":
+            return f"model.dtype={self.model.dtype}: all products are in that type already"
+        if self.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
+            return (
+                "deepspeed.zero_stage=3: ZeRO-3 gathers weights around each module's own forward, "
+                "which stays float32"
+            )
+        return ""
+
     def to_yaml(self) -> str:
         """The resolved tree as YAML, in the order of the sections."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -194,6 +228,7 @@ _LATER: dict[str, Any] = {
     "loss.beta": 0.5,
     "loss.worst_case": None,
     "validation.answered": 32,
+    "train.matmul": "float32",
 }
 
 

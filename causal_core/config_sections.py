@@ -29,6 +29,8 @@ _MOST_THREADS = 4096
 _MOST_TOKENS = 2**20  # of one forward: no device holds it, and planning it takes minutes
 _MOST_NEW_TOKENS = 2**16  # of an answer
 
+Matmul = Literal["auto", "float32", "bfloat16"]
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are validated on assignment."""
@@ -166,6 +168,11 @@ class TrainSection(Section):
         "auto",
         description="Decoder layers by torch.compile: fewer kernels, some minutes at the start. "
         "auto: on a GPU, where measured to be faster on this run's micro-batches.",
+    )
+    matmul: Matmul = Field(
+        "float32",
+        description="On CPU, of products with frozen weights in a float32 model. bfloat16: rounded "
+        "to it, sums in float32, refused where that is not faster; auto: where it is faster.",
     )
     max_skipped: int = Field(
         10, ge=0, le=MOST, description="Stop after more than this many non-finite steps in a row."

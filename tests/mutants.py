@@ -437,4 +437,16 @@ OPTIMIZER = _mutants(
 MUTANTS = (
     *LOSSES, *DENOMINATORS, *PREFIX_TREE, *BATCHING, *ATTENTION, *CHECKPOINT, *WITNESS,
     *STATISTICS, *BUDGET, *SELECTION, *SCHEDULE, *OPTIMIZER,
+    Mutant(
+        "causal_core/model/lora.py",
+        "grad_x_NI = frozen_linear(grads[0], weight_OI.t())",
+        "grad_x_NI = linear(grads[0], weight_OI.t())",
+        ("tests/causal_core/model/test_matmul.py",),
+    ),
+    Mutant(
+        "causal_core/run/session.py",
+        "speed = kept.bfloat16_speed or measured.bfloat16_speed",
+        "speed = measured.bfloat16_speed",
+        ("tests/causal_core/run/test_bfloat16.py",),
+    ),
 )  # fmt: skip

@@ -169,7 +169,7 @@ def _of_one_worker(config: Config) -> tuple[Any, ...]:
     return (
         model.quantization, model.dtype, lora.rank, lora.dropout > 0, str(lora.target_modules),
         tuple(weight > 0 for weight in loss.weights().values()), loss.contrastive,
-        train.optimizer, train.gradient_checkpointing,
+        train.optimizer, train.gradient_checkpointing, config.frozen_products() == "float32",
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from causal_core.loss.objective import Denominators
 from causal_core.memory.kernels import DeviceKernels, held_inside
 from causal_core.memory.shapes import BatchShape
 from causal_core.memory.tracker import Peak, Place, StorageTracker
+from causal_core.model import matmul
 from causal_core.model.attention import attention_windows
 from causal_core.model.causal_model import (
     CausalModel,
@@ -70,6 +71,8 @@ def trace_step(
         micro_batches: Of the second step; the first has one (it makes the optimizer's state).
     """
     on_gpu = device == "cuda"
+    # `auto` is planned as if it took bfloat16, which needs room for what is rounded.
+    in_bfloat16 = config.frozen_products() != "float32"
     events: list[tuple[int, int]] | None = [] if with_events else None
     tracker = StorageTracker(
         "meta", CUDA_GRANULARITY if on_gpu else 1, events=events, held_inside=held_inside
@@ -99,7 +102,7 @@ def trace_step(
     step = _TracedStep(engine, config.loss, config.train, meta, shape.tokens, begin)
     step.micro_batch = MicroBatch(batch, [0] * shape.triplets)
     try:
-        with tracker:
+        with tracker, matmul.using(matmul.in_use(), in_bfloat16):
             for tensor in _tensors(batch):
                 tracker.assign(tensor, "inputs")
             for count in (1, micro_batches):

@@ -13,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_core.config_sections import Matmul
+from causal_core.errors import UserError
 from causal_core.files import write_whole
 from causal_core.model import matmul
 from causal_core.model.attention import tree_attention_forward
 from causal_core.model.causal_model import CausalModel
-from causal_core.model.matmul import LIBRARIES, Library, fastest_library
+from causal_core.model.matmul import (
+    ADVANTAGE,
+    LIBRARIES,
+    Library,
+    bfloat16_speed,
+    fastest_library,
+)
 from causal_core.trees.blocks import DEFAULT_CALL_COST, Block, TreeBlocks
 from causal_core.trees.packing import RowCost
 
@@ -39,6 +47,7 @@ class Measurements:
     packing_cost: float  # see `trees/packing.py`
     products: Library  # of float32 products on CPU, see `matmul.py`
     compiled: bool | None = None  # whether layers are (`run/compiling.py`); None: not measured
+    bfloat16_speed: float | None = None  # over that of float32 products; None: nobody asked
 
     @classmethod
     def read(cls, path: Path) -> Measurements | None:
@@ -47,11 +56,14 @@ class Measurements:
             content = json.loads(path.read_text(encoding="utf-8"))
             cost, library = float(content["packing_cost"]), content["products"]
             compiled = content.get("compiled")
+            speed = content.get("bfloat16_speed")
+            speed = None if speed is None else float(speed)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if library not in LIBRARIES or (library == "onednn" and not matmul.has_onednn()):
             return None
-        return cls(cost, library, compiled if isinstance(compiled, bool) else None)
+        compiled = compiled if isinstance(compiled, bool) else None
+        return cls(cost, library, compiled, speed)
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
@@ -65,15 +77,45 @@ def measure(model: CausalModel, device: torch.device) -> Measurements:
     return Measurements(measured_call_cost(*attention_shape(model)), fastest_library())
 
 
-def measurements_of(model: CausalModel, device: torch.device, cache: Path) -> Measurements:
-    """The remembered ones of a device and a model's attention, measured where there are none."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+def takes_bfloat16(asked: Matmul, speed: float | None) -> bool:
+    """Whether a run that asks for these products (`train.matmul`) gets bfloat16.
+
+    Args:
+        speed: Of `Measurements`.
+
+    Raises:
+        UserError: it insists on bfloat16 where that is not faster.
+    """
+    if asked == "float32" or speed is None:
+        return False
+    worth = speed >= ADVANTAGE
+    if asked == "bfloat16" and not worth:
+        raise UserError(
+            f"train.matmul=bfloat16: on this processor ({processor_name()}, "
+            f"{torch.get_num_threads()} threads) bfloat16 products are {speed:.2f} times as fast "
+            "as float32 ones, so they would cost precision for nothing: set train.matmul=float32, "
+            "or auto, which takes bfloat16 where it is faster"
+        )
+    return worth
+
+
+def measurements_of(
+    model: CausalModel, device: torch.device, cache: Path, bfloat16: bool = False
+) -> Measurements:
+    """The remembered ones of a device and a model's attention, measured where there are none.
+
+    Args:
+        bfloat16: Also the speed of bfloat16 products, if the device is a CPU.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     parts = (name, torch.get_num_threads(), *attention_shape(model))
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
-    found = Measurements.read(entry)
-    if found is None:
-        found = measure(model, device)
+    known = Measurements.read(entry)
+    found = measure(model, device) if known is None else known
+    if bfloat16 and device.type == "cpu" and found.bfloat16_speed is None:
+        found = replace(found, bfloat16_speed=bfloat16_speed(found.products))
+    if found != known:
         try:
             found.write(entry)
         except OSError as error:  # a read-only cache costs a second at the next start
@@ -81,7 +123,7 @@ def measurements_of(model: CausalModel, device: torch.device, cache: Path) -> Me
     return found
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The CPU's name: a cache on a shared disk serves several machines."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causal_core.model.frozen_layers import swiglu
-from causal_core.model.matmul import linear
+from causal_core.model.matmul import frozen_linear, linear
 
 
 class _DenseLora(torch.autograd.Function):
@@ -40,7 +40,7 @@ class _DenseLora(torch.autograd.Function):
         With `up` the module's input is silu(x) * up, which is not kept.
         """
         inner_NI = x_NI if up_NI is None else F.silu(x_NI).mul_(up_NI)
-        y_NO = linear(inner_NI, weight_OI, bias_O)
+        y_NO = frozen_linear(inner_NI, weight_OI, bias_O)
         low_Nr = linear(_masked(inner_NI, mask_NI), a_rI)
         y_NO.addmm_(low_Nr, b_Or.t(), alpha=scale)
         ctx.save_for_backward(x_NI, up_NI, weight_OI, a_rI, b_Or, low_Nr, mask_NI)
@@ -57,7 +57,7 @@ class _DenseLora(torch.autograd.Function):
         )
         grad_x_NI = grad_up_NI = None
         if ctx.needs_input_grad[0]:
-            grad_x_NI = linear(grads[0], weight_OI.t())
+            grad_x_NI = frozen_linear(grads[0], weight_OI.t())
             if mask_NI is None:
                 grad_x_NI.addmm_(grad_low_Nr, a_rI)
             else:

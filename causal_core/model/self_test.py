@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from causal_core.device import at_least_float32
 from causal_core.errors import ModelError
+from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel
 from causal_core.model.layout import packing_for
 from causal_core.tokens.triplet import TripletTokens
@@ -46,8 +47,9 @@ def check_against_own_forward(
     """Compares log-probabilities of labels and pooled hidden states of some rows.
 
     With the adapter as it is and without dropout. Rounding may take half of the digits of the type
-    that is computed in (a 4-bit base is the same numbers either way): of a pooled state by its
-    length, of log-probabilities by the spread of the two logits that they are the difference of.
+    that is computed in: of a pooled state by its length, of log-probabilities by the spread of the
+    two logits that they are the difference of. A 4-bit base is the same numbers either way; beside
+    products in bfloat16 the plain forward stays in float32, and theirs are the digits.
 
     Args:
         triplets: A few, with one injection each or none, and the longest sequences among them:
@@ -92,7 +94,7 @@ def _by_trees(
     for micro in cut_micro_batches(triplets, _NEEDS, budget, packing_for(model, device)):
         batch = micro.batch.to(device)
         output = model(batch)
-        dtype = output.label_hidden.dtype
+        dtype = torch.bfloat16 if matmul.in_bfloat16() else output.label_hidden.dtype
         for chunk in batch.labels:
             logits = model.logits(output.label_hidden[chunk.slots])
             for name, branch in ((TASK, BENIGN), (ROBUST, INJECTION)):

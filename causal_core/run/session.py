@@ -21,7 +21,7 @@ from causal_core.files import cache_root
 from causal_core.loss.objective import needs_of
 from causal_core.model import matmul
 from causal_core.model.causal_model import build_model
-from causal_core.model.device_costs import Measurements, measurements_of
+from causal_core.model.device_costs import Measurements, measurements_of, takes_bfloat16
 from causal_core.model.layout import packing_for
 from causal_core.model.matmul import LIBRARIES
 from causal_core.model.self_test import check_against_own_forward
@@ -91,11 +91,21 @@ def open_session(config: Config, device: torch.device) -> Session:
     fingerprint = base_fingerprint(resolve_model(config.model, config.data.cache_dir), base)
     model = build_model(base, config.lora, config.run.seed, config.train.gradient_checkpointing)
     fingerprint = start_from(model, config, fingerprint)
-    check_against_own_forward(model, _extremes(data.train), device)  # before an engine shards it
-    measured = measurements_of(model, device, cache_root(config.data.cache_dir))
+    asked = config.frozen_products()
+    cache = cache_root(config.data.cache_dir)
+    measured = measurements_of(model, device, cache, bfloat16=asked != "float32")
+    # What rank 0 measured decides, and may refuse, when all workers know it.
+    here = takes_bfloat16("auto" if asked == "bfloat16" else asked, measured.bfloat16_speed)
+    with matmul.using(measured.products, here):  # before an engine shards the model
+        check_against_own_forward(model, _extremes(data.train), device)
     engine = build_engine(config, model, device)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
-    matmul.use(measured.products)
+    matmul.use(measured.products, takes_bfloat16(asked, measured.bfloat16_speed))
+    if matmul.in_bfloat16():
+        log.info(
+            "products with frozen weights are in bfloat16, %.1f times as fast as float32 here",
+            measured.bfloat16_speed,
+        )
     packing = with_cost(packing_for(model, device), measured.packing_cost)
     if packing.flat != preferred_packing(device).flat:  # which was planned for
         tokens = _token_budget(config, data.train, needs, available, packing=packing)
@@ -191,18 +201,22 @@ def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:
     """
     if engine.rank == 0:
         kept = Measurements.read(path)
-        if kept is None:
+        if kept is not None:
+            # A run that was cut before its first checkpoint may go on in other products.
+            speed = kept.bfloat16_speed or measured.bfloat16_speed
+            measured = replace(kept, bfloat16_speed=speed)
+        if measured != kept:
             measured.write(path)
-        measured = kept or measured
     values = [
         measured.packing_cost,
         LIBRARIES.index(measured.products),
         _COMPILED.index(measured.compiled),
+        measured.bfloat16_speed or 0.0,
     ]
     own = values if engine.rank == 0 else [0.0] * len(values)
     shared = engine.sum_over_workers(torch.tensor(own, dtype=torch.float64))
-    cost, library, compiled = shared.tolist()
-    return Measurements(cost, LIBRARIES[int(library)], _COMPILED[int(compiled)])
+    cost, library, compiled, speed = shared.tolist()
+    return Measurements(cost, LIBRARIES[int(library)], _COMPILED[int(compiled)], speed or None)
 
 
 _COMPILED = (None, False, True)

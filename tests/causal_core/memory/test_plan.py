@@ -57,10 +57,13 @@ def small(tiny):
     "sections",
     [{}, {"train": {"gradient_checkpointing": True}}, {"quantization": "nf4"},
      {"train": {"optimizer": "adamw_8bit"}}, {"loss": {"preset": "contrastive"}},
-     {"loss": {"lambda_preference": 1.0, "lambda_anchor": 0.1, "worst_case": 1.0}}],
-    ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss", "terms with a reference"],
+     {"loss": {"lambda_preference": 1.0, "lambda_anchor": 0.1, "worst_case": 1.0}},
+     {"train": {"matmul": "bfloat16"}}],
+    ids=["plain", "checkpointing", "nf4", "8-bit", "reports' loss", "terms with a reference",
+         "bfloat16 products"],
 )  # fmt: skip
-def test_what_a_run_allocates_is_what_was_planned(tiny, tmp_path, sections):
+def test_what_a_run_allocates_is_what_was_planned(tiny, tmp_path, sections, monkeypatch):
+    monkeypatch.setattr("causal_core.model.device_costs.bfloat16_speed", lambda library: 2.0)
     (model, data), sections = tiny, dict(sections)
     quantization = sections.pop("quantization", "none")
     config = tiny_config(model, data, tmp_path / "run", **sections)
