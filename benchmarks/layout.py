@@ -24,7 +24,6 @@ import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_core.config import Config
@@ -45,7 +44,7 @@ from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.intervals import BUCKET
 from causal_core.trees.packing import INTERVALS, ROWS, MicroBatch, cut_micro_batches
 from causal_core.trees.prefix_tree import TreeBatch
-from causal_core.trees.staging import each_tensor
+from causal_core.trees.staging import tensors_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "reports_schema.jsonl"
 LAYOUTS = {"rows": ROWS, "flat": INTERVALS}
@@ -89,7 +88,7 @@ def count(
         padding=1 - nodes / computed,
         scores=sum(map(_scores, batches)) * share,
         operations=operations(config, most) * len(batches) * share,
-        copies=(sum(map(_tensors, batches)) * share, len(batches) * share),
+        copies=(sum(len(tensors_of(batch)) for batch in batches) * share, len(batches) * share),
         waits=(reads * len(batches) * share + norm, 1 + norm),
     )
 
@@ -100,17 +99,6 @@ def _scores(batch: TreeBatch) -> int:
         return rows * nodes * nodes
     squares = batch.intervals.squares
     return int(squares.mixed_count.sum() + squares.full_count.sum()) * BUCKET**2
-
-
-def _tensors(batch: TreeBatch) -> int:
-    found: list[Tensor] = []
-
-    def collected(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    each_tensor(batch, collected)
-    return len(found)
 
 
 class _Operations(TorchDispatchMode):

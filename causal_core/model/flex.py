@@ -21,7 +21,7 @@ from torch import Tensor
 from causal_core.device import at_least_float32
 from causal_core.model.attention_kernels import Attention
 from causal_core.trees.intervals import BUCKET, TreeIntervals
-from causal_core.trees.staging import each_tensor
+from causal_core.trees.staging import on_device
 
 
 def prepare(tree: TreeIntervals, windows: Iterable[int | None]) -> None:
@@ -30,7 +30,7 @@ def prepare(tree: TreeIntervals, windows: Iterable[int | None]) -> None:
 
     for window in {tree.reach(window) for window in windows} - tree.masks.keys():
         squares, nodes = tree.within(window), len(tree.end)
-        there = each_tensor(squares, lambda table: table.to(tree.end.device))
+        there = on_device(squares, tree.end.device)
         tree.masks[window] = BlockMask(
             (nodes, nodes),
             kv_num_blocks=there.mixed_count,

@@ -21,7 +21,7 @@ from causal_core.model.causal_model import CausalModel
 from causal_core.model.flex import attend, prepare
 from causal_core.trees.intervals import BUCKET, TreeIntervals
 from causal_core.trees.packing import ROWS, Packing, preferred_packing
-from causal_core.trees.staging import each_tensor
+from causal_core.trees.staging import on_device
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _apart(
             query, key, value, mask, scale=attention.scale, enable_gqa=True
         ).transpose(1, 2)
 
-    there = each_tensor(tree, lambda values: values.to(device))
+    there = on_device(tree, device)
     prepare(there, [None])
 
     def flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -79,8 +79,9 @@ class TreeIntervals:
 
 
 def padded_size(nodes: int) -> int:
-    """Nodes of a flat tree with its padding."""
-    return -(-nodes // BUCKET) * BUCKET
+    """Nodes of a flat tree with its padding: whole buckets, two at least (a compiler makes code of
+    its own for a dimension of one)."""
+    return max(2, -(-nodes // BUCKET)) * BUCKET
 
 
 def subtree_ends(parents: Sequence[int]) -> np.ndarray:

@@ -39,6 +39,18 @@ def _mapped(value: Any, of: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a value, in the order of `each_tensor`."""
+    found: list[Tensor] = []
+
+    def collected(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    each_tensor(value, collected)
+    return found
+
+
 def staged(value: Value, pinned: bool) -> tuple[Value, Tensor]:
     """The value with its tensors as views of one buffer of bytes, and the buffer.
 
@@ -46,15 +58,8 @@ def staged(value: Value, pinned: bool) -> tuple[Value, Tensor]:
         value: With all its tensors on the CPU.
         pinned: In page-locked memory, from which a GPU copies by itself.
     """
-    tensors: list[Tensor] = []
-
-    def collected(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    each_tensor(value, collected)
     starts, size = [], 0
-    for tensor in tensors:
+    for tensor in tensors_of(value):
         starts.append(size)
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
@@ -71,6 +76,13 @@ def moved(value: Value, buffer: Tensor, device: torch.device) -> Value:
     """What `staged` gave, on a device: one copy, behind which the host need not wait."""
     there = buffer.to(device, non_blocking=True)
     return each_tensor(value, lambda t: _view(there, int(t.storage_offset()) * t.element_size(), t))
+
+
+def on_device(value: Value, device: torch.device) -> Value:
+    """The value on a device, by one copy if it is not there."""
+    if all(tensor.device.type == device.type for tensor in tensors_of(value)):
+        return value
+    return moved(*staged(value, pinned=device.type == "cuda"), device)
 
 
 def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def test_layers_compile_whole_and_compute_the_same(packing, checkpointing):
     assert relative_error(by_compiled, by_layers) < 1e-10
     graphs = counters["stats"]["unique_graphs"]
     # The first layer's input needs no gradient: it is a case of its own.
-    assert 0 < graphs <= 4 < len(model.compiled_layers)
+    assert graphs == 2 < len(model.compiled_layers)
     _, _, others = computed(model, packing, 300)
     assert others - shapes and counters["stats"]["unique_graphs"] == graphs
 

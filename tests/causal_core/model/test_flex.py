@@ -13,6 +13,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from causal_core.model import flex, layout
 from causal_core.model.attention_kernels import Attention
@@ -85,6 +86,23 @@ def test_it_is_attention_over_each_path(heads, attention):
         results += [out, *torch.autograd.grad(out, leaves, towards.transpose(1, 2))]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "parents", [PARENTS, list(range(-1, 4 * BUCKET - 1))], ids=["tree", "chain"]
+)
+def test_the_tables_are_those_that_torch_makes_of_the_mask(parents):
+    tree = TreeIntervals.of(parents)
+    prepare(tree, [None])
+    mask, nodes = tree.masks[None], len(parents)
+    expected = create_block_mask(mask.mask_mod, 1, 1, nodes, nodes, device="cpu")
+    for name in ("kv", "full_kv", "q", "full_q"):
+        count, index = getattr(mask, f"{name}_num_blocks"), getattr(mask, f"{name}_indices")
+        assert torch.equal(count, getattr(expected, f"{name}_num_blocks")), name
+        theirs = getattr(expected, f"{name}_indices")
+        used = torch.arange(index.shape[-1]) < count[..., None]
+        assert torch.equal(index[used], theirs[used]), name
+        assert (index.dtype, index.shape) == (theirs.dtype, theirs.shape)
 
 
 @pytest.mark.slow

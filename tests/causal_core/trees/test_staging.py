@@ -16,7 +16,7 @@ from causal_core.engines.plain import PlainEngine
 from causal_core.loss.objective import needs_of
 from causal_core.step.train_step import TrainStep
 from causal_core.trees.packing import FLAT, ROWS, cut_micro_batches
-from causal_core.trees.staging import each_tensor
+from causal_core.trees.staging import on_device, tensors_of
 from tests.tiny import ALL_TERMS, random_triplets, tiny_model
 
 LOSS = LossSection(**ALL_TERMS)
@@ -29,12 +29,6 @@ COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 def micro_batch(packing):
     triplets = random_triplets(6, seed=1, injections=(0, 3))
     return cut_micro_batches(triplets, needs_of(LOSS), 10_000, packing)[0].batch
-
-
-def tensors(batch):
-    found = []
-    each_tensor(batch, lambda tensor: found.append(tensor) or tensor)
-    return found
 
 
 class Copies(TorchDispatchMode):
@@ -60,21 +54,25 @@ def test_what_is_staged_and_moved_is_the_same_batch(packing):
             batch.nodes, batch.triplets, batch.blocks,
         )  # fmt: skip
         assert list(other.branch_index) == list(batch.branch_index)
-        for found, expected in zip(tensors(other), tensors(batch), strict=False):
+        for found, expected in zip(tensors_of(other), tensors_of(batch), strict=False):
             assert torch.equal(found, expected) and found.dtype == expected.dtype
-    assert len({t.untyped_storage().data_ptr() for t in tensors(staged)}) == 1
+    assert len({t.untyped_storage().data_ptr() for t in tensors_of(staged)}) == 1
 
 
 @BOTH_LAYOUTS
 def test_a_batch_is_one_copy(packing):
     batch = micro_batch(packing)
-    assert len(tensors(batch)) > 30
+    assert len(tensors_of(batch)) > 30
     with Copies() as copies:
         there = batch.staged(META).to(META)
     assert copies.count == 1
-    assert {t.device.type for t in tensors(there)} == {"meta"}
-    assert [t.shape for t in tensors(there)] == [t.shape for t in tensors(batch)]
+    assert {t.device.type for t in tensors_of(there)} == {"meta"}
+    assert [t.shape for t in tensors_of(there)] == [t.shape for t in tensors_of(batch)]
     assert there.to(META) is there and batch.to(CPU) is batch
+    with Copies() as copies:
+        on_device(batch.labels, META)
+        assert on_device(there.labels, META) is there.labels
+    assert copies.count == 1
 
 
 def test_the_training_thread_gets_what_is_staged():
