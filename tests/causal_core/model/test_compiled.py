@@ -74,7 +74,13 @@ def computed(model, packing, budget):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("packing", [ROWS, INTERVALS], ids=["rows", "intervals"])
+@pytest.mark.parametrize(
+    "packing",
+    [
+        pytest.param(ROWS, marks=pytest.mark.slow, id="rows"),
+        pytest.param(INTERVALS, id="intervals"),
+    ],
+)
 def test_layers_compile_whole_and_compute_the_same(packing, checkpointing):
     model = layered_model(checkpointing)
     expected, by_layers, shapes = computed(model, packing, 150)
