@@ -52,6 +52,7 @@ FREE_ON_RESUME = (
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
     "train.compile",
+    "train.deterministic",  # how sums are rounded, not what is summed
     "checkpoint.keep_last",
     "checkpoint.storage",
 )

@@ -174,6 +174,11 @@ class TrainSection(Section):
         description="On CPU, of products with frozen weights in a float32 model. bfloat16: rounded "
         "to it, sums in float32, refused where that is not faster; auto: where it is faster.",
     )
+    deterministic: bool = Field(
+        False,
+        description="Every sum in the same order each time, so that a resume is bit-identical on "
+        "CUDA, too (on CPU it is in any case); some kernels are slower for it.",
+    )
     max_skipped: int = Field(
         10, ge=0, le=MOST, description="Stop after more than this many non-finite steps in a row."
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from causal_core.errors import UserError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -17,24 +21,69 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def prepare_device(device: torch.device, threads: int | None, gpus: float = 1.0) -> None:
-    """Sets this process up for one device.
+def prepare_device(
+    device: torch.device, threads: int | None, gpus: float = 1.0, deterministic: bool = False
+) -> None:
+    """Sets this process up for one device, before it is first used.
 
-    On CUDA the device becomes the current one, float32 matrix products may use TF32, and a worker
-    with a fraction of a GPU gets that fraction of its memory: Ray shares out visibility only.
+    On CUDA the device becomes the current one, and a worker with a fraction of a GPU gets that
+    fraction of its memory: Ray shares out visibility only.
 
     Args:
         threads: CPU threads of this worker; None leaves torch's choice.
         gpus: What the worker was given; below 1 it shares its GPU.
+        deterministic: Whether every operation is to add in the same order each time. torch refuses
+            one that cannot, by name.
     """
+    torch.use_deterministic_algorithms(deterministic)
     if device.type == "cuda":
+        _set_environment(deterministic)
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        # No TF32: float32 is what head, pooling and loss are promised in, and a base that may
+        # round more computes in bfloat16.
+        torch.set_float32_matmul_precision("highest")
         if 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus, device)
     elif threads is not None:
         torch.set_num_threads(threads)
+
+
+# What torch and cuBLAS read when CUDA starts. Micro-batches have ever new lengths: segments that
+# grow do not end as holes that the next one does not fit.
+_ALLOCATOR, _SEGMENTS = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+_ALLOCATOR_BEFORE = "PYTORCH_CUDA_ALLOC_CONF"  # its name before torch 2.9, still read
+_WORKSPACE, _FIXED_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+
+
+def _set_environment(deterministic: bool) -> None:
+    """Sets what the user has not set."""
+    if _ALLOCATOR_BEFORE not in os.environ:
+        os.environ.setdefault(_ALLOCATOR, _SEGMENTS)
+    if deterministic:
+        os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
+
+
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
+
+
+@contextlib.contextmanager
+def varying_operations_refused() -> Iterator[None]:
+    """Says what to do where torch refuses an operation in deterministic mode.
+
+    Raises:
+        UserError: names the operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not found:
+            raise
+        raise UserError(
+            f"train.deterministic=true: {operation} has no deterministic implementation on this "
+            "device. Set train.deterministic=false: a resumed run then equals an uninterrupted one "
+            "within rounding, not bit by bit"
+        ) from error
 
 
 def distributed_backend(gpus: float) -> str:

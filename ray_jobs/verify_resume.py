@@ -76,7 +76,8 @@ def show_comparisons(console: Console, comparisons: list[Comparison], steps: int
     else:
         console.print(
             "A resume is NOT bit-identical here. Small differences come from kernels that add in "
-            "varying order (GPU atomics, several workers); large ones are a defect."
+            "varying order (on a GPU; train.deterministic=true avoids them) and from several "
+            "workers; large ones are a defect."
         )
 
 

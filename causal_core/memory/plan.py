@@ -28,8 +28,9 @@ PHASES = ("load", "forward", "backward", "optimizer", "resume", "evaluation")
 # driver and card.
 CUDA_CONTEXT = GIB // 2
 # torch allocates it for cuBLAS at the first matrix product (two buffers of 4 MiB and small ones;
-# Hopper takes 32 MiB).
+# Hopper takes 32 MiB); with `train.deterministic` eight of 4 MiB.
 CUBLAS_WORKSPACE = 8519680
+_WORKSPACE = {False: CUBLAS_WORKSPACE, True: 32 * MIB}
 # A Python process with torch, transformers and peft imported.
 CPU_PROCESS = 600 * MIB
 
@@ -159,7 +160,7 @@ def _key(config: Config) -> tuple[Any, ...]:
     model = config.model
     return (
         model.name_or_path, model.revision, *_of_one_worker(config),
-        config.engine, repr(config.deepspeed),
+        config.train.deterministic, config.engine, repr(config.deepspeed),
     )  # fmt: skip
 
 
@@ -196,11 +197,12 @@ def _predict(
         phases={name: phases[name] for name in PHASES},
         outside_bytes=CUDA_CONTEXT if device == "cuda" else CPU_PROCESS,
     )
-    plan = _shared_among_workers(config, plan, largest)
+    plan = _shared_among_workers(config, plan, _gathered(architecture))
     if config.train.optimizer == "paged_adamw_8bit" and device == "cuda":
         plan = _without(plan, "optimizer_state")
     if device == "cuda":
-        plan = _with_constant(plan, CUBLAS_WORKSPACE, ("forward", "backward", "optimizer"))
+        workspace = _WORKSPACE[config.train.deterministic]
+        plan = _with_constant(plan, workspace, ("forward", "backward", "optimizer"))
     return plan
 
 
@@ -263,10 +265,7 @@ def _resume(phases: Mapping[str, PhasePlan], device: Device) -> PhasePlan:
     """A restored worker holds what is static and the optimizer's state; on a CPU device the file's
     copies of adapter, head and state lie in the same memory."""
     static = phases["evaluation"].components
-    kept = {
-        name: static[name] if name in _STATIC else 0
-        for name in COMPONENTS
-    }  # fmt: skip
+    kept = {name: static[name] if name in _STATIC else 0 for name in COMPONENTS}
     if device == "cpu":
         kept["workspace"] = kept["adapter"] + kept["projection"] + kept["optimizer_state"]
     return PhasePlan(sum(kept.values()), kept)
@@ -281,7 +280,15 @@ def _largest_weight(architecture: Any) -> int:
     return int(text.hidden_size * max(text.hidden_size, getattr(text, "intermediate_size", 0) or 0))
 
 
-def _shared_among_workers(config: Config, plan: MemoryPlan, largest: int) -> MemoryPlan:
+def _gathered(architecture: Any) -> int:
+    """Elements that ZeRO-3 gathers at most: the layer in use (or the output embedding, once for
+    each chunk of labels) and the layer fetched ahead."""
+    text = architecture.get_text_config()
+    layer = 7 * _largest_weight(architecture)
+    return max(layer, int(text.vocab_size * text.hidden_size)) + layer
+
+
+def _shared_among_workers(config: Config, plan: MemoryPlan, gathered: int) -> MemoryPlan:
     """What engines of several workers change.
 
     DDP keeps its gradient buckets, which the gradients are views of, through the whole step. ZeRO
@@ -308,7 +315,7 @@ def _shared_among_workers(config: Config, plan: MemoryPlan, largest: int) -> Mem
     width = 2 if config.model.dtype == "bfloat16" else 4
     buffers = 2 * 4 * section.reduce_bucket_size  # one is filled while the other is reduced
     if stage == _ZERO_PARAMETERS:
-        buffers += 2 * 7 * largest * width  # the layer in use and the one fetched ahead
+        buffers += gathered * width
     for name, phase in phases.items():
         components = {
             part: round(size * shared.get(part, 1.0)) for part, size in phase.components.items()
@@ -362,11 +369,11 @@ def reserved_bytes(config: Config, plan: MemoryPlan) -> int:
             found = trace_step(
                 config, architecture, plan.shape, plan.device, layers, with_events=True
             )
-            return replay(found.events or ()).peak_reserved + CUBLAS_WORKSPACE
+            return replay(found.events or ()).peak_reserved
 
         of = ["reserved", *_traced(config, architecture), plan.device, asdict(plan.shape)]
         _reserved[key] = _remembered(config, of, trace, int)
-    return _reserved[key]
+    return _reserved[key] + _WORKSPACE[config.train.deterministic]
 
 
 _reserved: dict[Any, int] = {}

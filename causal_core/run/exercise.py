@@ -88,7 +88,7 @@ def exercise_config(base: Path, /, **sections: Any) -> Config:
     return parse_config(tree, "exercise")
 
 
-def write_base(directory: Path) -> Path:
+def write_base(directory: Path, vocabulary: int = VOCABULARY, hidden: int = HIDDEN) -> Path:
     """A random Llama of two layers in Hugging Face layout (the same one every time)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -96,9 +96,9 @@ def write_base(directory: Path) -> Path:
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=2 * HIDDEN,
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -211,13 +211,17 @@ def run_worker(job: dict[str, Any], rank: int) -> None:
     os.environ["DS_ACCELERATOR"] = job["device"]
     directory, workers = Path(job["directory"]), job["workers"]
     device = torch.device(job["device"], rank) if job["device"] == "cuda" else torch.device("cpu")
-    prepare_device(device, threads=1)
+    exercises = [
+        Exercise(**{**described, "config": parse_config(described["config"])})
+        for described in job["exercises"]
+    ]
+    deterministic = any(exercise.config.train.deterministic for exercise in exercises)
+    prepare_device(device, threads=1, deterministic=deterministic)
     if workers > 1:
         store = dist.FileStore(str(directory / "rendezvous"), workers)
         backend = distributed_backend(device.type == "cuda")
         dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
-    for described in job["exercises"]:
-        exercise = Exercise(**{**described, "config": parse_config(described["config"])})
+    for exercise in exercises:
         result = run_exercise(exercise, directory, device, rank, workers)
         path = _path(directory, exercise.name, rank)
         write_whole(path, json.dumps(asdict(result)))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from causal_core.config import Config
-from causal_core.device import peak_memory_bytes
+from causal_core.device import peak_memory_bytes, varying_operations_refused
 from causal_core.memory.measure import MemoryMeter
 from causal_core.model.causal_model import count_parameters
 from causal_core.run.context import RunContext
@@ -63,7 +63,11 @@ def train(config: Config, context: RunContext) -> dict[str, Any]:
         context.world_size,
         session.plan.total_steps,
     )
-    with contextlib.closing(batches), open_run_log(context, config.logging, first) as run_log:
+    with (
+        varying_operations_refused(),
+        contextlib.closing(batches),
+        open_run_log(context, config.logging, first) as run_log,
+    ):
         run_log.performance(first, {"opening_seconds": opened - begin})
         validation = Validation(config, session, context)
         loop = _Loop(

@@ -54,7 +54,12 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
 
     on_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    prepare_device(device, config.resources.threads, config.resources.gpus_per_worker)
+    prepare_device(
+        device,
+        config.resources.threads,
+        config.resources.gpus_per_worker,
+        config.train.deterministic,
+    )
     context = LocalContext(
         run_directory(config),
         device,

@@ -39,7 +39,8 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     form = job["config"]["logging"]["format"]
     keep_log(form, context.directory, f"worker-{context.rank}", rank=context.rank)
     config = parse_config(job["config"])
-    prepare_device(context.device, job["threads"], config.resources.gpus_per_worker)
+    gpus, deterministic = config.resources.gpus_per_worker, config.train.deterministic
+    prepare_device(context.device, job["threads"], gpus, deterministic)
     try:
         if context.rank == 0:
             workers_are_up(context.directory, job["start"])

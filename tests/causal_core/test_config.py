@@ -116,6 +116,7 @@ def test_the_fingerprint_moves_with_results_only():
     base = Config().fingerprint()
     assert load_config(None, ["resources.workers=2"]).fingerprint() == base
     assert load_config(None, ["train.micro_batch_tokens=64"]).fingerprint() == base
+    assert load_config(None, ["train.deterministic=true"]).fingerprint() == base
     assert load_config(None, ["run.dir=elsewhere"]).fingerprint() == base
     assert load_config(None, ["engine=deepspeed"]).fingerprint() == base
     assert load_config(None, ["deepspeed.zero_stage=3"]).fingerprint() == base
