@@ -6,7 +6,9 @@ together: an attempt fails on all of them where it fails on one, while they can 
 
 from __future__ import annotations
 
+import gc
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -24,9 +26,16 @@ log = logging.getLogger(__name__)
 _MESSAGES = (
     "can't allocate memory",  # torch's CPU allocator
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle and workspace did not fit
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # of segments that grow
+    "Triton Error [CUDA]: out of memory",
 )
+# NCCL allocates for itself, at the first collective; its errors begin with the place.
+_NCCL = re.compile(r"NCCL error.*(Cuda failure( \d+)? '?out of memory|Failed to CUDA calloc)", re.S)
 
 
 class NodeBudget:
@@ -141,18 +150,31 @@ class Attempt:
 def _has_memory(accumulate: Callable[[int, int], None], first: int, end: int) -> bool:
     try:
         accumulate(first, end)
+        return True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return False
-    return True
+        log.info("memory ran out: %s", error)
+    # From here on: within the block the error's frames hold what is to be freed.
+    _free_failed_graph()
+    return False
+
+
+def _free_failed_graph() -> None:
+    """Frees what a backward that failed keeps: what it had yet to run stays in autograd's queue of
+    this thread, with all its saved tensors, until the next backward goes through that queue."""
+    torch.zeros(1, requires_grad=True).sum().backward()
+    gc.collect()  # of cycles through the frames of checkpointing
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the host, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(text in said for text in _MESSAGES) or _NCCL.search(said) is not None
 
 
 def release_cached_memory(device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,7 +45,7 @@ class ExhaustedEngine(PlainEngine):
         raise AssertionError("the injected error did not come")
 
     def _fail(self, _) -> None:
-        raise self.error
+        raise type(self.error)(*self.error.args)  # a new one: with it live the frames it came from
 
 
 def steps(engine_of, budget: int, count: int = 3, seed: int = 5):
@@ -59,6 +61,32 @@ def steps(engine_of, budget: int, count: int = 3, seed: int = 5):
         report = step.run(batch, Denominators.of(batch), 1e-2, batch[0])
         losses.append(report.loss)
     return {n: p.detach().clone() for n, p in engine.parameters.items()}, losses, step
+
+
+class WatchedEngine(ExhaustedEngine):
+    """Counts the autograd nodes of earlier forwards that are there when another one begins."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.left: list[int] = []
+
+    def accumulate(self, batch, loss_of, last) -> None:
+        nodes = [o for o in gc.get_objects() if isinstance(o, torch.autograd.function.FunctionCtx)]
+        self.left.append(len(nodes))
+        del nodes
+        super().accumulate(batch, loss_of, last)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_of_the_failed_graph_is_left_when_the_step_is_done_again(checkpointing):
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    model = tiny_model(gradient_checkpointing=checkpointing)
+    engine = WatchedEngine(model, TrainSection(), 150, error)
+    batch = random_triplets(6, 5)
+    step = TrainStep(engine, LOSS, TrainSection(micro_batch_tokens=300), CPU)
+    step.run(batch, Denominators.of(batch), 1e-2, batch[0])
+    assert engine.failures == 1
+    assert len(engine.left) > 2 and len(set(engine.left)) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,8 +138,46 @@ def test_a_worker_that_cannot_go_back_fails_alone_so_that_all_are_restarted(fail
         step.run(batch, Denominators.of(batch), 1e-2, batch[0], ready)
 
 
-def test_other_errors_are_not_taken_for_exhausted_memory():
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+CUBLAS = "CUDA error: {} when calling `cublasCreate(handle)`"
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:{}, unhandled cuda error "
+    "(run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to "
+    "CUDA function failed.\nLast error:\n{}"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CUBLAS.format("CUBLAS_STATUS_NOT_INITIALIZED"),
+        CUBLAS.format("CUBLAS_STATUS_ALLOC_FAILED"),
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        NCCL.format(94, "Cuda failure 2 'out of memory'"),
+        NCCL.format(94, "Cuda failure 'out of memory'"),
+        NCCL.format(77, "Failed to CUDA calloc async 6291456 bytes"),
+    ],
+)
+def test_libraries_that_allocate_for_themselves_are_understood(text):
+    assert is_out_of_memory(RuntimeError(text))
+    if text.startswith("NCCL"):
+        assert is_out_of_memory(torch.distributed.DistBackendError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mat1 and mat2 shapes cannot be multiplied",
+        CUBLAS.format("CUBLAS_STATUS_EXECUTION_FAILED"),
+        NCCL.format(94, "Cuda failure 700 'an illegal memory access was encountered'"),
+        NCCL.format(94, "socketStartConnect: Connect to 10.0.0.2<1> failed : Connection refused"),
+    ],
+)
+def test_other_errors_are_not_taken_for_exhausted_memory(text):
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_other_errors_end_the_step():
     error = RuntimeError("element 0 of tensors does not require grad")
     with pytest.raises(RuntimeError, match="does not require grad"):
         steps(lambda m, t: ExhaustedEngine(m, t, 100, error), budget=300, count=1)
