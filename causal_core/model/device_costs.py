@@ -74,7 +74,8 @@ def measure(model: CausalModel, device: torch.device) -> Measurements:
     """Takes about a second."""
     if device.type != "cpu":
         return Measurements(measured_score_cost(model, device), "torch")
-    return Measurements(measured_call_cost(*attention_shape(model)), fastest_library())
+    cost = measured_call_cost(*attention_shape(model), computing_type(model))
+    return Measurements(cost, fastest_library())
 
 
 def takes_bfloat16(asked: Matmul, speed: float | None) -> bool:
@@ -108,7 +109,7 @@ def measurements_of(
         bfloat16: Also the speed of bfloat16 products, if the device is a CPU.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    parts = (name, torch.get_num_threads(), *attention_shape(model))
+    parts = (name, torch.get_num_threads(), *attention_shape(model), *_weights_of_layers(model))
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
     known = Measurements.read(entry)
@@ -138,13 +139,14 @@ _SMALL, _LARGE = 48, 448  # nodes of the two blocks (or rows) that are timed
 _CALL_COSTS = (2**10, 2**18)
 
 
-def measured_call_cost(heads: int, grouped: int, width: int) -> float:
+def measured_call_cost(heads: int, grouped: int, width: int, dtype: torch.dtype) -> float:
     """Scores that could be computed in the time that one more block takes, forward and backward.
 
     From the times of a small and a large masked block, as t = call + score * nodes^2.
     """
     small, large = (
-        _seconds(_block_step(heads, grouped, width, n), lambda: None) for n in (_SMALL, _LARGE)
+        _seconds(_block_step(heads, grouped, width, n, dtype), lambda: None)
+        for n in (_SMALL, _LARGE)
     )
     score = (large - small) / (_LARGE**2 - _SMALL**2)
     if score <= 0:
@@ -159,13 +161,11 @@ def measured_score_cost(model: CausalModel, device: torch.device) -> float:
     not on the device (ZeRO-3 takes them from the host, shard by shard).
     """
     heads, _, width = attention_shape(model)
-    layers = getattr(model.peft_model.get_base_model().get_decoder(), "layers", None)
-    layer = layers[0] if layers else None
-    mlp = getattr(layer, "mlp", None)
-    weight = next((p for p in mlp.parameters() if p.is_floating_point()), None) if mlp else None
+    layer = _first_layer(model)
+    weight = _weight_of(layer)
     if layer is None or weight is None or weight.device.type != device.type:
         return RowCost().quadratic
-    nodes, dtype = 4 * _LARGE, weight.dtype
+    nodes, dtype = 4 * _LARGE, computing_type(model)
     hidden = model.projection.input.in_features
     x = torch.randn(1, nodes, hidden, device=device, dtype=dtype, requires_grad=True)
     q = torch.randn(1, heads, nodes, width, device=device, dtype=dtype, requires_grad=True)
@@ -190,9 +190,36 @@ def measured_score_cost(model: CausalModel, device: torch.device) -> float:
     return _power_of_two(per_score / per_node, 2.0**-20, 1.0)
 
 
-def _block_step(heads: int, grouped: int, width: int, nodes: int) -> Callable[[], None]:
+def computing_type(model: CausalModel) -> torch.dtype:
+    """The type that the base computes in: that of its embeddings, which no quantisation changes
+    (the adapter is kept in float32 beside any base)."""
+    dtype: torch.dtype = model.peft_model.get_base_model().get_input_embeddings().weight.dtype
+    return dtype
+
+
+def _first_layer(model: CausalModel) -> Any:
+    layers = getattr(model.peft_model.get_base_model().get_decoder(), "layers", None)
+    return layers[0] if layers else None
+
+
+def _weight_of(layer: Any) -> Tensor | None:
+    """The first weight of a decoder layer's linear part, as it is stored."""
+    mlp = getattr(layer, "mlp", None)
+    return None if mlp is None else next(mlp.parameters(), None)
+
+
+def _weights_of_layers(model: CausalModel) -> tuple[Any, ...]:
+    """What else than attention's shape decides a cost: the type of products, and of weights."""
+    weight = _weight_of(_first_layer(model))
+    stored = () if weight is None else (weight.dtype, weight.numel())
+    return computing_type(model), *stored
+
+
+def _block_step(
+    heads: int, grouped: int, width: int, nodes: int, dtype: torch.dtype
+) -> Callable[[], None]:
     def values(count: int) -> Tensor:
-        return torch.randn(1, count, nodes, width, requires_grad=True)
+        return torch.randn(1, count, nodes, width, dtype=dtype, requires_grad=True)
 
     query, key, value = values(heads), values(grouped), values(grouped)
     allowed = np.tril(np.ones((nodes, nodes), dtype=bool))
