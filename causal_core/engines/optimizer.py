@@ -85,7 +85,8 @@ def load_optimizer_state(
     for name, parameter in parameters.items():
         if name in restored:
             optimizer.state[parameter] = {
-                key: _placed(key, value, parameter.device) for key, value in restored[name].items()
+                key: _placed(optimizer, parameter, key, value)
+                for key, value in restored[name].items()
             }
 
 
@@ -162,8 +163,13 @@ def _by_parameter(
     return restored
 
 
-def _placed(key: str, value: Any, device: torch.device) -> Any:
-    """A copy of a state value where the optimizer wants it: torch keeps Adam's step on the CPU."""
+def _placed(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str, value: Any) -> Any:
+    """A copy of a state value where the optimizer wants it: torch keeps Adam's step on the CPU, a
+    paged optimizer of bitsandbytes its moments in memory that GPU and host share."""
     if not isinstance(value, Tensor):
         return value
-    return value.clone() if key == "step" else value.to(device, copy=True)
+    if key == "step":
+        return value.clone()
+    if key in MOMENTS and (buffer_of := getattr(optimizer, "get_state_buffer", None)):
+        return buffer_of(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device, copy=True)

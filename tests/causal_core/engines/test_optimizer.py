@@ -48,6 +48,40 @@ def test_saved_and_restored_state_continues_bit_identical(name, tmp_path):
         assert any(t.dtype == torch.uint8 for t in tensors.values())
 
 
+def test_what_is_paged_is_paged_again_after_a_resume(monkeypatch):
+    """bitsandbytes' own choice of memory, on a device that is not the CPU; the driver's part, the
+    memory that GPU and host share, stands in."""
+    import bitsandbytes as bnb
+
+    def get_paged(*shape, dtype, device):
+        shared = torch.full(shape, 77).to(dtype)
+        shared.is_paged = True
+        return shared
+
+    monkeypatch.setattr(bnb.functional, "get_paged", get_paged)
+    monkeypatch.setattr(bnb.functional, "fill", lambda tensor, value: tensor.fill_(value))
+    monkeypatch.setattr(bnb.functional.GlobalPageManager.get_instance(), "paged_tensors", [])
+    shapes = {"large": (320, 320), "small": (64, 128)}  # from 100,000 elements on it is paged
+    parameters = {n: nn.Parameter(torch.empty(s, device="meta")) for n, s in shapes.items()}
+    optimizer = bnb.optim.PagedAdamW8bit(parameters.values())
+    saved = {}
+    for name, parameter in parameters.items():
+        blocks = -(-parameter.numel() // 256)
+        for n in (1, 2):
+            saved[f"{name}//state{n}"] = torch.full(shapes[name], n, dtype=torch.uint8)
+            saved[f"{name}//qmap{n}"] = torch.ones(256)
+            saved[f"{name}//absmax{n}"] = torch.ones(blocks)
+    load_optimizer_state(optimizer, parameters, saved, {name: {"step": 3} for name in parameters})
+    state = optimizer.state[parameters["large"]]
+    for n in (1, 2):
+        assert state[f"state{n}"].is_paged
+        assert torch.equal(state[f"state{n}"], saved[f"large//state{n}"])
+    pages = optimizer.page_mng.paged_tensors
+    assert [id(page) for page in pages] == [id(state["state1"]), id(state["state2"])]
+    small = optimizer.state[parameters["small"]]
+    assert not hasattr(small["state1"], "is_paged") and small["state1"].device.type == "meta"
+
+
 def test_state_of_an_unknown_parameter_or_a_missing_one_is_refused():
     parameters = parameters_of(0)
     optimizer = build_optimizer(parameters, TrainSection(), CPU)
