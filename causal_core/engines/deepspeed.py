@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -71,11 +72,24 @@ class DeepSpeedEngine:
         if self._stage < _SCATTERS_GRADIENTS:
             return max(1, own)
         # Every backward reduces gradients (and in ZeRO-3 every forward gathers parameters).
+        return max(1, self._most(own))
+
+    def _most(self, own: int) -> int:
+        """The largest of all workers' numbers. Collective."""
         most = torch.tensor([own], device=self._device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        return max(1, int(most))
+        return int(most)
+
+    def _evened(self, batch: TreeBatch) -> TreeBatch:
+        """The batch with as many chunks of labels as any worker's: for each one ZeRO-3 gathers the
+        output embedding, and it holds the order of all modules to be the same everywhere."""
+        missing = self._most(len(batch.labels)) - len(batch.labels)
+        empty = batch.labels[0].without_predictions()
+        return replace(batch, labels=[*batch.labels, *[empty] * missing])
 
     def accumulate(self, batch: TreeBatch, loss_of: LossFunction, last: bool) -> None:
+        if self.collective_forward:
+            batch = self._evened(batch)
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over workers; the loss is a share of a global mean, so it is summed.
         loss = self._engine(batch, loss_of) * self.world_size

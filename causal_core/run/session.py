@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     with matmul.using(measured.products, here):  # before an engine shards the model
         check_against_own_forward(model, _extremes(data.train), device)
     engine = build_engine(config, model, device)
+    check_same_base(fingerprint, engine)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
     matmul.use(measured.products, takes_bfloat16(asked, measured.bfloat16_speed))
     if matmul.in_bfloat16():
@@ -119,6 +121,8 @@ def open_session(config: Config, device: torch.device) -> Session:
     calibration = _calibration(config, engine, packing, data.train, device)
     if calibration is not None:
         tokens = _token_budget(config, data.train, needs, available, calibration, packing)
+    if engine.collective_forward:  # all workers validate all rows, and must cut them alike
+        tokens = int(min(_of_all_workers(tokens, engine)))
     return Session(
         data=data,
         plan=plan,
@@ -192,6 +196,30 @@ def check_micro_batch_budget(dataset: TripletDataset, needs: Needs, budget: int)
         worst = max(worst, (tree_nodes(triplet, needs), triplet.id))
     if worst[0] > budget:
         raise too_large(worst[1], worst[0], budget)
+
+
+def check_same_base(fingerprint: str, engine: Engine) -> None:
+    """Every worker has read its base from its own disk, and none is sent to another.
+
+    Raises:
+        UserError: some have another base, or adapter to start from, than worker 0.
+    """
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    found = _of_all_workers(int(digest[:12], 16), engine)  # float64 holds 48 bits exactly
+    if others := [str(rank) for rank, number in enumerate(found) if number != found[0]]:
+        raise UserError(
+            f"worker {', '.join(others)} of {engine.world_size} read another base model (or "
+            "adapter to start from) than worker 0, so they would train different models: make "
+            "model.name_or_path the same files on every node, or pin model.revision"
+        )
+
+
+def _of_all_workers(number: int, engine: Engine) -> list[float]:
+    """Each worker's number. Collective."""
+    own = torch.zeros(engine.world_size, dtype=torch.float64)
+    own[engine.rank] = number
+    found: list[float] = engine.sum_over_workers(own).tolist()
+    return found
 
 
 def _kept(measured: Measurements, engine: Engine, path: Path) -> Measurements:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from causal_core.trees.staging import each_tensor
+
 # A prediction: the node (later the position) it is read from, the token, the triplet that it
 # belongs to (its number within the batch) and which of the triplet's injections.
 Entry = tuple[int, int, int, int]
@@ -49,6 +51,11 @@ class LabelChunk:
     # [s] long: the triplet (numbered from 0 within the chunk) of each injection with predictions
     # here. What belongs to no injection counts as the triplet's first one's.
     injection_owner: Tensor
+
+    def without_predictions(self) -> LabelChunk:
+        """A chunk with the logits of one position and nothing to add to any sum or gradient."""
+        groups = each_tensor(self.groups, lambda values: values[:0])
+        return LabelChunk(self.slots[:1], groups, self.injection_owner[:0])
 
 
 def cut_labels(
