@@ -35,7 +35,8 @@ def prepare_device(
         deterministic: Whether every operation is to add in the same order each time. torch refuses
             one that cannot, by name.
     """
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # it imports a compiler
+        torch.use_deterministic_algorithms(deterministic)
     if device.type == "cuda":
         _set_environment(deterministic)
         torch.cuda.set_device(device)
