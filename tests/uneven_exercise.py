@@ -19,14 +19,14 @@ LONG_ANSWER = LABELS_AT_ONCE * 3 // 4  # two of them are more than a chunk
 LONG_PROMPT = 4 * LABELS_AT_ONCE
 
 
-def uneven_triplets():
+def uneven_triplets(attacks: int = 1):
     """Those of the exercise with three of each global batch made long."""
     rng = random.Random(1)
 
     def ids(count: int) -> list[int]:
         return [rng.randrange(3, exercise_module.VOCABULARY) for _ in range(count)]
 
-    triplets = plain_triplets()
+    triplets = plain_triplets(attacks)
     for start in range(0, len(triplets), exercise_module.GLOBAL_BATCH):
         triplets[start] = replace(triplets[start], benign=ids(LONG_PROMPT))
         for number in (start + 1, start + 2):
