@@ -1,4 +1,4 @@
-# make demo | make check | make test | make test-all | make mutants | make isa | make bench | make clean; `make demo ARGS=--fresh` passes options on
+# make demo | make check | make test | make test-all | make mutants | make isa | make bench | make gpu | make clean; `make demo ARGS=--fresh` passes options on
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo check test test-all mutants isa lint types bench clean help
+.PHONY: demo check test test-all mutants isa lint types bench gpu clean help
 
 help:
 	@echo "make demo      set up .venv and run the main job on the built-in data and model"
@@ -17,6 +17,7 @@ help:
 	@echo "make isa       the fast tests of causal_core at three levels of instruction sets"
 	@echo "make bench     the training step against its rivals, and against the peers where the extra"
 	@echo "               is installed (benchmarks/README.md); ARGS and PEERS pass options on"
+	@echo "make gpu       first contact with a GPU: does all of it work, how fast (benchmarks/gpu_contact.py)"
 	@echo "make clean     remove .venv and caches (runs/ stays)"
 
 $(BIN)/python:
@@ -62,6 +63,9 @@ isa: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.step $(ARGS)
 	@if $(BIN)/python -m benchmarks.peers.installed; then $(BIN)/python -m benchmarks.peers $(PEERS); fi
+
+gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -W ignore -m benchmarks.gpu_contact $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
