@@ -89,7 +89,7 @@ def run_attack(
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)
     place = (out or _place(asked)).expanduser().resolve()
-    with only_writer(place):
+    with only_writer(place, moved_by="--out"):
         result = _attacked(config, subjects, place, console, kind, effort)
     if reported and asked.run is not None:
         write_report(asked.run)

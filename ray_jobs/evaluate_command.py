@@ -11,6 +11,7 @@ import typer
 
 from causal_core.errors import UserError
 from causal_core.files import absolute_location
+from causal_core.visible_text import shown
 from ray_jobs.options import (
     AdapterPlace,
     Against,
@@ -176,8 +177,7 @@ def run_any_evaluation(
     if asked.run is not None:
         read_summary(asked.run, ended=True)
     place = (_next_place(asked.run) if out is None else out).expanduser().resolve()
-    if (place / EVALUATION).exists() and not force:
-        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
+    _refuse_what_is_there(place, force)
     read = {
         name: read_benchmark(kind, asked.tests[name]) for name, kind in asked.benchmarks.items()
     }
@@ -191,7 +191,7 @@ def run_any_evaluation(
     with ExitStack() as locks:
         if record and asked.run is not None:
             locks.enter_context(only_writer(asked.run))
-        locks.enter_context(only_writer(place))
+        locks.enter_context(only_writer(place, moved_by="--out"))
         for name, rows in read.items():
             write_triplets(rows.table, canonical[name], overwrite=True)
             for line in told_of(name, rows):
@@ -201,6 +201,19 @@ def run_any_evaluation(
             put_on_record(asked.run, {k: v for k, v in evaluation.items() if k != "evaluated"})
             console.print(plain(f"These results are the record of {asked.run} now"), soft_wrap=True)
     return place, evaluation
+
+
+def _refuse_what_is_there(place: Path, force: bool) -> None:
+    """Neither earlier results nor the report of a run are replaced by mistake."""
+    from causal_core.files import BEST, CONFIG, SUMMARY
+
+    if (place / EVALUATION).exists() and not force:
+        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
+    if of_a_run := [name for name in (CONFIG, BEST, SUMMARY) if (place / name).exists()]:
+        raise UserError(
+            f"{shown(str(place))} is the directory of a run (it has {of_a_run[0]}), whose report "
+            "would be replaced: leave --out out, and results go to its evaluations/"
+        )
 
 
 def _refuse_no_record(asked: Asked, record: bool) -> None:

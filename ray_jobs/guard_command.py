@@ -123,7 +123,7 @@ def run_guard(
     subject = run_subject(directory, config)
     assert subject.checkpoint is not None
     weights = read_manifest(subject.checkpoint).weights()
-    with only_writer(directory / FOLDER):
+    with only_writer(directory / FOLDER, moved_by="a copy of the run elsewhere"):
         seen = _represented(subject, config, [absolute_location(p) for p in chosen])
         fitting = seen.pop("")
         detectors = _fitted(fitting, subject.head_trained, false_positives)

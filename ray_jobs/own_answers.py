@@ -15,7 +15,7 @@ from causal_core.data.schema import Triplet
 from causal_core.device import prepare_device
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.subject import Subject, in_memory
-from causal_core.files import read_small, write_whole
+from causal_core.files import read_small, write_whole, writes_to
 from causal_core.pretrained.loading import base_fingerprint, resolve_model
 from causal_core.tokens.prompts import PromptEncoder
 from causal_core.tokens.run_data import load_encoder
@@ -66,7 +66,8 @@ def own_answers(
     answers = {p: a for p, a in _read(kept, key).items() if p in set(wanted)}
     left = [prompt for prompt in wanted if prompt not in answers]
     entries = [{"key": key}, *([*prompt, answer] for prompt, answer in answers.items())]
-    write_whole(kept, "".join(json.dumps(entry) + "\n" for entry in entries))
+    with writes_to(kept, "OUT"):
+        write_whole(kept, "".join(json.dumps(entry) + "\n" for entry in entries))
     with kept.open("a", encoding="utf-8") as file:
         for start in range(0, len(left), _AT_ONCE):
             progress(len(answers), len(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def try_command(
 def _read_input() -> str:
     if sys.stdin.isatty():
         print("the input, then Ctrl-D:", file=sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # whatever the locale says
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         text = sys.stdin.read(_MOST_INPUT + 1)
     except UnicodeDecodeError:

@@ -24,6 +24,8 @@ from causal_core.visible_text import quoted
 TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
 COMPRESSED_SUFFIXES = tuple(suffix + COMPRESSED for suffix in TEXT_SUFFIXES)
 
+_SEPARATED = (".csv", ".tsv")
+_UTF16 = "is UTF-16 text; save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
 _HEAD_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NAMES = "|".join((*SPLITS, *SPLIT_ALIASES))
@@ -205,7 +207,9 @@ def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
             head = handle.read(_HEAD_BYTES)
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
-    return _no_json(head) if suffix in (*TEXT_SUFFIXES, *COMPRESSED_SUFFIXES) else None
+    if suffix in (*TEXT_SUFFIXES, *COMPRESSED_SUFFIXES):
+        return _no_json(head)
+    return _UTF16 if suffix.startswith(_SEPARATED) and _is_utf16(head) else None
 
 
 def _no_json(head: bytes) -> str | None:
@@ -217,7 +221,7 @@ def _no_json(head: bytes) -> str | None:
     if head.startswith(b"\x1f\x8b"):
         return "is compressed with gzip; name it .jsonl.gz"
     if _is_utf16(head):
-        return "is UTF-16 text; save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
+        return _UTF16
     if whole_document(head) is None and _is_spread(head):
         return "holds a JSON object spread over several lines; write each on one line (jq -c .)"
     return None

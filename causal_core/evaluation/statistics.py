@@ -70,14 +70,21 @@ def clustered(flags: Sequence[bool], clusters: Sequence[object]) -> Estimate | N
     return _wilson(p, n / effect, n)
 
 
-def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
-    """Mean with a normal-approximation interval; None below two items, where there is none."""
+def mean_estimate(
+    values: Sequence[float] | np.ndarray, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate | None:
+    """Mean with a normal-approximation interval; None below two items, where there is none.
+
+    Args:
+        within: What values can be at all, and so what their mean can be.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.size < 2:
         return None
     mean = float(array.mean())
     half = Z95 * float(array.std(ddof=1)) / math.sqrt(array.size)
-    return Estimate(mean, mean - half, mean + half, int(array.size))
+    low, high = max(within[0], mean - half), min(within[1], mean + half)
+    return Estimate(mean, low, high, int(array.size))
 
 
 def effective_rank(vectors: np.ndarray) -> float:

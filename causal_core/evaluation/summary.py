@@ -27,7 +27,7 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
         "benign_exact": _share([row.benign_exact for row in benign]),
         "benign_contained": _share([row.benign_contained for row in benign]),
         "benign_f1": _dict(
-            mean_estimate([row.benign_f1 for row in benign if row.benign_f1 is not None])
+            mean_estimate([r.benign_f1 for r in benign if r.benign_f1 is not None], (0.0, 1.0))
         ),
         "trigger_exact": _share([row.benign_exact for row in trigger]),
         **{

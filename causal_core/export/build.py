@@ -30,7 +30,7 @@ from causal_core.export.compare import (
 from causal_core.export.detector import export_detector
 from causal_core.export.template import defended_template, deviations
 from causal_core.export.weights import write_adapter, write_merged
-from causal_core.files import SUMMARY, whole_directory, write_whole
+from causal_core.files import SUMMARY, whole_directory, write_whole, writes_to
 from causal_core.loss.objective import is_contrastive
 from causal_core.pretrained.loading import load_base
 from causal_core.report.attacks import read_attacks
@@ -93,7 +93,7 @@ def export_run(
     prompts = training_prompts(encoder, questions)
     before = observe(base, encoder, prompts, questions, generation, room)
 
-    with whole_directory(out, replace=options.force) as place:
+    with writes_to(out, "OUT"), whole_directory(out, replace=options.force) as place:
         say("writing weights")
         if options.merge:
             del trained, base  # there may be no room for both

@@ -52,11 +52,14 @@ class Writer:
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path, *, fresh: bool = False) -> Iterator[Path | None]:
+def only_writer(
+    directory: Path, *, fresh: bool = False, moved_by: str = "run.dir"
+) -> Iterator[Path | None]:
     """Makes a run directory where there is none, and holds its lock for a `with` block.
 
     Args:
         fresh: First renames an existing directory (nothing is deleted) and begins a new one.
+        moved_by: The setting or option that chooses another place.
 
     Yields:
         Where the earlier directory is now, with `fresh`.
@@ -66,7 +69,7 @@ def only_writer(directory: Path, *, fresh: bool = False) -> Iterator[Path | None
         UnwritableError: the directory cannot be written.
     """
     moved = None
-    with writes_to(directory, "run.dir"):
+    with writes_to(directory, moved_by):
         made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         _take(directory)

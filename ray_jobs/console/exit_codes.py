@@ -13,7 +13,16 @@ from causal_core.files import CACHE_SETTING
 from ray_jobs.console.logs import say_error
 from ray_jobs.console.plain import printable
 
-_INTERRUPTED_HINT = "interrupted; the same command continues from the last checkpoint"
+_INTERRUPTED = "interrupted; the same command "
+# What it does, by its first words; train, demo and tune have checkpoints.
+_GOES_ON: dict[tuple[str, ...], str] = {
+    ("data", "targets"): "goes on from the answers that it has",
+    ("attack",): "goes on from the levels that it has",
+    **dict.fromkeys(
+        [(name,) for name in ("data", "evaluate", "try", "export", "guard", "init", "plan")],
+        "begins anew; nothing was left half written",
+    ),
+}
 
 # Read-only, full, over a quota, not permitted, or no place by its name: whatever the program wanted
 # there, the user can act.
@@ -39,11 +48,11 @@ def exit_with_code(command: Callable[[], object]) -> None:
         say_error("run failed", error)
         sys.exit(RUN_FAILED)
     except KeyboardInterrupt:
-        print(_INTERRUPTED_HINT, file=sys.stderr)
+        _say_interrupted()
         sys.exit(INTERRUPTED)
     except SystemExit as leaving:  # typer's way out: usage errors, --help, Ctrl-C
         if leaving.code == INTERRUPTED:
-            print(_INTERRUPTED_HINT, file=sys.stderr)
+            _say_interrupted()
         raise
     except OSError as error:
         if error.errno not in _NO_PLACE:
@@ -54,6 +63,12 @@ def exit_with_code(command: Callable[[], object]) -> None:
     except Exception:  # noqa: BLE001 - whatever it is, it is not the user's input
         _unexpected()
     sys.exit(OK)
+
+
+def _say_interrupted() -> None:
+    words = tuple(sys.argv[1:3])
+    then = _GOES_ON.get(words) or _GOES_ON.get(words[:1])
+    print(f"{_INTERRUPTED}{then or 'continues from the last checkpoint'}", file=sys.stderr)
 
 
 def _unexpected() -> NoReturn:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from causal_core.config import run_directory
-from causal_core.errors import UserError
+from causal_core.errors import UnwritableError, UserError
 from causal_core.evaluation.trace import ROWS
 from causal_core.tokens.run_data import load_encoder
 from ray_jobs.cli import main
@@ -91,6 +91,16 @@ def test_a_run_keeps_its_record(run):
     with pytest.raises(UserError, match="give --force to replace"):
         run_any_evaluation(Asked(run=run), CONSOLE, place)
     run_any_evaluation(Asked(run=run), CONSOLE, place, force=True)
+
+
+def test_results_never_go_into_the_directory_of_a_run(run, tmp_path):
+    before = files_of(run)
+    with pytest.raises(UserError, match=r"is the directory of a run \(it has config.yaml\)"):
+        run_any_evaluation(Asked(run=run), CONSOLE, run, force=True)
+    assert files_of(run) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableError, match="choose another place with --out"):
+        run_any_evaluation(Asked(run=run), CONSOLE, tmp_path / "file" / "below")
 
 
 def test_the_record_changes_when_asked_to(run, tmp_path):

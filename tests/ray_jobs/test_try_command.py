@@ -53,6 +53,19 @@ def test_json_holds_the_answers_as_they_are_and_the_input_comes_from_a_pipe(mode
     assert model.asked[:3] == ("S", "from a pipe", "C") and "\x1b" not in outcome.stdout
 
 
+def test_what_comes_from_a_pipe_is_utf_8_whatever_the_locale(model, monkeypatch):
+    def piped(data):
+        # As Python opens it under LANG=C: what is no text would become half surrogates.
+        stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr("sys.stdin", stream)
+        return command(main, "try", "run", "--system", "S")
+
+    refused = piped(b"caf\xe9")
+    assert refused.returncode == 1 and "no UTF-8 text" in refused.stderr
+    assert piped("\ufeffcafé\r\n".encode()).returncode == 0
+    assert model.asked[1] == "café"
+
+
 def test_at_a_terminal_the_answers_stand_beside_each_other(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     both = ((name, p) for name, d in try_command.NAMES.items() for p in PIECES[d])

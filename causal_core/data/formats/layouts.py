@@ -99,10 +99,15 @@ def _single_turn(raw: Raw, turns: list[tuple[str, str]]) -> tuple[Any, str, str]
     system = _given(raw, "system_instruction", "system")
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
-    if [role for role, _ in turns] != ["user", "assistant"]:
+    roles = [role for role, _ in turns]
+    if roles.count("user") > 1:
+        # As text before the last question they would be other tokens than those that are served.
         raise NoRowError(
-            f"its {len(turns)} turns after the system prompt are not one question and its answer"
+            "a chat of several questions, where a row has one input: give each question that can "
+            "be answered without the earlier turns a row of its own, with the system prompt"
         )
+    if roles != ["user", "assistant"]:
+        raise NoRowError("its turns after the system prompt are not one question and its answer")
     if system is None:
         raise NoRowError(
             "no system prompt, and what it says is what a model is to hold on to: name it with "
@@ -149,7 +154,8 @@ def _from_pair(raw: Raw) -> dict[str, Any]:
     if clean is None:
         raise NoRowError(
             "a pair says what to answer under attack, and not what the input was before it: name "
-            "it with --map benign_input=KEY"
+            "it with --map benign_input=KEY; where no key has it, causal data inject makes attacks "
+            "for clean rows of (system, input, answer)"
         )
     return {
         "system_instruction": system,

@@ -44,6 +44,10 @@ def test_utf_16_is_recognised_once(tmp_path, encoding):
     path.write_bytes("\n".join([json.dumps(GOOD)] * 20).encode(encoding))
     error, count = errors_of(path)
     assert count == 1 and "is UTF-16 text; save it as UTF-8" in str(error)
+    table = tmp_path / "x.csv"  # as spreadsheets save it
+    table.write_bytes("system_instruction,benign_input\nS,U\n".encode(encoding))
+    error, count = errors_of(table)
+    assert count == 1 and "is UTF-16 text; save it as UTF-8" in str(error)
 
 
 @pytest.mark.parametrize("indent", [0, 2])

@@ -82,6 +82,12 @@ def test_nothing_to_estimate_is_none():
     assert wilson(0, 0) is None and mean_estimate([]) is None
 
 
+def test_a_mean_of_shares_has_an_interval_of_shares():
+    few = mean_estimate([0.0, 0.0, 1.0], (0.0, 1.0))
+    plain = mean_estimate([0.0, 0.0, 1.0])
+    assert plain.low < 0 == few.low and few.high == min(1.0, plain.high)
+
+
 def test_the_mean_interval_shrinks_with_n():
     few, many = mean_estimate([0.0, 1.0] * 5), mean_estimate([0.0, 1.0] * 500)
     assert few.value == many.value == 0.5

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from causal_core.config import run_directory
-from causal_core.errors import DamagedCheckpointError, RunFailedError, UserError
+from causal_core.errors import DamagedCheckpointError, RunFailedError, UnwritableError, UserError
 from causal_core.export import build
 from causal_core.export.build import ExportOptions, export_run
 from causal_core.files import SUMMARY
@@ -173,6 +173,9 @@ def test_it_is_whole_or_absent_and_replaces_only_an_earlier_export(run, tmp_path
     (out / "old").write_text("")
     export_run(run, out, ExportOptions(rows=1, force=True))
     assert not (out / "old").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableError, match="choose another place with OUT"):
+        export_run(run, tmp_path / "file" / "below", ExportOptions(rows=1))
     (mine := tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="no earlier export"):
         export_run(run, mine, ExportOptions(rows=1, force=True))

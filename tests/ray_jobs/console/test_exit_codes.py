@@ -101,6 +101,26 @@ def test_any_other_refusal_is_one_sentence(number, capsys):
     assert f"/somewhere: {os.strerror(number)}. " in said and "run.dir" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "then"),
+    [
+        (["train", "own.yaml"], "continues from the last checkpoint"),
+        (["data", "targets", "in", "out"], "goes on from the answers that it has"),
+        (["data", "inject", "in", "out"], "begins anew; nothing was left half written"),
+        (["attack", "run"], "goes on from the levels that it has"),
+        (["evaluate", "run"], "begins anew; nothing was left half written"),
+    ],
+)
+def test_who_interrupts_is_told_what_the_same_command_does(words, then, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["causal", *words])
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    code, said = outcome(interrupted, capsys)
+    assert (code, said) == (130, f"interrupted; the same command {then}\n")
+
+
 def test_what_nobody_refused_keeps_its_traceback(capsys):
     def command():
         raise refusal(errno.EINVAL)

@@ -93,8 +93,9 @@ def test_every_layout_is_tested_and_ours_is_none():
     ("raw", "reason"),
     [
         ({"messages": CHAT[1:]}, "no system prompt"),
-        ({"messages": CHAT + CHAT[1:]}, "its 4 turns after the system prompt are not one question"),
-        ({"messages": CHAT[:1]}, "its 0 turns"),
+        ({"messages": CHAT + CHAT[1:]}, "a chat of several questions, where a row has one input"),
+        ({"messages": CHAT[:-1]}, "are not one question and its answer"),
+        ({"messages": CHAT[:1]}, "its turns after the system prompt are not"),
         ({"messages": "S"}, "no list"),
         ({"messages": ["S"]}, "no object with a role"),
         ({"messages": turns(("tool", "x"))}, "the role 'tool'"),
