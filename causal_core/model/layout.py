@@ -62,7 +62,7 @@ def reason_against_flex(
     else:
         try:
             apart = _apart(heads, grouped, width, value_width, dtype, device)
-            bound = _rounding(dtype, device) ** 0.5  # half of the digits, as in the self-test
+            bound = rounding(dtype, device) ** 0.5  # half of the digits, as in the self-test
             if not apart <= bound:
                 reason = f"its results are {apart:.2g} from plain attention's ({bound:.2g} allowed)"
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a driver can raise
@@ -118,8 +118,8 @@ def _apart(
     )
 
 
-def _rounding(dtype: torch.dtype, device: torch.device) -> float:
-    """Of one product."""
+def rounding(dtype: torch.dtype, device: torch.device) -> float:
+    """Of one matrix product of a type on a device, relative."""
     if dtype is torch.float32 and device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         return 2.0**-11
     return torch.finfo(dtype).eps

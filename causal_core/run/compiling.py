@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 
 from causal_core.config import Config
+from causal_core.device import dtype_of
 from causal_core.engines.base import Engine
 from causal_core.errors import ConfigError
 from causal_core.loss.objective import (
@@ -19,6 +22,7 @@ from causal_core.loss.objective import (
     reference_hidden,
 )
 from causal_core.model.compiled import compile_layers, leave_layers
+from causal_core.model.layout import rounding
 from causal_core.step.random_state import RandomState
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.packing import Packing, cut_micro_batches
@@ -89,23 +93,25 @@ def _is_faster(
     counts = Denominators.of(triplets)
     reference = reference_hidden(model, batch) if needs_reference(config.loss) else None
 
-    def seconds() -> float:
+    def measured() -> tuple[float, list[Tensor]]:
+        """Seconds of one micro-batch, and its gradients."""
         times = []
         for _ in range(_WARM + _TIMED):
             _wait(device)
             begin = time.perf_counter()
             value, _ = micro_batch_loss(model, model(batch), batch, config.loss, counts, reference)
-            torch.autograd.grad(value, trained, allow_unused=True)
+            gradients = torch.autograd.grad(value, trained, materialize_grads=True)
             _wait(device)
             times.append(time.perf_counter() - begin)
-        return min(times[_WARM:])
+        return min(times[_WARM:]), list(gradients)
 
     was_training, random = model.training, RandomState.of(device)
     model.train()
     try:
-        eager = seconds()
-        compile_layers(model)
-        compiled = seconds()
+        with _without_dropout(model):  # which compiled code draws in another order
+            eager, expected = measured()
+            compile_layers(model)
+            compiled, found = measured()
     except Exception as error:  # noqa: BLE001 - whatever a compiler or a driver can raise
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         log.warning(
@@ -116,6 +122,13 @@ def _is_faster(
     finally:
         model.train(was_training)
         random.restore()
+    apart, bound = _apart(found, expected), rounding(dtype_of(config.model.dtype), device) ** 0.5
+    if not apart <= bound:
+        log.warning(
+            "train.compile=auto: layers stay as they are, since compiled ones compute something "
+            "else: gradients are %.2g apart (%.2g allowed)", apart, bound,
+        )  # fmt: skip
+        return False
     faster = eager > _ADVANTAGE * compiled
     log.info(
         "train.compile=auto: layers %s: %.0f ms a micro-batch of %d nodes compiled, %.0f ms as "
@@ -123,6 +136,26 @@ def _is_faster(
         1e3 * eager,
     )  # fmt: skip
     return faster
+
+
+def _apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Difference of two gradients, relative to the length of the second."""
+    pairs = list(zip(found, expected, strict=True))
+    difference = torch.stack([(one - other).double().norm() for one, other in pairs]).norm()
+    return float(difference / torch.stack([other.double().norm() for _, other in pairs]).norm())
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates = [module.p for module in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, rate in zip(dropouts, rates, strict=True):
+            module.p = rate
 
 
 def _wait(device: torch.device) -> None:

@@ -4,7 +4,8 @@
    gradients equal those of the layers as they are.
 2. Micro-batches of other lengths, and layers however many, need no code of their own.
 3. In evaluation mode the layers are as they were; taken back, in training, too.
-4. `train.compile: auto` compiles on a GPU alone, where measured to be faster, and says why not.
+4. `train.compile: auto` compiles on a GPU alone, where measured to compute the same and faster, and
+   says why not.
 
 By the backend `aot_eager`, which takes a graph and its backward and runs them without a compiler.
 """
@@ -138,12 +139,14 @@ def measured(monkeypatch, caplog, compile_layers, ticks):
     measured.begun = False
     monkeypatch.setattr(compiling, "compile_layers", compile_layers)
     monkeypatch.setattr(compiling.time, "perf_counter", perf_counter)
-    engine = PlainEngine(tiny_model(), TrainSection(), CPU)
+    model = tiny_model(dropout=0.5)  # left out while both ways are compared
+    engine = PlainEngine(model, TrainSection(), CPU)
     with caplog.at_level(logging.INFO):
         found = compiling._is_faster(
             CONFIG, engine, INTERVALS, random_triplets(2, seed=1), 200, CPU
         )
     assert all(p.grad is None for p in engine.parameters.values())
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
     return found
 
 
@@ -155,6 +158,14 @@ def test_what_is_measured_decides_and_is_said(monkeypatch, caplog, seconds, fast
     ticks = [9.0, 9.0, 1.0, 1.0, 1.0, 60.0, 60.0, *[seconds] * 3]
     assert measured(monkeypatch, caplog, lambda model: None, ticks) is faster
     assert word in caplog.text
+
+
+def test_layers_that_compute_something_else_stay_with_a_word(monkeypatch, caplog):
+    def wrong(model):
+        model.peft_model.get_base_model().get_decoder().norm.weight.mul_(1.5)
+
+    assert measured(monkeypatch, caplog, wrong, [2.0] * 5 + [1.0] * 5) is False
+    assert "compute something else: gradients are" in caplog.text
 
 
 def test_layers_that_cannot_be_compiled_stay_with_a_word(monkeypatch, caplog):
