@@ -13,8 +13,8 @@ from transformers import PrinterCallback, TrainerCallback
 from benchmarks.peers.models import gradient
 from causal_core.memory.tracker import StorageTracker
 
-# Of a peer's forward: more fills the processor better until padding, or the mask over a packed
-# sequence, costs more than that. Measured on built-in rows; a longer sequence goes alone.
+# Of a forward at most, on both sides, so that peaks can be compared: more fills a processor better
+# until padding, or the mask over a packed sequence, costs more than that. A longer one goes alone.
 FORWARD_TOKENS = 512
 _STEP, _AFTER = "step", "after"
 

@@ -51,7 +51,7 @@ class LineUp:
             )
             return
         if objective.name == SFT:
-            batch = at_a_time(len(lengths), longest)
+            batch = at_a_time(len(lengths), -(-sum(lengths) // len(lengths)))  # it pads nothing
             yield sft.padding_free(
                 self.model, demo_base(), self.tokenizer, objective, batch, self.directory, LORA
             )
