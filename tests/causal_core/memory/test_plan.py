@@ -224,6 +224,19 @@ def test_a_gpu_s_kernels_make_no_scores_and_no_masks(small):
     assert flat[-1].peak_bytes < rows[-1].peak_bytes
 
 
+def test_where_rows_are_the_layout_their_largest_micro_batch_is_sought(small):
+    config = small()
+    budget = CUDA_CONTEXT + int(predict(config).peak_bytes * 1.7)
+    tokens = largest_micro_batch(config, budget, packing=ROWS)
+    assert tokens is not None
+
+    def required(tokens):
+        return predict(config, micro_batch_tokens=tokens, packing=ROWS).required_bytes
+
+    assert predict(config, micro_batch_tokens=tokens, packing=ROWS).shape.flat is False
+    assert required(tokens) <= budget < required(tokens + 128)
+
+
 def test_several_attacks_of_a_row_are_planned_with_the_default_loss(small):
     config = small(data={"attacks_per_row": 3}, train={"micro_batch_tokens": 4096})
     labels = dict(assumed_shape(config, 4096).labels)
