@@ -208,6 +208,11 @@ class ValidationSection(Section):
     every_steps: int | None = Field(
         None, ge=1, le=MOST, description="Default: at each epoch's end and at each checkpoint."
     )
+    at_checkpoints: bool = Field(
+        True,
+        description="Whether every checkpoint is judged. If not, only those at each epoch's end "
+        "(and those that fall on `every_steps`) can become the best one.",
+    )
     answered: int = Field(
         32,
         ge=1,
@@ -267,7 +272,8 @@ class ResourcesSection(Section):
 
     workers: int | tuple[int, int] = Field(
         1,
-        description="Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
+        description="1 is a process of its own on this machine, a Ray worker on a cluster; more "
+        "are Ray workers; 0 runs in this process without Ray; [least, most] is elastic.",
     )
     gpus_per_worker: float = Field(0.0, ge=0, le=1024, description="0: CPU; a part: shared.")
     gpu_memory: str | None = Field(

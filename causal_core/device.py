@@ -87,6 +87,11 @@ def varying_operations_refused() -> Iterator[None]:
         ) from error
 
 
+def worker_device(gpus: float) -> torch.device:
+    """The device of a worker that was given so many GPUs; it sees no others."""
+    return torch.device("cuda", 0) if gpus > 0 else torch.device("cpu")
+
+
 def distributed_backend(gpus: float) -> str:
     """NCCL where each worker has `gpus` of its own; gloo on CPU, and where workers share a GPU,
     which NCCL refuses."""

@@ -103,7 +103,7 @@ def demo(
 ) -> None:
     """Run the main job on built-in data and model: 10 to 13 minutes on two CPU cores.
 
-    Generates triplets, trains SmolLM2-135M-Instruct on one Ray worker with and without the
+    Generates triplets, trains SmolLM2-135M-Instruct in a process of its own with and without the
     defence, evaluates both beside the untrained model on attacks they have and have not seen, and
     writes report.html. Run again, it continues where it was.
 
@@ -156,9 +156,14 @@ def train(
 
     Example: causal train configs/cpu.yaml run.dir=runs/mine data.train=mine.jsonl
     """
-    from ray_jobs.run import train_command
+    from causal_core.config_file import load_config
+    from ray_jobs.training.process import worker_process
 
-    train_command(config, overrides or (), fresh=fresh, test=test, as_json=as_json)
+    resolved = load_config(config, overrides or ())
+    with worker_process(resolved):  # it has as much to import as this process
+        from ray_jobs.run import train_command
+
+        train_command(resolved, fresh=fresh, test=test, as_json=as_json)
 
 
 app.command("evaluate")(evaluate_command)

@@ -23,7 +23,7 @@ from causal_core.run.lock import only_writer
 from ray_jobs.console.plain import plain
 from ray_jobs.console.result import show_result
 from ray_jobs.run import run_evaluation, run_training
-from ray_jobs.training.ray_session import ray_session
+from ray_jobs.training.process import worker_process
 
 CONFIG = Path(__file__).parent / "presets" / "demo.yaml"
 _SIZES = {"train": 480, "validation": 32, "test_seen": 72, "test_novel": 72}
@@ -50,7 +50,7 @@ def _run_demo(directory: Path, seed: int, console: Console) -> None:
         console.print("This demo is finished already; --fresh starts over.")
         show_result(console, directory / "defended", earlier)
         return
-    with ray_session(defended):
+    with worker_process(defended):  # one for all: its start is paid once
         _say(console, 2, "control: the same benign training without a defence")
         run_training(control, console, test=False)
         _say(console, 3, "defended: with the default loss")

@@ -1,4 +1,4 @@
-"""The evaluation of models on Ray tasks, or in this process."""
+"""The evaluation of models: on Ray tasks, by one process beside this one, or in this process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from causal_core.files import METRICS_FILE, read_records, write_whole
 from causal_core.loss.objective import is_contrastive
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import load_encoder, load_test_set
+from ray_jobs.training.process import WorkerFailedError, WorkerProcess, worker_process
 from ray_jobs.training.ray_session import ray_session, worker_threads
+from ray_jobs.training.ray_words import account_kept, failure_kept, root_cause
 from ray_jobs.training.worker import evaluate_shard, evaluation_worker
+from ray_jobs.training.worker_log import WorkerLog
 
 PROGRESS = ".evaluation.progress"
 _EXAMPLES = 10
@@ -114,7 +117,6 @@ def _rows(
             "config": config.model_dump(mode="json"),
             "subjects": [subject.to_plain() for subject in subjects],
             "threads": worker_threads(config),
-            "use_gpu": config.resources.gpus_per_worker > 0,
             "shard": shard,
             "shards": shards,
             "progress": str(progress),
@@ -122,9 +124,13 @@ def _rows(
         }
         for shard in range(shards)
     ]
-    parts = (
-        [evaluate_shard(jobs[0])] if config.resources.max_workers == 0 else _on_ray(config, jobs)
-    )
+    with worker_process(config) as process:
+        if config.resources.max_workers == 0:
+            parts = [evaluate_shard(jobs[0])]
+        elif process is not None:
+            parts = [_alone(config, jobs[0], process)]
+        else:
+            parts = _on_ray(config, jobs)
     progress.unlink(missing_ok=True)
     return {
         subject.name: {
@@ -227,15 +233,30 @@ def test_sets(config: Config) -> dict[str, TripletDataset]:
     }
 
 
+def _alone(config: Config, job: dict[str, Any], process: WorkerProcess) -> dict[str, Any]:
+    directory = run_directory(config)
+    try:
+        found: dict[str, Any] = process.run(
+            "evaluate",
+            job,
+            max_failures=config.ray.max_failures,
+            retry_errors=False,
+            look=WorkerLog(directory).look,
+        )
+    except WorkerFailedError as error:
+        raise RunFailedError(
+            f"the evaluation failed: {error}; {account_kept(directory, error.account)}"
+        ) from error
+    return found
+
+
 def _on_ray(config: Config, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     with ray_session(config):
         import ray
         from ray.exceptions import RayError
 
-        from ray_jobs.training.ray_words import failure_kept, root_cause
         from ray_jobs.training.resources import Ask
         from ray_jobs.training.waiting import refuse_impossible
-        from ray_jobs.training.worker_log import WorkerLog
 
         refuse_impossible(config, replace(Ask.of(config), least=1))
         task = ray.remote(evaluation_worker).options(

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from causal_core.config import Config, run_directory
-from causal_core.config_file import load_config, recorded_config
+from causal_core.config_file import recorded_config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.metrics import TRAINED
 from causal_core.evaluation.subject import Subject
@@ -36,6 +36,7 @@ from ray_jobs.evaluate import (
     test_sets,
 )
 from ray_jobs.plan.command import plan_of, show_plan
+from ray_jobs.training.process import worker_process
 from ray_jobs.training.ray_session import no_gpu_here
 from ray_jobs.training.trainer import fit
 
@@ -43,15 +44,9 @@ log = logging.getLogger(__name__)
 
 
 def train_command(
-    config_path: Path,
-    overrides: Sequence[str],
-    *,
-    fresh: bool = False,
-    test: bool = True,
-    as_json: bool = False,
+    config: Config, *, fresh: bool = False, test: bool = True, as_json: bool = False
 ) -> None:
-    """Resolves the config, trains, evaluates, reports; prints what it came to."""
-    config = load_config(config_path, overrides)
+    """Trains, evaluates, reports; prints what it came to."""
     form = config.logging.format
     configure_logs(form, run=str(run_directory(config)))
     console = Console(stderr=as_json, quiet=form == "json")
@@ -79,7 +74,8 @@ def run_training(
     with only_writer(run_directory(config), fresh=fresh) as moved:
         if moved is not None:
             console.print(plain(f"The earlier run is now in {moved}"))
-        return _trained(config, console, test)
+        with worker_process(config):  # one for training and evaluation
+            return _trained(config, console, test)
 
 
 def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:

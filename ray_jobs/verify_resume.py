@@ -19,6 +19,7 @@ from causal_core.config_file import parse_config
 from causal_core.errors import UserError
 from causal_core.files import METRICS_FILE
 from causal_core.tokens.run_data import load_run_data, step_plan
+from ray_jobs.training.process import worker_process
 from ray_jobs.training.ray_session import ray_session
 from ray_jobs.training.trainer import CHECKPOINTS, fit
 
@@ -51,8 +52,13 @@ def verify_resume(config: Config, steps: int) -> list[Comparison]:
     possible = step_plan(config, len(load_run_data(config).train)).total_steps
     if steps > possible:
         raise UserError(f"--steps {steps}: this config has {possible} optimizer steps in all")
-    session = ray_session(config) if config.resources.max_workers else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory(prefix="causal-verify-") as folder, session:
+    with (
+        contextlib.ExitStack() as stack,
+        tempfile.TemporaryDirectory(prefix="causal-verify-") as folder,
+    ):
+        # One start for all runs; each of them would have one of its own.
+        if stack.enter_context(worker_process(config)) is None and config.resources.max_workers:
+            stack.enter_context(ray_session(config))
         straight = _variant(config, Path(folder) / "straight", steps)
         resumed = _variant(config, Path(folder) / "resumed", steps)
         fit(straight)

@@ -46,7 +46,8 @@ class RunContext(Protocol):
 
 @dataclass
 class LocalContext:
-    """One worker in this process: `resources.workers: 0`, notebooks and most tests."""
+    """One worker on this machine, without Ray: in this process (`resources.workers: 0`, notebooks,
+    most tests) or in one of its own."""
 
     directory: Path
     device: torch.device
@@ -55,6 +56,7 @@ class LocalContext:
     storage: str | None = None
     stop_at: int | None = None
     stop: bool = False  # set by a signal handler
+    stop_file: Path | None = None  # another process asks to stop by making it
     rank: int = 0
     world_size: int = 1
     trackers: Sequence[Tracker] = ()
@@ -70,7 +72,8 @@ class LocalContext:
         self.store.keep_last(self.keep_last)
 
     def stop_requested(self, step: int) -> bool:
-        return self.stop or (self.stop_at is not None and step >= self.stop_at)
+        asked = self.stop or (self.stop_file is not None and self.stop_file.exists())
+        return asked or (self.stop_at is not None and step >= self.stop_at)
 
     def save_requested(self) -> bool:
         return False

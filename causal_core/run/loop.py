@@ -165,10 +165,11 @@ class _Loop:
     def _due(self) -> tuple[bool, bool]:
         """Whether to save and whether to validate after this step."""
         step, plan = self.position.step, self.session.plan
-        save = step % self.config.checkpoint.every_steps == 0
-        save = save or plan.is_epoch_end(step) or step == plan.total_steps
-        extra = self.config.validation.every_steps
-        return save, save or (extra is not None and step % extra == 0)
+        ends = plan.is_epoch_end(step) or step == plan.total_steps
+        save = ends or step % self.config.checkpoint.every_steps == 0
+        asked = self.config.validation
+        extra = asked.every_steps is not None and step % asked.every_steps == 0
+        return save, ends or extra or (save and asked.at_checkpoints)
 
     def _validate(self) -> dict[str, float]:
         metrics = self.validation.metrics()

@@ -18,6 +18,7 @@ from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
 from ray_jobs.console.plain import plain
+from ray_jobs.training.process import runs_alone
 from ray_jobs.training.ray_session import no_gpu_here, worker_threads
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def plan_of(config: Config, data: RunData) -> dict[str, Any]:
         "warmup_steps": warmup_steps(plan.total_steps, config.train.warmup_ratio),
         "samples": plan.samples_after(plan.total_steps),
         "workers": config.resources.max_workers,
+        "without_ray": runs_alone(config) or not config.resources.max_workers,
         "gpus_per_worker": config.resources.gpus_per_worker,
         "threads_per_worker": worker_threads(config),
         "loss": {k: v for k, v in config.loss.weights().items() if v > 0},
@@ -169,6 +171,8 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
     counts = plan["parameters"]
     trained = counts["adapter"] + counts["projection"]
     where = f"{plan['workers']} Ray worker(s)" if plan["workers"] else "this process, no Ray"
+    if plan["without_ray"] and plan["workers"]:
+        where = "a process of its own, no Ray"
     if plan["gpus_per_worker"]:
         placed = f"{where}, {plan['gpus_per_worker']:g} GPU each"
     else:

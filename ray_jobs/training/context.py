@@ -13,12 +13,10 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.run.trackers import Tracker
+from ray_jobs.training.process import STOP_FILE
 from ray_jobs.training.prometheus import PrometheusTracker
 
 log = logging.getLogger(__name__)
-
-# A driver that is asked to stop puts this file into the run directory; see `trainer.fit`.
-STOP_FILE = ".stop"
 
 
 class RayContext:

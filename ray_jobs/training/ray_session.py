@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 
 from causal_core.config import Config, run_directory
-from causal_core.device import available_cores
 
 # Settings that Ray reads when it is imported or started. Each is a default: a value that the
 # user has set in the environment wins.
@@ -71,6 +70,7 @@ def ray_session(config: Config) -> Iterator[None]:
 def _connect(config: Config, address: str | None) -> None:
     import ray
 
+    from causal_core.device import available_cores
     from ray_jobs.training.ray_words import FORM
 
     said = {"log_to_driver": False, "logging_level": "WARNING", "logging_format": FORM}
@@ -116,6 +116,8 @@ def no_gpu_here(config: Config) -> str | None:
 
 def worker_threads(config: Config) -> int:
     """CPU threads of each worker: the config's, or an even part of this machine's cores."""
+    from causal_core.device import available_cores
+
     if config.resources.threads is not None:
         return config.resources.threads
     return max(1, available_cores() // max(1, config.resources.max_workers))

@@ -71,16 +71,21 @@ def failure_kept(directory: Path, error: BaseException) -> str:
     Returns:
         Where it is, for a message.
     """
+    return account_kept(directory, "".join(traceback.format_exception(error)), "Ray's")
+
+
+def account_kept(directory: Path, account: str, whose: str = "the worker's") -> str:
+    """`failure_kept` for an error in words already."""
     path = directory / LOG / _FAILURE_LOG
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(f"{now}\n{readable(''.join(traceback.format_exception(error)))}\n")
+            file.write(f"{now}\n{readable(account)}\n")
     except OSError as refused:  # a full disk may be why the run failed
-        log.warning("%s", readable(str(error)))
-        return f"Ray's full error is above, as {path} cannot be written: {refused.strerror}"
-    return f"Ray's full error is in {path}"
+        log.warning("%s", readable(account))
+        return f"{whose} full error is above, as {path} cannot be written: {refused.strerror}"
+    return f"{whose} full error is in {path}"
 
 
 def readable(text: str) -> str:

@@ -1,4 +1,5 @@
-"""One training run as a Ray Train `TorchTrainer` (Train V2), or in this process."""
+"""One training run: as a Ray Train `TorchTrainer` (Train V2), by one process beside this one, or in
+this process."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from causal_core.config import Config, run_directory
 from causal_core.errors import RunFailedError, StorageRefusedError, UserError
 from causal_core.openmp import in_force
 from causal_core.pretrained.loading import check_weights
+from ray_jobs.training.process import STOP_FILE, WorkerFailedError, WorkerProcess, worker_process
 from ray_jobs.training.ray_session import cluster_address, ray_session, worker_threads
+from ray_jobs.training.ray_words import account_kept, failure_kept, root_cause
+from ray_jobs.training.worker_log import WorkerLog
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +45,20 @@ def fit(
     check_weights(config.model, config.data.cache_dir)  # before workers are asked for
     if config.resources.max_workers == 0:
         return _fit_in_process(config, stop_at)
+    if not callbacks:
+        with worker_process(config) as process:
+            if process is not None:
+                return _fit_alone(config, stop_at, process)
     with ray_session(config):
         return _fit_on_ray(config, stop_at, callbacks)
 
 
 def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
-    import torch
-
-    from causal_core.device import prepare_device
+    from causal_core.device import prepare_device, worker_device
     from causal_core.run.context import LocalContext
     from causal_core.run.loop import train
 
-    on_gpu = config.resources.gpus_per_worker > 0
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    device = worker_device(config.resources.gpus_per_worker)
     prepare_device(
         device,
         config.resources.threads,
@@ -75,14 +80,52 @@ def _fit_in_process(config: Config, stop_at: int | None) -> dict[str, Any]:
         return train(config, context)
 
 
+def _fit_alone(config: Config, stop_at: int | None, process: WorkerProcess) -> dict[str, Any]:
+    directory = run_directory(config)
+    stop_file = directory / STOP_FILE
+    directory.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
+    workers = WorkerLog(directory)
+    job = {
+        "config": config.model_dump(mode="json"),
+        "directory": str(directory),
+        "threads": worker_threads(config),
+        "stop_at": stop_at,
+    }
+    try:
+        with _on_sigterm(stop_file.touch):
+            summary = process.run(
+                "train",
+                job,
+                max_failures=config.ray.max_failures,
+                retry_errors=True,
+                look=workers.look,
+            )
+    except WorkerFailedError as error:
+        raise RunFailedError(
+            f"the training worker failed: {error}; {account_kept(directory, error.account)}"
+        ) from error
+    finally:
+        stop_file.unlink(missing_ok=True)
+    return _of_a_worker(summary)
+
+
+def _of_a_worker(summary: Any) -> dict[str, Any]:
+    """The summary that a worker returned; an error among its words is raised."""
+    if not isinstance(summary, dict):
+        raise RunFailedError("the training ended without a summary")
+    if "user_error" in summary:
+        raise UserError(summary["user_error"])
+    if "run_failed" in summary:
+        raise RunFailedError(summary["run_failed"])
+    return summary
+
+
 def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -> dict[str, Any]:
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from ray_jobs.training.context import STOP_FILE
-    from ray_jobs.training.ray_words import failure_kept, root_cause
     from ray_jobs.training.waiting import Wait, WaitAgain, refuse_impossible
-    from ray_jobs.training.worker_log import WorkerLog
 
     directory = run_directory(config)
     stop_file = directory / STOP_FILE
@@ -119,14 +162,7 @@ def _fit_on_ray(config: Config, stop_at: int | None, callbacks: Sequence[Any]) -
         workers.look()
         stop_file.unlink(missing_ok=True)
         wait.end()
-    summary = result.return_value
-    if not isinstance(summary, dict):
-        raise RunFailedError("the training ended without a summary")
-    if "user_error" in summary:
-        raise UserError(summary["user_error"])
-    if "run_failed" in summary:
-        raise RunFailedError(summary["run_failed"])
-    return summary
+    return _of_a_worker(result.return_value)
 
 
 def _trainer(config: Config, stop_at: int | None, start: str, callbacks: Sequence[Any]) -> Any:

@@ -6,14 +6,18 @@ and not their code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from causal_core.config_file import parse_config
 from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
 from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.training.process import STOP_FILE
 from ray_jobs.training.worker_log import keep_log
+
+if TYPE_CHECKING:
+    from causal_core.run.context import RunContext
 
 
 def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,20 +34,53 @@ def train_worker(job: Mapping[str, Any]) -> dict[str, Any]:
         failure of the worker.
     """
     quiet_libraries()
-    from causal_core.device import prepare_device
-    from causal_core.run.loop import train
     from ray_jobs.training.context import RayContext
     from ray_jobs.training.waiting import workers_are_up
 
     context = RayContext(Path(job["directory"]), job["location"], job["stop_at"])
+
+    def begin() -> None:
+        if context.rank == 0:
+            workers_are_up(context.directory, job["start"])
+
+    return _train(job, context, begin)
+
+
+def train_alone(job: Mapping[str, Any]) -> dict[str, Any]:
+    """`train_worker` without Ray, for the only worker of a run (`process.py`).
+
+    Args:
+        job: As there, without `location` and `start`.
+    """
+    from causal_core.device import worker_device
+    from causal_core.run.context import LocalContext
+
+    config = parse_config(job["config"])
+    directory = Path(job["directory"])
+    context = LocalContext(
+        directory,
+        worker_device(config.resources.gpus_per_worker),
+        keep_last=config.checkpoint.keep_last,
+        storage=config.checkpoint.storage,
+        stop_at=job["stop_at"],
+        stop_file=directory / STOP_FILE,
+    )
+    return _train(job, context, lambda: None)
+
+
+def _train(
+    job: Mapping[str, Any], context: RunContext, begin: Callable[[], None]
+) -> dict[str, Any]:
+    from causal_core.device import prepare_device
+    from causal_core.run.loop import train
+
     form = job["config"]["logging"]["format"]
     keep_log(form, context.directory, f"worker-{context.rank}", rank=context.rank)
     config = parse_config(job["config"])
     gpus, deterministic = config.resources.gpus_per_worker, config.train.deterministic
     prepare_device(context.device, job["threads"], gpus, deterministic)
     try:
-        if context.rank == 0:
-            workers_are_up(context.directory, job["start"])
+        begin()
         return train(config, context)
     except OneWorkerFailedError:  # the others wait for it: Ray restarts them all
         raise
@@ -65,17 +102,15 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
 
     Args:
         job: `config` (of the evaluation), `subjects` (see `causal_core.evaluation.subject`),
-            `threads`, `use_gpu`, `shard` and `shards`, `progress` (a file that gets one number per
+            `threads`, `shard` and `shards`, `progress` (a file that gets one number per
             piece of work done), `directory` (of the run).
 
     Returns:
         Row records by model and test set.
     """
     quiet_libraries()
-    import torch
-
     from causal_core.checkpoints.contents import verify_checkpoint
-    from causal_core.device import prepare_device
+    from causal_core.device import prepare_device, worker_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
     from causal_core.evaluation.subject import Subject, in_memory
     from causal_core.tokens.run_data import load_encoder, load_test_set
@@ -84,7 +119,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     subjects = [Subject.from_plain(values) for values in job["subjects"]]
     for checkpoint in filter(None, (subject.checkpoint for subject in subjects)):
         verify_checkpoint(checkpoint)  # before a model is loaded for it
-    device = torch.device("cuda", 0) if job["use_gpu"] else torch.device("cpu")
+    device = worker_device(config.resources.gpus_per_worker)
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:

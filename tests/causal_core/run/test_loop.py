@@ -267,6 +267,22 @@ def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, tmp
     }
 
 
+def test_a_checkpoint_need_not_be_judged(config, tmp_path):
+    """Training is the same; what is saved in between is there for a resume alone."""
+    run(config, tmp_path, "judged")
+    config.validation.at_checkpoints = False
+    summary = run(config, tmp_path)
+    lines = metric_lines(tmp_path / "run")
+    assert [r["step"] for r in lines if r["kind"] == "validation"] == [5]
+    assert summary["best_step"] == 5
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {path.name for path in (tmp_path / "judged" / "checkpoints").iterdir()}
+    train = [
+        [r for r in metric_lines(tmp_path / n) if r["kind"] == "train"] for n in ("run", "judged")
+    ]
+    assert train[0] == train[1]
+
+
 def test_early_stopping_ends_the_run_and_stays_ended(config, tmp_path):
     config.checkpoint.metric = "uplift"
     config.checkpoint.patience = 1

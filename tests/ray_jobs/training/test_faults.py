@@ -32,7 +32,7 @@ def config_file(tiny_data, tmp_path_factory):
         lora={"rank": 32, "dropout": 0.1},
         train={"epochs": 12, "global_batch": 4},  # 60 steps, an epoch's end every 5
         checkpoint={"every_steps": 4, "keep_last": 3},
-        resources={"workers": 1, "threads": 1},
+        resources={"workers": (1, 1), "threads": 1},  # elastic: through Ray, though it is one
         ray={"max_failures": 3},
     )  # fmt: skip
     path = folder / "config.yaml"

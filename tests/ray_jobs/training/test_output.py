@@ -28,7 +28,7 @@ def command(tiny_data, tmp_path):
         write_tiny_model(tmp_path / "model", hidden=128), tiny_data, tmp_path / "unused",
         train={"epochs": 12, "global_batch": 4},  # 60 steps
         checkpoint={"every_steps": 4},
-        resources={"workers": 1, "threads": 1},
+        resources={"workers": (1, 1), "threads": 1},  # elastic: through Ray, though it is one
     )  # fmt: skip
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
