@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from causal_core.loss.label_loss import WeightedTerm, anchor, cross_entropy, divergence, label_loss
+from causal_core.loss.label_loss import (
+    WeightedTerm,
+    anchor,
+    cross_entropy,
+    divergence,
+    label_loss,
+    preference,
+)
 from causal_core.trees.labels import LabelChunk, cut_labels
 from tests.tiny import cross_entropy_sum, kl_sum
 
@@ -100,6 +108,36 @@ def test_cross_entropy_of_a_uniform_distribution_is_log_v_per_token():
     chunks = cut_labels({"task": [(0, 0, 0, 0), (1, 3, 0, 0), (2, 7, 0, 0)]})
     _, sums = label_loss(torch.zeros(3, 8), lambda x: x, chunks, TASK_ALONE)
     assert float(sums["task"]) == pytest.approx(3 * math.log(8))
+
+
+@pytest.mark.parametrize("worst_case", [None, 0.5])
+def test_a_chunk_without_predictions_changes_nothing_and_asks_for_one_position(worst_case):
+    """Workers whose forwards are collective fill up with such chunks."""
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    groups = {
+        "safe": [(0, 1, 0, 0), (1, 2, 0, 1), (2, 3, 1, 0)],
+        "attack": [(3, 4, 0, 0), (4, 5, 1, 0)],
+    }
+    terms = [
+        WeightedTerm("robust", cross_entropy, ("safe",), 0.7),
+        WeightedTerm("divergence", divergence, ("attack", "attack"), 0.3),
+        WeightedTerm("anchor", anchor, ("attack",), 0.2),
+        WeightedTerm("preference", partial(preference, beta=0.5), ("safe", "attack"), 0.6),
+    ]
+    chunks = cut_labels(groups, 2)
+    found = []
+    for filled in (chunks, [*chunks, *[chunks[0].without_predictions()] * 2]):
+        asked = []
+
+        def logits_of(part, asked=asked):
+            asked.append(len(part))
+            return part
+
+        value, sums = label_loss(hidden, logits_of, filled, terms, hidden.detach() + 1, worst_case)
+        found.append([value, *torch.autograd.grad(value, hidden), *sums.values()])
+    assert asked[-4:] == [1, 1, 1, 1]  # of the model and of the reference, twice
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def divergence_of(teacher, student):

@@ -20,10 +20,11 @@ from causal_core.memory import (
 from causal_core.memory.architectures import architecture_of
 from causal_core.memory.levers import levers, nearest_fit, with_overrides
 from causal_core.memory.measure import TOLERANCE
-from causal_core.memory.plan import CUDA_CONTEXT, PHASES
+from causal_core.memory.plan import CUBLAS_WORKSPACE, CUDA_CONTEXT, PHASES
 from causal_core.memory.shapes import assumed_shape, longest_tree
 from causal_core.memory.trace import LONG, SHORT, extrapolate, trace_step
 from causal_core.run.context import LocalContext
+from causal_core.run.exercise import HIDDEN, write_base
 from causal_core.run.loop import train
 from causal_core.trees.packing import FLAT, INTERVALS, ROWS
 from tests.tiny_run import tiny_config
@@ -179,6 +180,27 @@ def test_sharing_among_workers_divides_what_zero_says(small):
         assert parts["optimizer_state"] == round(single["optimizer_state"] / 4)
         assert (parts["gradients"] < single["gradients"]) == (stage >= 2)
         assert (parts["base_weights"] < single["base_weights"]) == (stage == 3)
+
+
+@pytest.mark.parametrize("vocabulary", [128, 2**17])
+def test_zero_3_has_room_for_what_it_gathers(tmp_path, vocabulary):
+    """Two layers, or a layer and the output embedding where that is more."""
+    base = write_base(tmp_path, vocabulary)
+    tree = planned(model={"name_or_path": str(base)}).model_dump(mode="json")
+    tree["engine"], tree["resources"]["workers"] = "deepspeed", 4
+    workspace = []
+    for stage in (2, 3):
+        tree["deepspeed"]["zero_stage"] = stage
+        workspace.append(predict(parse_config(tree)).phases["optimizer"].components["workspace"])
+    layer = 7 * HIDDEN * 2 * HIDDEN  # in bfloat16
+    assert workspace[1] - workspace[0] == 2 * (layer + max(layer, vocabulary * HIDDEN))
+
+
+def test_deterministic_products_have_their_workspace(small):
+    plans = [predict(small(train={"deterministic": chosen})) for chosen in (False, True)]
+    added = plans[1].phases["backward"].peak_bytes - plans[0].phases["backward"].peak_bytes
+    assert added == 32 * 2**20 - CUBLAS_WORKSPACE
+    assert plans[0].phases["load"] == plans[1].phases["load"]
 
 
 def test_paged_state_is_not_on_the_device(small):

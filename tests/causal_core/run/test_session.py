@@ -41,8 +41,8 @@ def number_of(fingerprint):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_worker_with_another_base_is_refused_on_all_of_them(rank):
-    ours, theirs = "base@abc", "base@abd"
+@pytest.mark.parametrize(("ours", "theirs"), [("base@1", "base@2"), ("base@2", "base@1")])
+def test_a_worker_with_another_base_is_refused_on_all_of_them(rank, ours, theirs):
     numbers = [number_of(ours), number_of(theirs), number_of(ours)]
     assert len(set(numbers)) == 2 and all(n == int(n) < 2**53 for n in numbers)
     with pytest.raises(UserError, match=r"worker 1 of 3 read another base model.*revision"):
