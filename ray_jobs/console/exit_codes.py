@@ -24,9 +24,9 @@ _GOES_ON: dict[tuple[str, ...], str] = {
     ),
 }
 
-# Read-only, full, over a quota, not permitted, or no place by its name: whatever the program wanted
-# there, the user can act.
-_NO_PLACE = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM,
+# Read-only, full, over a quota or a limit, not permitted, or no place by its name: whatever the
+# program wanted there, the user can act.
+_NO_PLACE = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM,
              errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 _MOVE_IT = (
     "Make room or give permission there, or choose another place: run.dir for the run, "

@@ -89,8 +89,8 @@ def test_no_space_for_the_log(config, tmp_path):
 
 @pytest.mark.parametrize(
     "number",
-    [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP,
-     errno.ENOTDIR, errno.EISDIR],
+    [errno.EROFS, errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG,
+     errno.ELOOP, errno.ENOTDIR, errno.EISDIR],
 )  # fmt: skip
 def test_any_other_refusal_is_one_sentence(number, capsys):
     def command():
