@@ -100,8 +100,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "most); gradients against float64."
     )
     table = Table()
-    for column in ("", "seconds", "speed", "error of the gradient", "1 - cosine"):
-        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("", no_wrap=True)
+    for column in ("seconds", "speed", "error of the gradient", "1 - cosine"):
+        table.add_column(column, justify="right")
     for name, times in result["seconds"].items():
         table.add_row(
             name,
