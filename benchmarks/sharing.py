@@ -152,6 +152,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                                 wall, own = stepper.step()
                                 seconds[name][beside].append(wall)
                                 cpu[name][beside].append(own)
+                                # Minutes, where threads spin beside many: seen as it comes.
+                                progress.print(f"beside {beside}, {name}: {wall:.2f} s")
                     progress.advance(task)
     finally:
         for stepper in steppers.values():
