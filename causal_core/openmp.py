@@ -5,7 +5,7 @@ spins before it sleeps, because to sleep and to be woken costs tens of microseco
 OpenMP of torch's packages for Linux (MKL and oneDNN run on its threads as well), spins for
 milliseconds; and where another program has the core of the thread that is waited for, it spins on
 the time in which that thread could run, as long as its share lasts. Beside one busy program with
-two threads a step takes ten times as long then, where twice is fair (benchmarks/sharing.py).
+two threads a step was seen to take ten times as long then, where twice is fair (docs/cpu.md).
 
 Spinning for about as long as a sleep and a wake-up take is never worse than twice the best that
 could be known (Karlin, Li, Manasse and Owicki, 1991). Results do not change by it: the same
