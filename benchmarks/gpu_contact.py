@@ -216,13 +216,13 @@ def _steps(found: dict[str, Any], machine: dict[str, Any]) -> list[str]:
             rows.append((size, "all", job["skipped"], "", "", "", ""))
         for layout in LAYOUTS:
             measured = job.get(layout) or {}
-            if "skipped" in measured:
-                rows.append((size, layout, measured["skipped"], "", "", "", ""))
+            if why := measured.get("skipped") or measured.get("failed"):
+                rows.append((size, layout, shown(why).replace("|", "/"), "", "", "", ""))
             elif measured.get("seconds"):
                 rows.append((size, layout, *_of_step(job, measured, machine)))
     if not rows:
         return []
-    heads = ("size", "layout", "s/step", "nodes/s", "of the peak", "planned GiB", "measured GiB")
+    heads = ("size", "layout", "s/step", "nodes/s", "of the peak", "planned MiB", "measured MiB")
     return [
         "## The optimizer step", "",
         "Random 4-bit weights, LoRA on seven projections, checkpointing, 16 triplets. The share of "
@@ -241,8 +241,8 @@ def _of_step(
         f"{seconds:.3f}",
         f"{job['nodes'] / seconds:,.0f}",
         f"{job['useful_flops'] / seconds / peak:.1%}" if peak else "?",
-        f"{memory['predicted_bytes'] / GIB:.2f}" if "predicted_bytes" in memory else "?",
-        f"{memory['measured_bytes'] / GIB:.2f}" if "measured_bytes" in memory else "?",
+        f"{memory['predicted_bytes'] / 2**20:,.1f}" if "predicted_bytes" in memory else "?",
+        f"{memory['measured_bytes'] / 2**20:,.1f}" if "measured_bytes" in memory else "?",
     )
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_device import Part, machine, wait_for
@@ -55,17 +57,49 @@ _PROFILED = 20
 
 def step(part: Part, size: str) -> None:
     """Optimizer steps of one size: rows, flat trees, flat trees in compiled layers."""
-    job = _Job.of(part, size)
-    part.keep(size=size, **job.about())
-    if not job.fits(part):
+    part.keep(size=size)
+    if not _fits(part, config_of(part, size)):
         return
-    for name, packing in job.layouts(part):
-        part.keep(**{name: job.measured(packing)})
+    job = _Job.of(part, size)
+    part.keep(**job.about())
+    flat = packing_for(job.model, part.device)
+    _kept(part, "rows", lambda: job.measured(ROWS))
+    if flat.flat:
+        _kept(part, "flat", lambda: job.measured(flat))
+    else:
+        part.keep(flat={"skipped": "FlexAttention does not serve this model here, see the log"})
     if part.device.type == "cpu":
         part.keep(compiled={"skipped": "layers are compiled on a GPU alone (train.compile)"})
-        return
-    compile_layers(job.model)
-    part.keep(compiled=job.measured(packing_for(job.model, part.device)))
+    else:
+        compile_layers(job.model)
+        _kept(part, "compiled", lambda: job.measured(flat))
+    failed = [name for name, found in part.found.items() if "failed" in _dict(found)]
+    if failed:
+        raise RunFailedError(f"steps in these layouts: {', '.join(failed)}")
+
+
+def _fits(part: Part, config: Config) -> bool:
+    """Says so where the plan is beyond the device: before anything is there."""
+    plan, room = predict(config), device_memory_bytes(part.device)
+    part.keep(planned_bytes=plan.required_bytes, device_bytes=room)
+    if plan.required_bytes > room:
+        needed, there = (amount / 2**30 for amount in (plan.required_bytes, room))
+        part.keep(skipped=f"planned {needed:.1f} GiB, the device has {there:.1f} GiB")
+    return plan.required_bytes <= room
+
+
+def _kept(part: Part, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+    """Keeps a measurement, or why there is none: others are still to be made."""
+    try:
+        part.keep(**{name: measure()})
+    except Exception as error:  # noqa: BLE001 - whatever a kernel, a compiler or a driver raises
+        traceback.print_exc()  # into the log
+        first = (str(error).strip().splitlines() or [""])[0]
+        part.keep(**{name: {"failed": f"{type(error).__name__}: {first[:200]}"}})
+
+
+def _dict(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def profiled(part: Part) -> None:
@@ -86,7 +120,8 @@ def profiled(part: Part) -> None:
         wait_for(part.device)
     seconds = time.perf_counter() - begin
     on_gpu = part.device.type == "cuda"
-    events = recording.key_averages()
+    # On a GPU its kernels alone: the time of one is that of the operation which launched it, too.
+    events = [e for e in recording.key_averages() if (e.device_type == DeviceType.CUDA) is on_gpu]
     times = {
         e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e6 for e in events
     }
@@ -152,27 +187,6 @@ class _Job:
             "useful_flops": self._useful_flops(whole.batch),
             "parameters_of_4_bit": self._linear(),
         }
-
-    def fits(self, part: Part) -> bool:
-        """Says so where the plan is beyond the device."""
-        plan, room = predict(self.config), device_memory_bytes(self.device)
-        part.keep(planned_bytes=plan.required_bytes, device_bytes=room)
-        if plan.required_bytes > room:
-            gib = 2**30
-            part.keep(
-                skipped=f"planned {plan.required_bytes / gib:.1f} GiB, the device has "
-                f"{room / gib:.1f} GiB"
-            )
-        return plan.required_bytes <= room
-
-    def layouts(self, part: Part) -> Iterator[tuple[str, Packing]]:
-        """Those to compare by name; the second is what a run would take."""
-        yield "rows", ROWS
-        chosen = packing_for(self.model, part.device)
-        if chosen.flat:
-            yield "flat", chosen
-        else:
-            part.keep(flat={"skipped": "FlexAttention does not serve this model here, see the log"})
 
     def steps(
         self,

@@ -461,9 +461,43 @@ DEVICE = (
     ),
 )  # fmt: skip
 
+TOKENISING = (
+    *_mutants(
+        "causal_core/tokens/ragged.py",
+        "causal_core/tokens/test_ragged.py",
+        ("return np.minimum(first - offsets[:-1], shorter)", "return first - offsets[:-1]"),
+        ("self.offsets[chosen] + first, offsets", "self.offsets[chosen], offsets"),
+    ),
+    *_mutants(
+        "causal_core/tokens/encoding.py",
+        "causal_core/tokens/test_columns.py",
+        ("if text[0] not in within and not any", "if not any"),
+        ("if t.normalized or t.lstrip or t.single_word", "if t.normalized or t.single_word"),
+        ("backend.truncation or backend.padding or backend.encode_special_tokens", "False"),
+    ),
+    *_mutants(
+        "causal_core/tokens/parted.py",
+        "causal_core/tokens/test_columns.py",
+        ("np.logical_and.at(fine, row_of, fine_rests[turn])", "pass"),
+        ("fine = fine_heads[system]", "fine = np.ones(len(systems), bool)"),
+    ),
+    *_mutants(
+        "causal_core/tokens/tokenise.py",
+        "causal_core/tokens/test_tokenise.py",
+        ("if cache.rows_of(shard.file, shard.number) != shard.rows:", "if True:"),
+        ("and not isinstance(error, UnwritableError)", ""),
+    ),
+    *_mutants(
+        "causal_core/data/shards.py",
+        "causal_core/tokens/test_tokenise.py",
+        ("number = (line - 1) // SHARD_ROWS", "number = line // SHARD_ROWS"),
+        ("self.file, self.number = self.file + 1, 0", "self.file, self.number = self.file, 0"),
+    ),
+)  # fmt: skip
+
 MUTANTS = (
     *LOSSES, *DENOMINATORS, *PREFIX_TREE, *BATCHING, *ATTENTION, *CHECKPOINT, *WITNESS,
-    *STATISTICS, *BUDGET, *SELECTION, *SCHEDULE, *OPTIMIZER, *DEVICE,
+    *STATISTICS, *BUDGET, *SELECTION, *SCHEDULE, *OPTIMIZER, *DEVICE, *TOKENISING,
     Mutant(
         "causal_core/model/lora.py",
         "grad_x_NI = frozen_linear(grads[0], weight_OI.t())",

@@ -11,10 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks import gpu_parts
 from benchmarks.gpu_contact import Part, contact, main, parts
 from benchmarks.gpu_device import Part as Measured
 from benchmarks.gpu_device import known_peak
 from benchmarks.gpu_parts import config_of, random_base
+from causal_core.errors import RunFailedError
 from causal_core.memory.architectures import architecture_of
 
 # Writes what it found so far, and then never ends; so does a process that it started.
@@ -77,6 +79,30 @@ def test_a_step_is_measured_beside_its_plan(tmp_path):
     assert "a GPU alone" in outcome.found["compiled"]["skipped"]
     text = (tmp_path / "contact.md").read_text()
     assert "| 1B | rows | 0." in text and "| 1B | flat | " in text
+
+
+def test_a_layout_that_fails_is_named_and_others_are_measured(tmp_path, monkeypatch):
+    measured = gpu_parts._Job.measured
+
+    def fails_in_rows(job, packing):
+        if not packing.flat:
+            raise RuntimeError("no kernel\nfor this")
+        return measured(job, packing)
+
+    monkeypatch.setattr(gpu_parts._Job, "measured", fails_in_rows)
+    part = Measured(tmp_path / "step.json", tiny=True)
+    with pytest.raises(RunFailedError, match="rows"):
+        gpu_parts.step(part, "1B")
+    found = json.loads(part.file.read_text())
+    assert found["rows"] == {"failed": "RuntimeError: no kernel"} and found["flat"]["seconds"]
+
+
+def test_a_size_beyond_the_device_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_parts, "device_memory_bytes", lambda device: 2**20)
+    monkeypatch.setattr(gpu_parts, "random_base", None)
+    part = Measured(tmp_path / "step.json", tiny=True)
+    gpu_parts.step(part, "8B")
+    assert "the device has 0.0 GiB" in json.loads(part.file.read_text())["skipped"]
 
 
 def test_a_random_base_is_what_the_loader_makes(tmp_path):
