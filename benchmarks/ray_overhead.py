@@ -42,7 +42,8 @@ def run(folder: Path, name: str, workers: int, options: argparse.Namespace) -> d
                 "global_batch": options.global_batch,
                 "max_steps": options.steps + options.warm_up,
             },
-            "resources": {"workers": workers, "threads": available_cores()},
+            # Elastic: one worker alone would be a process without Ray.
+            "resources": {"workers": [1, 1] if workers else 0, "threads": available_cores()},
             "logging": {"trackers": []},
         }
     )
