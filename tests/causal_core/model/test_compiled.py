@@ -103,7 +103,7 @@ def test_four_bit_layers_with_dropout_compile_whole(tmp_path):
     section = ModelSection(name_or_path=str(directory), quantization="nf4", dtype="bfloat16")
     model = build_model(load_base(section, CPU), LoraSection(dropout=0.05), 0, True).train()
     _, found, _ = computed(compiled(model), INTERVALS, 150)
-    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"] and 0 < counters["stats"]["unique_graphs"] <= 2
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
