@@ -229,6 +229,7 @@ _LATER: dict[str, Any] = {
     "loss.beta": 0.5,
     "loss.worst_case": None,
     "validation.answered": 32,
+    "validation.at_checkpoints": True,
     "train.matmul": "float32",
 }
 

@@ -17,15 +17,6 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes share the tests file by file, as fixtures are shared, and one of them takes
-    all that the common Ray is for."""
-    for item in items:
-        on_ray = "local_ray" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def ray_variables() -> Iterator[None]:
     """Ray reads its variables once, when it is imported, and its servers read them at each start:

@@ -154,7 +154,8 @@ def _has_memory(accumulate: Callable[[int, int], None], first: int, end: int) ->
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        log.info("memory ran out: %s", error)
+        # Its words alone: a handler that keeps records would keep the error's frames.
+        log.info("memory ran out: %s", str(error))
     # From here on: within the block the error's frames hold what is to be freed.
     _free_failed_graph()
     return False

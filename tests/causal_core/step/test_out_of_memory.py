@@ -78,7 +78,10 @@ class WatchedEngine(ExhaustedEngine):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_nothing_of_the_failed_graph_is_left_when_the_step_is_done_again(checkpointing):
+def test_nothing_of_the_failed_graph_is_left_when_the_step_is_done_again(checkpointing, caplog):
+    caplog.set_level("INFO")  # what is logged keeps nothing alive either
+    while gc.collect():  # what other tests left
+        pass
     error = torch.OutOfMemoryError("CUDA out of memory")
     model = tiny_model(gradient_checkpointing=checkpointing)
     engine = WatchedEngine(model, TrainSection(), 150, error)
@@ -86,7 +89,8 @@ def test_nothing_of_the_failed_graph_is_left_when_the_step_is_done_again(checkpo
     step = TrainStep(engine, LOSS, TrainSection(micro_batch_tokens=300), CPU)
     step.run(batch, Denominators.of(batch), 1e-2, batch[0])
     assert engine.failures == 1
-    assert len(engine.left) > 2 and len(set(engine.left)) == 1
+    first, *later = engine.left
+    assert len(later) > 1 and max(later) <= first
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_plan_and_a_diagnosis(name):
         "gpus_per_worker": 1, "threads_per_worker": 1, "loss": {name: 1.0}, "model": name,
         "quantization": name, "train_triplets": 1, "validation_triplets": 1,
         "mean_triplet_tokens": 1.0, "optimizer_steps": 1, "global_batch": 1, "warmup_steps": 1,
-        "train_tokens": 1, "micro_batch_tokens": 1, "refused_here": None,
+        "train_tokens": 1, "micro_batch_tokens": 1, "refused_here": None, "without_ray": True,
     }  # fmt: skip
     target = console()
     show_plan(target, plan)
