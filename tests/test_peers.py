@@ -28,7 +28,7 @@ from benchmarks.peers.objectives import ALL, PREFERENCE, SFT, WHOLE, objective
 from benchmarks.peers.ours import ours
 from benchmarks.peers.results import add_result, already, read_results
 from benchmarks.peers.table import GOALS, judged, markdown
-from benchmarks.peers.whole import subclassed
+from benchmarks.peers.whole import fits, subclassed
 from causal_core.loss.objective import computed_terms
 from causal_core.tokens.prompts import build_prompt_encoder
 from tests.peers_exercise import EXACT, base, rows, same
@@ -238,3 +238,9 @@ def test_the_table_alone_needs_no_extra(monkeypatch, tmp_path, capsys):
     program.main(["--table", "--results", str(path), "--json", str(out)])
     assert "| built-in data" in capsys.readouterr().out
     assert json.loads(out.read_text())[0]["data"] == "built-in"
+
+
+def test_a_row_that_one_graph_cannot_hold_is_not_begun():
+    # One clean, four attacked, four wanted answers after documents of 1,070 tokens: over 23 GB.
+    assert not fits(9 * 1_070, 22 * 10**9)
+    assert fits(9 * 200, 22 * 10**9)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from benchmarks.peers import dpo, grouper, sft, whole
 from benchmarks.peers.contender import Contender, at_a_time
@@ -13,8 +16,11 @@ from benchmarks.peers.models import LORA, demo_base, our_model
 from benchmarks.peers.objectives import PREFERENCE, SFT, Objective
 from benchmarks.peers.ours import ours
 from causal_core.config import ModelSection
+from causal_core.device import device_memory_bytes
 from causal_core.model.causal_model import CausalModel
 from causal_core.pretrained.loading import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,5 +65,11 @@ class LineUp:
                 batch = at_a_time(len(rows), row_tokens)
                 yield grouper.grouped(self.model, demo_base(), objective, batch, LORA)
                 return
-        batch = at_a_time(len(rows), row_tokens)
-        yield whole.subclassed(self.model, demo_base(), objective, batch, self.directory, LORA)
+        if whole.fits(row_tokens, device_memory_bytes(torch.device("cpu"))):
+            batch = at_a_time(len(rows), row_tokens)
+            yield whole.subclassed(self.model, demo_base(), objective, batch, self.directory, LORA)
+        else:
+            log.warning(
+                "%s is left out: a row of %s tokens, all in one graph, takes more memory than is "
+                "free here", whole.TITLE, f"{row_tokens:,}",
+            )  # fmt: skip
