@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.machine import commit, processor
+from benchmarks.machine import commit
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.data.schema import Triplet
@@ -36,6 +36,7 @@ from causal_core.files import BEST
 from causal_core.generator.compose import PAYLOADS
 from causal_core.generator.generate import generate_split
 from causal_core.generator.tasks import TASKS
+from causal_core.model.device_costs import processor_name
 from causal_core.yaml_file import read_yaml
 from ray_jobs.demo import CONFIG
 from ray_jobs.evaluate import evaluated_rows
@@ -106,7 +107,7 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         **key,
         "about": cell["about"],
         "commit": commit(),
-        "processor": processor(),
+        "processor": processor_name(),
         "config": _portable(config.model_dump(mode="json")),
         "payloads": cell.get("payloads"),
         "train_seconds": round(trained - begin),

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import processor, versions
+from benchmarks.machine import versions
 from causal_core.device import device_memory_bytes
 from causal_core.files import write_whole
+from causal_core.model.device_costs import processor_name
 
 # Dense bfloat16 products with float32 sums, FLOP/s, by words of the device's name: from data sheets
 # (without the factor of two for sparse matrices) and, for GeForce, architecture white papers.
@@ -54,8 +55,8 @@ class Part:
 def machine(part: Part) -> None:
     """Device, versions, rates of matrix products and of copies."""
     device, size = part.device, 128 if part.tiny else 8192
-    name = processor() if part.tiny else torch.cuda.get_device_name(device)
-    part.keep(device=name, memory_bytes=device_memory_bytes(device), processor=processor())
+    name = processor_name() if part.tiny else torch.cuda.get_device_name(device)
+    part.keep(device=name, memory_bytes=device_memory_bytes(device), processor=processor_name())
     part.keep(versions={"torch": torch.__version__, "cuda": torch.version.cuda,
                         **versions(["transformers", "peft", "bitsandbytes"])})  # fmt: skip
     if not part.tiny:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*: (.+)$", text, re.M)
-    return found.group(1) if found else platform.machine()
 
 
 def commit() -> str:

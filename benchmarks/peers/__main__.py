@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.machine import commit, processor, versions
+from benchmarks.machine import commit, versions
 from benchmarks.peers import installed
 from benchmarks.peers.data_sets import DATA_SETS, DataSet
 from benchmarks.peers.objectives import ALL, objective
 from benchmarks.peers.results import RESULTS, add_result, already, read_results
 from benchmarks.peers.table import markdown
 from causal_core.model import matmul
+from causal_core.model.device_costs import processor_name
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "trl", "prefix_grouper")
 _BY_DEFAULT = ("original", "built-in", "real", "long", "unshared")
@@ -94,7 +95,7 @@ def identity(data: DataSet, given: argparse.Namespace) -> dict[str, Any]:
             "seconds": given.seconds,
             "objectives": list(given.objectives),
         },
-        "processor": processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "matrix_products": matmul.in_use(),
         "commit": commit(),
