@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,37 @@ from rich.console import Console
 
 from benchmarks.machine import commit
 from causal_core.config import Config
-from causal_core.config_file import parse_config
+from causal_core.config_file import apply_override, parse_config
 from causal_core.data.schema import Triplet
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.evaluation.metrics import METRIC
 from causal_core.evaluation.row_by_row import mcnemar_exact
 from causal_core.evaluation.rows import RowResult
 from causal_core.evaluation.statistics import Estimate
+from causal_core.evaluation.subject import Subject
 from causal_core.evaluation.summary import aggregate
 from causal_core.files import BEST
 from causal_core.generator.compose import PAYLOADS
 from causal_core.generator.generate import generate_split
+from causal_core.generator.inject import inject
+from causal_core.generator.open_work import open_rows
 from causal_core.generator.tasks import TASKS
 from causal_core.model.device_costs import processor_name
+from causal_core.tokens.run_data import load_encoder
 from causal_core.yaml_file import read_yaml
 from ray_jobs.demo import CONFIG
 from ray_jobs.evaluate import evaluated_rows
+from ray_jobs.own_answers import own_answers, with_answers
 from ray_jobs.run import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "configs" / "ablation"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.jsonl"
 BASE = "base"
-FIELDS = {"about", "loss", "rows", "attacks_per_row", "payloads"}
+CONTROL = "task_only"  # what a cell is compared with, unless its file names another
+FIELDS = {"about", "loss", "rows", "open_rows", "attacks_per_row", "payloads", "control"}
 _ROWS = 480  # of training, unless a cell says otherwise
+_OPEN_TOKENS = 64  # longer answers to open work are left out
 _HELD_OUT = {task.name for task in TASKS if task.held_out}
 _COLUMNS = ("attack_success", "margin_negative", "margin", "uplift", "benign_exact",
             "trigger_exact", "attacked_exact")  # fmt: skip
@@ -76,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs=2, type=int, default=[60, 120], metavar=("SEEN", "NOVEL"))
     parser.add_argument("--outside-rows", type=int, default=60, help="of each outside set")
     parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="of every cell's config, e.g. train.matmul=auto")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="only print the table")
     given = parser.parse_args(arguments)
     known = cells()
@@ -110,6 +119,7 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         "processor": processor_name(),
         "config": _portable(config.model_dump(mode="json")),
         "payloads": cell.get("payloads"),
+        "control": cell.get("control", CONTROL),
         "train_seconds": round(trained - begin),
         "evaluation_seconds": round(time.monotonic() - trained),
         "tokens": _nodes(config) if checkpoint else 0,
@@ -135,7 +145,7 @@ def config_of(
     tree["resources"] = {"workers": 0}
     tree["checkpoint"] = {"every_steps": 1000}
     tree["data"] = {
-        "train": str(_training_rows(data, seed, attacks, cell)),
+        "train": [str(path) for path in _training_rows(data, seed, attacks, cell)],
         "validation": str(_generated(data, "validation", 32, seed)),
         "max_length": 2048,
         "overlong": "drop",
@@ -151,18 +161,45 @@ def config_of(
     }
     tree["evaluation"] = {"max_new_tokens": 24}
     tree["train"]["micro_batch_tokens"] = 4096
+    for setting in given.settings:
+        apply_override(tree, setting)
     return parse_config(tree)
 
 
-def _training_rows(data: Path, seed: int, attacks: int, cell: Mapping[str, Any]) -> Path:
+def _training_rows(data: Path, seed: int, attacks: int, cell: Mapping[str, Any]) -> list[Path]:
     rows, payloads = cell.get("rows", _ROWS), cell.get("payloads")
     kinds = "all" if payloads is None else "-".join(payloads)
     path = data / f"train-{rows}x{attacks}-{kinds}.jsonl"
-    return _written(path, generate_split("train", rows, seed, attacks, payloads or PAYLOADS))
+    generated = _written(
+        path, lambda: generate_split("train", rows, seed, attacks, payloads or PAYLOADS)
+    )
+    if not (wanted := cell.get("open_rows", 0)):
+        return [generated]
+    path = data / f"open-{wanted}x{attacks}.jsonl"
+    return [generated, _written(path, lambda: _open_work(data, wanted, attacks, seed))]
+
+
+def _open_work(data: Path, wanted: int, attacks: int, seed: int) -> list[Triplet]:
+    """Open work with the base's own answers; every second row of it is attacked."""
+    asked = list(open_rows(wanted, seed))
+    tree = {**read_yaml(CONFIG), "data": {"train": "none"}, "run": {"dir": str(data)}}
+    config = parse_config(tree)
+    answers = own_answers(
+        asked, config, Subject(BASE, config), data / "open.part", _OPEN_TOKENS, _said
+    )
+    answered = with_answers(asked, answers, load_encoder(config)).rows
+    plain, attacked = answered[::2], answered[1::2]
+    # Its other splits are of no use here: the test sets are the same for all cells.
+    made = inject(attacked, attacks=attacks, validation=0.03, test=0.06, seed=seed, by_prompt=False)
+    return [*plain, *made.splits["train"]]
+
+
+def _said(done: int, of: int) -> None:
+    print(f"{done:,} of {of:,} answers to open work", flush=True)
 
 
 def _generated(data: Path, split: str, rows: int, seed: int) -> Path:
-    return _written(data / f"{split}-{rows}.jsonl", generate_split(split, rows, seed))
+    return _written(data / f"{split}-{rows}.jsonl", lambda: generate_split(split, rows, seed))
 
 
 def _outside(data: Path, place: str, given: argparse.Namespace) -> Path:
@@ -173,15 +210,15 @@ def _outside(data: Path, place: str, given: argparse.Namespace) -> Path:
     step = max(1, len(rows) // given.outside_rows)
     name = place.rpartition("#")[2]
     return _written(
-        data / f"outside-{name}-{given.outside_rows}.jsonl", rows[::step][: given.outside_rows]
+        data / f"outside-{name}-{given.outside_rows}.jsonl",
+        lambda: rows[::step][: given.outside_rows],
     )
 
 
-def _written(path: Path, rows: Any) -> Path:
+def _written(path: Path, rows: Callable[[], Iterable[Triplet]]) -> Path:
     if not path.exists():
-        triplets: list[Triplet] = list(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_triplets(to_table(triplets), path)
+        write_triplets(to_table(list(rows())), path)
     return path
 
 
@@ -220,16 +257,13 @@ def read_results() -> list[dict[str, Any]]:
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown, a row a cell, seed and size of the test sets."""
-    control = {
-        (row["seed"], json.dumps(row["sizes"])): row
-        for row in results
-        if row["cell"] == "task_only"
-    }
+    found = {(row["cell"], row["seed"], json.dumps(row["sizes"])): row for row in results}
     head = ("loss and data", "set", *(METRIC[name].title for name in _COLUMNS), "trained work",
             "untrained work", "p against the control", "tokens", "minutes")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in results:
-        reference = control.get((row["seed"], json.dumps(row["sizes"])))
+        compared = row.get("control", CONTROL)
+        reference = found.get((compared, row["seed"], json.dumps(row["sizes"])))
         for name, figures in row["sets"].items():
             cells = [
                 f"{row['about']} (seed {row['seed']})",
