@@ -63,6 +63,15 @@ def generate(
     test: Annotated[
         int, typer.Option(min=1, max=_MOST_ROWS, help="Rows of test_seen and of test_novel.")
     ] = 150,
+    open_work: Annotated[
+        int,
+        typer.Option(
+            "--open",
+            min=0,
+            max=_MOST_ROWS,
+            help="Rows of open work without answers, for `causal data targets`.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 0,
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = Format.JSONL,
     as_json: Json = False,
@@ -72,21 +81,24 @@ def generate(
 
     Writes train, validation, test_seen (attack families of training in new wordings) and
     test_novel (families never trained on), and dataset.json about them. The splits are proven to
-    share no system prompt, input, attack wording or witness before anything is written.
+    share no system prompt, input, attack wording or witness before anything is written. --open adds
+    open.jsonl, requests without one right answer, for a model to answer itself (data targets).
 
     Example: causal data generate data/demo --train 500 --seed 7
     """
     from causal_core.data.leaks import check_leaks
     from causal_core.data.writer import new_file, to_table, write_triplets
     from causal_core.generator.generate import generate_dataset
+    from causal_core.generator.open_work import open_rows
     from ray_jobs.data_summary import families, show_generated
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
     with user_errors(as_json):
         paths = {split: out_dir / f"{split}.{file_format}" for split in sizes}
-        about_path = out_dir / "dataset.json"
-        refuse_existing([*paths.values(), about_path], force)
+        open_path, about_path = out_dir / f"open.{file_format}", out_dir / "dataset.json"
+        refuse_existing([*paths.values(), open_path, about_path], force)
         dataset = generate_dataset(sizes, seed)
+        unanswered = list(open_rows(open_work, seed))
         about = {
             "seed": seed,
             "rows": sizes,
@@ -97,6 +109,9 @@ def generate(
         }
         for split, rows in dataset.items():
             write_triplets(to_table(rows), paths[split], overwrite=force)
+        if unanswered:
+            about["open_work"] = {"rows": open_work, "file": open_path.name}
+            write_triplets(to_table(unanswered), open_path, overwrite=force)
         # Written last: its presence says that the data set is complete.
         with new_file(about_path, overwrite=force) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -104,6 +119,8 @@ def generate(
         typer.echo(json.dumps(about))
         return
     show_generated(dataset, out_dir)
+    if unanswered:
+        typer.echo(f"{open_work:,} rows of open work without answers: {open_path}")
 
 
 @data_app.command()

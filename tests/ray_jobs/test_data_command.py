@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from causal_core.config_file import parse_config
 from causal_core.errors import UserError
 from causal_core.tokens.run_data import load_encoder, load_split
+from causal_core.data.reader import read_triplets
 from ray_jobs.data_command import data_app
 
 SMALL = ["--train", "40", "--validation", "20", "--test", "20"]
@@ -54,6 +55,16 @@ def test_generate_is_reproducible_and_describes_itself(demo, tmp_path):
     assert json.loads(again.stdout) == about
     for name in about["files"].values():
         assert (tmp_path / "again" / name).read_bytes() == (demo / name).read_bytes()
+
+
+def test_generate_writes_open_work_for_a_model_to_answer(tmp_path):
+    result = causal_data("generate", tmp_path, *SMALL, "--open", 30)
+    assert result.exit_code == 0 and "30 rows of open work" in result.output
+    about = json.loads((tmp_path / "dataset.json").read_text())
+    assert about["open_work"] == {"rows": 30, "file": "open.jsonl"}
+    rows = read_triplets(tmp_path / "open.jsonl", on_error="collect", unanswered=True)
+    assert rows.table.num_rows == 30 and not rows.problems
+    assert causal_data("check", tmp_path / "open.jsonl").exit_code == 1
 
 
 def test_generate_keeps_files_that_exist(demo):
