@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from causal_core.config_file import parse_config
+from causal_core.data.reader import read_triplets
 from causal_core.errors import UserError
 from causal_core.tokens.run_data import load_encoder, load_split
-from causal_core.data.reader import read_triplets
 from ray_jobs.data_command import data_app
 
 SMALL = ["--train", "40", "--validation", "20", "--test", "20"]
@@ -63,7 +63,7 @@ def test_generate_writes_open_work_for_a_model_to_answer(tmp_path):
     about = json.loads((tmp_path / "dataset.json").read_text())
     assert about["open_work"] == {"rows": 30, "file": "open.jsonl"}
     rows = read_triplets(tmp_path / "open.jsonl", on_error="collect", unanswered=True)
-    assert rows.table.num_rows == 30 and not rows.problems
+    assert rows.table.num_rows == 30 and not rows.errors
     assert causal_data("check", tmp_path / "open.jsonl").exit_code == 1
 
 
