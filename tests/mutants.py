@@ -312,15 +312,16 @@ CHECKPOINT = (
     *_mutants(
         "causal_core/checkpoints/store.py",
         "causal_core/checkpoints/test_store.py",
-        ("for name in self.names()[:-count]:", "for name in self.names()[: -count - 1]:"),
+        ("for name in names[:-count]:", "for name in names[: -count - 1]:"),
         ("files = sorted(directory.iterdir(), key=lambda p: p.name == MANIFEST)",
          "files = sorted(directory.iterdir(), key=lambda p: p.name != MANIFEST)"),
     ),
     *_mutants(
         "causal_core/run/saving.py",
-        f"{LOOP}::test_a_data_position_that_is_not_its_steps_is_refused",
-        ("if session.plan.samples_after(state.step) != state.samples:",
-         "if session.plan.samples_after(state.step) < state.samples:"),
+        "causal_core/run/test_altered.py",
+        ("if plan.samples_after(saved.step) != saved.samples:",
+         "if plan.samples_after(saved.step) < saved.samples:"),
+        ("if saved.total_steps != plan.total_steps:", "if saved.total_steps < plan.total_steps:"),
     ),
     *_mutants(
         "causal_core/step/random_state.py",

@@ -37,6 +37,7 @@ from causal_core.checkpoints.contents import (
     Manifest,
     adapter_parameter,
     file_sha256,
+    read_manifest,
     read_state,
     stored_optimizer,
     stored_shapes,
@@ -44,11 +45,11 @@ from causal_core.checkpoints.contents import (
     tensor_sha256,
     verify_checkpoint,
 )
-from causal_core.checkpoints.state import TrainerState
+from causal_core.checkpoints.state import SavedState, TrainerState
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.engines.base import Engine, EngineState
-from causal_core.engines.optimizer import MOMENTS
+from causal_core.engines.optimizer import MOMENTS, of_another_optimizer
 from causal_core.errors import (
     ConfigError,
     DamagedCheckpointError,
@@ -129,8 +130,7 @@ def load_checkpoint(
         CheckpointError: damaged, or of another base model, config or data.
     """
     manifest = verify_checkpoint(directory)
-    saved = read_state(directory)
-    _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
+    saved = check_fits(directory, engine, config, data_fingerprint, base_fingerprint)
     engine.load(
         EngineState(
             read_weights(directory, engine.shapes),
@@ -143,6 +143,43 @@ def load_checkpoint(
         if tensor_sha256(loaded[name]) != expected:
             raise DamagedCheckpointError(f"{directory}: tensor {name} differs from the manifest")
     return saved.trainer_state()
+
+
+def check_fits(
+    directory: Path, engine: Engine, config: Config, data_fingerprint: str, base_fingerprint: str
+) -> SavedState:
+    """The trainer state of a checkpoint that verifies and that an engine can load.
+
+    Raises:
+        ForeignCheckpointError: it is of another base model, config or data.
+        DamagedCheckpointError: it says that it is of the same, and holds what those never give.
+    """
+    where = shown(str(directory))
+    manifest, saved = read_manifest(directory), read_state(directory)
+    _refuse_foreign(directory, manifest, config, data_fingerprint, base_fingerprint)
+    for key in ("config_fingerprint", "data_fingerprint", "base_fingerprint"):
+        if getattr(saved, key) != getattr(manifest, key):
+            raise DamagedCheckpointError(f"{where}: {STATE} has another {key} than {MANIFEST}")
+    if saved.seed != config.run.seed:
+        raise DamagedCheckpointError(
+            f"{where}: {STATE} says seed {saved.seed}, its config run.seed={config.run.seed}"
+        )
+    try:
+        weights = read_weights(directory, engine.shapes)
+    except ForeignCheckpointError as error:  # of this very base and lora section
+        raise DamagedCheckpointError(str(error)) from None
+    for name, parameter in engine.model.trainable_parameters().items():
+        if weights[name].dtype != parameter.dtype:
+            raise DamagedCheckpointError(
+                f"{where}: {quoted(name)} is {weights[name].dtype} instead of {parameter.dtype}"
+            )
+    optimizer = config.train.optimizer
+    if odd := of_another_optimizer(stored_optimizer(directory), saved.optimizer_values, optimizer):
+        raise DamagedCheckpointError(
+            f"{where}: the optimizer state of {quoted(odd)} is of another optimizer than "
+            f"train.optimizer={optimizer}"
+        )
+    return saved
 
 
 def load_weights(directory: Path, model: CausalModel) -> None:

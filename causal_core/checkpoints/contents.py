@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from causal_core.checkpoints.state import MAX_JSON_BYTES, SavedState
-from causal_core.engines.optimizer import optimizer_problems
+from causal_core.engines.optimizer import optimizer_problems, optimizer_steps
 from causal_core.errors import DamagedCheckpointError, NewerFormatError
 from causal_core.files import checked_file, read_small
 from causal_core.visible_text import quoted, shown
@@ -213,10 +213,14 @@ def _verify_tensors(directory: Path, manifest: Manifest, saved: SavedState) -> N
     tensors = stored_optimizer(directory)
     if problems := optimizer_problems(weights, tensors, saved.optimizer_values):
         raise DamagedCheckpointError(f"{where}: {OPTIMIZER}: {problems[0]}")
-    if not tensors and saved.step > saved.skipped:
+    if not tensors and saved.applied():
         raise DamagedCheckpointError(
-            f"{where}: {OPTIMIZER} is empty after {saved.step - saved.skipped} steps that moved "
-            "the weights"
+            f"{where}: {OPTIMIZER} is empty after {saved.applied()} steps that moved the weights"
+        )
+    if tensors and (counted := optimizer_steps(tensors, saved.optimizer_values)) != saved.applied():
+        raise DamagedCheckpointError(
+            f"{where}: {OPTIMIZER} has moved the weights {counted} times, {STATE} says "
+            f"{saved.applied()}"
         )
 
 

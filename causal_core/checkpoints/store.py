@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,25 +62,39 @@ class CheckpointStore:
         return sorted(found)
 
     @contextlib.contextmanager
-    def newest_whole(self) -> Iterator[Path | None]:
+    def newest_whole(self, fits: Callable[[Path], object] | None = None) -> Iterator[Path | None]:
         """The newest checkpoint that verifies, as a local directory for the `with` block.
 
         Damaged ones are skipped with a warning that says why; None when there is none.
 
+        Args:
+            fits: Called with a checkpoint that verifies; raises `DamagedCheckpointError` where it
+                cannot be one of the run that asks.
+
         Raises:
             NewerFormatError: the newest whole one was written by a newer version; starting over
                 beside it would throw its work away.
+            DamagedCheckpointError: some verify and none fits, for the same reason.
         """
+        unfit: DamagedCheckpointError | None = None
         with contextlib.ExitStack() as stack:
             for name in reversed(self.names()):
+                verified = False
                 try:
                     directory = stack.enter_context(self._local(name))
                     verify_checkpoint(directory)
+                    verified = True
+                    if fits is not None:
+                        fits(directory)
                 except DamagedCheckpointError as error:
                     log.warning("skipping a damaged checkpoint: %s", error)
+                    if verified:
+                        unfit = unfit or error
                 else:
                     yield directory
                     return
+            if unfit is not None:
+                raise unfit
             yield None
 
     def put(self, directory: Path, name: str) -> None:
@@ -103,9 +117,15 @@ class CheckpointStore:
                 destination_filesystem=self._remote,
             )
 
-    def keep_last(self, count: int) -> None:
-        """Removes all but the newest `count` checkpoints."""
-        for name in self.names()[:-count]:
+    def keep_last(self, count: int, newest: str | None = None) -> None:
+        """Removes all but the newest `count` checkpoints.
+
+        Args:
+            newest: The one just stored. Damaged ones beyond it, from which the run did not resume,
+                take no place among those that are kept.
+        """
+        names = [name for name in self.names() if newest is None or name <= newest]
+        for name in names[:-count]:
             if self._remote is None:
                 _remove(Path(self._root) / name)
             else:

@@ -118,6 +118,23 @@ def optimizer_problems(
     return problems
 
 
+def optimizer_steps(tensors: Mapping[str, Tensor], values: Mapping[str, Mapping[str, Any]]) -> int:
+    """How often saved state, without `optimizer_problems`, has moved the weights: a parameter
+    counts the steps that had a gradient for it."""
+    states = _by_parameter(tensors, values).values()
+    return max((int(state["step"]) for state in states), default=0)
+
+
+def of_another_optimizer(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Mapping[str, Any]], name: str
+) -> str | None:
+    """The first parameter whose saved state is not of the optimizer of that config name."""
+    for parameter, state in _by_parameter(tensors, values).items():
+        if (state.keys() == _ADAMW) != (name == "adamw"):
+            return parameter
+    return None
+
+
 _ADAMW = frozenset({"exp_avg", "exp_avg_sq", "step"})
 _EIGHT_BIT = frozenset({"state1", "state2", "step"})  # small parameters keep 32 bits
 _QUANTISED = _EIGHT_BIT | {"qmap1", "qmap2", "absmax1", "absmax2"}
@@ -129,11 +146,8 @@ def _state_problem(weight: Tensor, state: Mapping[str, Any]) -> str | None:
     shape, keys = weight.shape, frozenset(state)
     if keys not in (_ADAMW, _EIGHT_BIT, _QUANTISED):
         return f"no optimizer here keeps {quoted(', '.join(sorted(keys)))}"
-    step = state["step"]
-    if isinstance(step, Tensor) and (step.numel() != 1 or not step.isfinite().all()):
-        return "its step is not one finite number"
-    if isinstance(step, bool | str | None) or not 0 <= float(step) < 2**53:
-        return f"its step is {quoted(step)}"
+    if not _is_count(state["step"], of_torch=keys == _ADAMW):
+        return f"its step is {quoted(state['step'])}, not a whole number as its optimizer counts"
     kinds = {_QUANTISED: torch.uint8, _EIGHT_BIT: torch.float32, _ADAMW: weight.dtype}
     blocks = -(-shape.numel() // _BLOCK)
     expected = dict.fromkeys(MOMENTS, (shape, kinds[keys]))
@@ -151,6 +165,18 @@ def _state_problem(weight: Tensor, state: Mapping[str, Any]) -> str | None:
         if key in _SECOND_MOMENTS and (value < 0).any():
             return f"{key} holds negative values, and squares are none"
     return None
+
+
+def _is_count(step: Any, of_torch: bool) -> bool:
+    """Whether a parameter's step is kept as its optimizer does: torch in a float32 of no dimension,
+    bitsandbytes as a plain integer."""
+    if of_torch:
+        if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.dim():
+            return False
+        step = step.item()
+    elif type(step) is not int:
+        return False
+    return bool(0 <= step < 2**53 and step == int(step))  # false for a NaN
 
 
 def _by_parameter(

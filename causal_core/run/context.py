@@ -69,7 +69,7 @@ class LocalContext:
             return
         self.store.put(checkpoint, name)
         shutil.rmtree(checkpoint)
-        self.store.keep_last(self.keep_last)
+        self.store.keep_last(self.keep_last, name)
 
     def stop_requested(self, step: int) -> bool:
         asked = self.stop or (self.stop_file is not None and self.stop_file.exists())

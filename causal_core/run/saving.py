@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from causal_core.checkpoints.checkpoint import (
+    check_fits,
     checkpoint_name,
     copy_checkpoint,
     load_checkpoint,
@@ -27,6 +28,7 @@ from causal_core.run.position import Position
 from causal_core.run.schedule import learning_rate
 from causal_core.run.selection import Best
 from causal_core.run.session import Session
+from causal_core.visible_text import shown
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Saving:
     def restore(self) -> Position:
         """Loads the newest whole checkpoint, if there is one, and returns how far it had come."""
         session = self.session
-        with self.context.store.newest_whole() as newest:
+        with self.context.store.newest_whole(self._check_fits) as newest:
             if newest is None:
                 return Position()
             state = load_checkpoint(
@@ -52,13 +54,6 @@ class Saving:
                 session.data.fingerprint(),
                 session.base_fingerprint,
             )
-            if session.plan.samples_after(state.step) != state.samples:
-                raise DamagedCheckpointError(
-                    f"{newest.name}: its trainer state says step {state.step} and "
-                    f"{state.samples} rows, but that step ends after "
-                    f"{session.plan.samples_after(state.step)}: it was altered. Remove this "
-                    "checkpoint to resume from the one before"
-                )
             log.info("resumed from %s", newest.name)
         return Position(
             step=state.step,
@@ -66,6 +61,40 @@ class Saving:
             skipped_in_a_row=state.skipped_in_a_row,
             best=Best.from_dict(state.best),
         )
+
+    def _check_fits(self, directory: Path) -> None:
+        """Refuses a checkpoint that cannot be one of this run, before anything of it is loaded.
+
+        Raises:
+            ForeignCheckpointError: it is of another run.
+            DamagedCheckpointError: it was altered.
+        """
+        session, plan = self.session, self.session.plan
+        saved = check_fits(
+            directory,
+            session.engine,
+            self.config,
+            session.data.fingerprint(),
+            session.base_fingerprint,
+        )
+        name = shown(directory.name)
+        if saved.total_steps != plan.total_steps:
+            raise DamagedCheckpointError(
+                f"{name}: its trainer state says {saved.total_steps} steps in all, and its run has "
+                f"{plan.total_steps}: it was altered"
+            )
+        if plan.samples_after(saved.step) != saved.samples:
+            raise DamagedCheckpointError(
+                f"{name}: its trainer state says step {saved.step} and {saved.samples} rows, but "
+                f"that step ends after {plan.samples_after(saved.step)}: it was altered"
+            )
+        rate = learning_rate(saved.step - 1, plan.total_steps, self.config.train)
+        # The same function of the step; another machine's cosine may end in another bit.
+        if abs(saved.learning_rate - rate) > 1e-6 * self.config.train.learning_rate:
+            raise DamagedCheckpointError(
+                f"{name}: its trainer state says learning rate {saved.learning_rate:g} at step "
+                f"{saved.step}, where the schedule has {rate:g}: it was altered"
+            )
 
     def save(
         self, position: Position, training: Mapping[str, float], validation: Mapping[str, float]

@@ -81,6 +81,12 @@ def test_what_is_saved_is_whole(whole, tmp_path):
     assert verify_checkpoint(write_checkpoint(tmp_path / "c", "adamw_8bit")).step == 1
 
 
+def test_a_state_with_a_best_checkpoint_is_whole(copy):
+    changed_json(STATE, lambda tree: {**tree, "best": BEST})(copy)
+    believed(copy)
+    assert verify_checkpoint(copy).step == 1
+
+
 def changed_json(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
     def apply(directory: Path) -> None:
         value = json.loads((directory / name).read_text())
@@ -124,6 +130,7 @@ def test_a_manifest_of_any_shape_is_damaged(copy, change):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500 + len(str(copy))
 
 
+BEST = {"step": 1, "value": 0.5, "lowest_benign_nll": 1.0, "benign_nll": 1.0, "stale": 0}
 STATE_CHANGES = [
     *changes("step", -1, 2, "1", 1.5, True, None, 10**400),
     *changes("samples", -1, None, "x", 2**63),
@@ -133,6 +140,14 @@ STATE_CHANGES = [
     *changes("best", None, [], {"odd": 1}, {"step": "1"}, {"value": 10**400}),
     *changes("optimizer_values", None, [], {"a": 1}, {"a": {"b": [1]}}),
     *changes("metrics", None, 3),
+    # Of the right shape, and of no run.
+    *(lambda tree, impossible=impossible: {**tree, **impossible} for impossible in (
+        {"total_steps": 0}, {"samples": 0}, {"skipped": 2}, {"skipped": 1, "skipped_in_a_row": 2},
+        {"skipped_in_a_row": 1}, {"best": BEST | {"step": 2}}, {"best": BEST | {"step": 0}},
+        {"best": BEST | {"value": None}}, {"best": BEST | {"benign_nll": 0.5}},
+        {"best": BEST | {"stale": 1}}, {"best": {"stale": 2}}, {"best": {"step": 10**400}},
+        {"skipped": 1},
+    )),
     *changes("data_fingerprint", 5),
     *(lambda tree, extra=extra: {**tree, extra: 1} for extra in ("odd", "__class__")),
     lambda tree: [], lambda tree: None, lambda tree: {},
@@ -179,6 +194,10 @@ OPTIMIZER_CHANGES = {
     "negative squares": lambda t: filled(t, "exp_avg_sq", -1.0),
     "no step": lambda t: t.update({first(t, "//step"): torch.tensor(float("nan"))}),
     "a step back": lambda t: t.update({first(t, "//step"): torch.tensor(-1.0)}),
+    "half a step": lambda t: t.update({first(t, "//step"): torch.tensor(0.5)}),
+    "steps of another kind": lambda t: t.update({first(t, "//step"): torch.tensor(1)}),
+    "steps ahead": lambda t: t.update({first(t, "//step"): torch.tensor(2.0)}),
+    "steps behind": lambda t: t.update({n: torch.zeros(()) for n in t if n.endswith("//step")}),
     "many steps": lambda t: t.update({first(t, "//step"): torch.ones(3)}),
 }
 

@@ -17,11 +17,10 @@ import types
 import pytest
 import torch
 
-from causal_core.checkpoints.contents import FORMAT_VERSION, file_sha256, verify_checkpoint
+from causal_core.checkpoints.contents import FORMAT_VERSION, verify_checkpoint
 from causal_core.checkpoints.store import CheckpointStore
 from causal_core.errors import (
     CheckpointError,
-    DamagedCheckpointError,
     ForeignCheckpointError,
     NewerFormatError,
     RunFailedError,
@@ -134,20 +133,6 @@ def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_p
     assert all(len(seen["optimizer"].state[p]) > 0 for p in seen["after"].values())
     projection = [name for name in seen["after"] if name.startswith("projection.")]
     assert len(projection) == 6
-
-
-def test_a_data_position_that_is_not_its_steps_is_refused(config, tmp_path):
-    run(config, tmp_path)
-    newest = tmp_path / "run" / "checkpoints" / "step-00000005"
-    state, manifest = newest / "trainer_state.json", newest / "manifest.json"
-    forged = json.loads(state.read_text())
-    forged["samples"] -= 1
-    state.write_text(json.dumps(forged))
-    listed = json.loads(manifest.read_text())
-    listed["files"][state.name] = {"bytes": state.stat().st_size, "sha256": file_sha256(state)}
-    manifest.write_text(json.dumps(listed))
-    with pytest.raises(DamagedCheckpointError, match=r"step 5 and \d+ rows, but that step ends"):
-        run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
