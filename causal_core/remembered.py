@@ -21,7 +21,10 @@ from causal_core.files import write_whole
 log = logging.getLogger(__name__)
 
 FOLDER = "remembered"  # in the cache
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+_LIBRARIES = (
+    "torch", "transformers", "peft", "bitsandbytes",
+    "tokenizers", "jinja2", "sentencepiece", "tiktoken",
+)  # fmt: skip
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from causal_core.evaluation.trace import write_rows
 from causal_core.files import METRICS_FILE, read_records, write_whole
 from causal_core.loss.objective import is_contrastive
 from causal_core.tokens.dataset import TripletDataset
-from causal_core.tokens.run_data import load_encoder, load_test_set
+from causal_core.tokens.run_data import encoder_source, load_test_set
 from ray_jobs.training.process import WorkerFailedError, WorkerProcess, worker_process
 from ray_jobs.training.ray_session import ray_session, worker_threads
 from ray_jobs.training.ray_words import account_kept, failure_kept, root_cause
@@ -226,7 +226,7 @@ def has_trained_head(config: Config, name: str, checkpoint: Path) -> bool:
 
 def test_sets(config: Config) -> dict[str, TripletDataset]:
     """The run's test sets by name, tokenised."""
-    encoder = load_encoder(config)
+    encoder = encoder_source(config)
     return {
         name: load_test_set(config, encoder, paths).head(config.evaluation.limit)
         for name, paths in config.data.test.items()

@@ -60,6 +60,17 @@ def test_what_a_driver_imports_to_begin_with_computes_nothing():
     assert not found & (TRAINING | QUANTISED | RAY)
 
 
+def test_a_plan_that_is_known_and_data_that_are_tokenised_need_no_transformers(config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    cache = {"CAUSAL_RAY_CACHE": str(tmp_path / "cache")}
+    plan = command("plan", str(path))
+    assert modules_after(plan, **cache) >= TRAINING
+    again = modules_after(plan, **cache)
+    assert not again & (TRAINING | QUANTISED)
+    assert not {name for name in again if name.partition(".")[0] == "transformers"}
+
+
 def test_a_plain_float32_model_and_its_optimizer_need_no_bitsandbytes(config, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())

@@ -6,11 +6,18 @@ directory always wins over this table; a model that is not in it is read from th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from causal_core.config import ModelSection
 from causal_core.errors import ModelError
+from causal_core.files import cache_root
+from causal_core.remembered import remembered
+
+T = TypeVar("T")
 
 _LLAMA_2 = {"vocab_size": 32000, "tie_word_embeddings": False, "max_position_embeddings": 4096}
 _LLAMA_3 = {"vocab_size": 128256, "max_position_embeddings": 131072, "num_key_value_heads": 8}
@@ -92,6 +99,45 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 DEMO_ARCHITECTURE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """A base model's, loaded once, and only where what follows from it is not remembered."""
+
+    model: ModelSection
+    cache_dir: str | None = None
+
+    @cached_property
+    def described(self) -> Any:
+        """transformers' config, as of `architecture_of`."""
+        return architecture_of(self.model, self.cache_dir)
+
+    def remembered(self, of: list[Any], compute: Callable[[], Any], read: Callable[[Any], T]) -> T:
+        """What `compute` makes of the architecture and of `of`, as of `causal_core.remembered`."""
+        if self._key is None:
+            return read(compute())
+        return remembered(cache_root(self.cache_dir), [*of, self._key], compute, read)
+
+    @cached_property
+    def _key(self) -> Any:
+        """Stands for what is loaded; None where code of the model's own decides."""
+        if self.model.trust_remote_code:
+            return None
+        if (known := _known(self.model)) is not None:
+            return known
+        from causal_core.pretrained.described import ARCHITECTURE, files_digest
+
+        content = files_digest(self.model, self.cache_dir, ARCHITECTURE)
+        return self.described.to_json_string() if content is None else content
+
+
+def _known(model: ModelSection) -> tuple[str, dict[str, Any]] | None:
+    """What the table says of a model; None where a directory goes first, or it says nothing."""
+    name = model.name_or_path
+    if name == "demo":
+        return ARCHITECTURES[DEMO_ARCHITECTURE]
+    return None if Path(name).expanduser().is_dir() else ARCHITECTURES.get(name)
+
+
 def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
     """The transformers config of a base model; no weights, and no network where it is known.
 
@@ -100,10 +146,8 @@ def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    name = model.name_or_path
-    path = Path(name).expanduser()
-    if name == "demo" or (name in ARCHITECTURES and not path.is_dir()):
-        kind, values = ARCHITECTURES[DEMO_ARCHITECTURE if name == "demo" else name]
+    if (known := _known(model)) is not None:
+        kind, values = known
         return AutoConfig.for_model(kind, **values)
     from causal_core.pretrained.loading import UNKNOWN_ARCHITECTURE, cannot_load, resolve_model
 

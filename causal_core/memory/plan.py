@@ -7,17 +7,16 @@ GPU. What the allocator *reserves* from the driver is larger by its rounding and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from causal_core.config import Config
-from causal_core.files import cache_root
+from causal_core.memory.architectures import Architecture
 from causal_core.memory.shapes import BatchShape, DataProfile, assumed_shape
 from causal_core.memory.tracker import COMPONENTS, Peak, Place
-from causal_core.remembered import remembered
 from causal_core.trees.packing import Packing, preferred_packing
 
 MIB, GIB = 2**20, 2**30
@@ -35,7 +34,6 @@ _WORKSPACE = {False: CUBLAS_WORKSPACE, True: 32 * MIB}
 CPU_PROCESS = 600 * MIB
 
 Device = Literal["cuda", "cpu"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,19 +172,12 @@ def _of_one_worker(config: Config) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _traced(config: Config, architecture: Any) -> list[Any]:
-    return [architecture.to_json_string(), *_of_one_worker(config)]
-
-
 def _predict(
     config: Config, device: Device, workers: int, shape: BatchShape, micro_batches: int
 ) -> MemoryPlan:
-    from causal_core.memory.architectures import architecture_of
-
-    architecture = architecture_of(config.model, config.data.cache_dir)
-    peaks = _peaks(config, architecture, device, shape, micro_batches)
-    phases = _by_phase(peaks)
-    largest = _largest_weight(architecture)
+    architecture = Architecture(config.model, config.data.cache_dir)
+    phases = _by_phase(_peaks(config, architecture, device, shape, micro_batches))
+    largest, gathered = _sizes(architecture)
     phases["load"] = _load(config, phases["load"], largest)
     phases["resume"] = _resume(phases, device)
     plan = MemoryPlan(
@@ -197,7 +188,7 @@ def _predict(
         phases={name: phases[name] for name in PHASES},
         outside_bytes=CUDA_CONTEXT if device == "cuda" else CPU_PROCESS,
     )
-    plan = _shared_among_workers(config, plan, _gathered(architecture))
+    plan = _shared_among_workers(config, plan, gathered)
     if config.train.optimizer == "paged_adamw_8bit" and device == "cuda":
         plan = _without(plan, "optimizer_state")
     if device == "cuda":
@@ -207,17 +198,22 @@ def _predict(
 
 
 def _peaks(
-    config: Config, architecture: Any, device: Device, shape: BatchShape, micro_batches: int
+    config: Config,
+    architecture: Architecture,
+    device: Device,
+    shape: BatchShape,
+    micro_batches: int,
 ) -> dict[Place, Peak]:
     """The peaks of one worker alone, traced once for all engines and numbers of workers."""
 
     def trace() -> list[Any]:
         from causal_core.memory.trace import SHORT, Trace, extrapolate, trace_step
 
-        layers = architecture.get_text_config().num_hidden_layers
+        described = architecture.described
+        layers = described.get_text_config().num_hidden_layers
 
         def traced(count: int) -> Trace:
-            return trace_step(config, architecture, shape, device, count, micro_batches)
+            return trace_step(config, described, shape, device, count, micro_batches)
 
         if layers <= SHORT + 1:
             peaks = traced(layers).peaks
@@ -225,8 +221,8 @@ def _peaks(
             peaks = extrapolate(traced(SHORT), traced(SHORT + 1), layers)
         return [[*place, peak.total, peak.by_component] for place, peak in peaks.items()]
 
-    of = ["peaks", *_traced(config, architecture), device, asdict(shape), micro_batches]
-    return _remembered(config, of, trace, _read_peaks)
+    of = ["peaks", *_of_one_worker(config), device, asdict(shape), micro_batches]
+    return architecture.remembered(of, trace, _read_peaks)
 
 
 def _read_peaks(found: Any) -> dict[Place, Peak]:
@@ -234,14 +230,6 @@ def _read_peaks(found: Any) -> dict[Place, Peak]:
         (str(phase), int(layer)): Peak(int(total), tuple(map(int, parts)))
         for phase, layer, total, parts in found
     }
-
-
-def _remembered(
-    config: Config, of: list[Any], trace: Callable[[], Any], read: Callable[[Any], T]
-) -> T:
-    if config.model.trust_remote_code:  # code that the digest of ours knows nothing of
-        return read(trace())
-    return remembered(cache_root(config.data.cache_dir), of, trace, read)
 
 
 def _by_phase(peaks: Mapping[Place, Peak]) -> dict[str, PhasePlan]:
@@ -272,6 +260,15 @@ def _resume(phases: Mapping[str, PhasePlan], device: Device) -> PhasePlan:
 
 
 _STATIC = ("base_weights", "quantization_state", "adapter", "projection", "optimizer_state")
+
+
+def _sizes(architecture: Architecture) -> tuple[int, int]:
+    """`_largest_weight` and `_gathered` of a model."""
+
+    def sizes() -> list[int]:
+        return [_largest_weight(architecture.described), _gathered(architecture.described)]
+
+    return architecture.remembered(["sizes"], sizes, lambda found: (int(found[0]), int(found[1])))
 
 
 def _largest_weight(architecture: Any) -> int:
@@ -356,23 +353,21 @@ def reserved_bytes(config: Config, plan: MemoryPlan) -> int:
     A trace of all layers, replayed through the allocator's rules: seconds for a 7B model. For rows
     of one fixed shape; lengths that vary fragment more.
     """
-    from causal_core.memory.allocator import replay
-    from causal_core.memory.architectures import architecture_of
-    from causal_core.memory.trace import trace_step
-
     key = ("reserved", _key(config), plan.shape)
     if key not in _reserved:
-        architecture = architecture_of(config.model, config.data.cache_dir)
-        layers = architecture.get_text_config().num_hidden_layers
+        architecture = Architecture(config.model, config.data.cache_dir)
 
         def trace() -> int:
-            found = trace_step(
-                config, architecture, plan.shape, plan.device, layers, with_events=True
-            )
+            from causal_core.memory.allocator import replay
+            from causal_core.memory.trace import trace_step
+
+            described = architecture.described
+            layers = described.get_text_config().num_hidden_layers
+            found = trace_step(config, described, plan.shape, plan.device, layers, with_events=True)
             return replay(found.events or ()).peak_reserved
 
-        of = ["reserved", *_traced(config, architecture), plan.device, asdict(plan.shape)]
-        _reserved[key] = _remembered(config, of, trace, int)
+        of = ["reserved", *_of_one_worker(config), plan.device, asdict(plan.shape)]
+        _reserved[key] = architecture.remembered(of, trace, int)
     return _reserved[key] + _WORKSPACE[config.train.deterministic]
 
 

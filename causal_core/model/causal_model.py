@@ -259,20 +259,21 @@ def parameter_counts(config: Config) -> dict[str, int]:
     Raises:
         ModelError: its config cannot be loaded, or is of no known architecture.
     """
+    from causal_core.pretrained.described import architecture_key
     from causal_core.pretrained.loading import base_without_weights, load_architecture
 
-    described = load_architecture(config.model, config.data.cache_dir)
+    model, cache_dir = config.model, config.data.cache_dir
 
     def count() -> dict[str, int]:
-        base = base_without_weights(described, config.model)
+        base = base_without_weights(load_architecture(model, cache_dir), model)
         with torch.device("meta"):
-            model = build_model(base, config.lora, config.run.seed)
-        return count_parameters(model)
+            return count_parameters(build_model(base, config.lora, config.run.seed))
 
-    if config.model.trust_remote_code:  # code that the digest of ours knows nothing of
+    key = architecture_key(model, cache_dir)
+    if key is None:
         return count()
-    of = ["parameters", described.to_json_string(), config.lora.shape()]
-    return remembered(cache_root(config.data.cache_dir), of, count, _read_counts)
+    of = ["parameters", key, config.lora.shape()]
+    return remembered(cache_root(cache_dir), of, count, _read_counts)
 
 
 def _read_counts(found: Any) -> dict[str, int]:

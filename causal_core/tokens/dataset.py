@@ -25,7 +25,7 @@ from causal_core.errors import UserError
 from causal_core.files import file_digest
 from causal_core.tokens.cache import ShardedCache, read_table, write_table
 from causal_core.tokens.columns import TOKEN_SCHEMA
-from causal_core.tokens.prompts import PromptEncoder
+from causal_core.tokens.prompts import EncoderSource
 from causal_core.tokens.rows import INJECTION_SPANS, INJECTION_TOKENS, SPANS, tokens_of
 from causal_core.tokens.tokenise import Progress, tokenise
 from causal_core.tokens.triplet import TripletTokens
@@ -147,7 +147,7 @@ class TripletDataset:
 
 def load_dataset(
     paths: Sequence[str],
-    encoder: PromptEncoder,
+    encoder: EncoderSource,
     *,
     max_length: int,
     overlong: str,
@@ -178,7 +178,7 @@ def load_dataset(
     table = read_tokens(key, cache)
     if table is None:
         shards = ShardedCache(cache / "tokens" / key)
-        tokenise(files, encoder, shards, progress)
+        tokenise(files, encoder.made(), shards, progress)
         table = shards.read()
         assert table is not None
     too_long = pc.greater(table.column("longest"), max_length)
@@ -227,7 +227,7 @@ def read_tokens(key: str, cache: Path) -> pa.Table | None:
     return ShardedCache(cache / "tokens" / key).read() if single is None else single
 
 
-def cache_key(files: Files, encoder: PromptEncoder, cache: Path) -> str:
+def cache_key(files: Files, encoder: EncoderSource, cache: Path) -> str:
     """sha256 of all that decides what is in the cache (`DataError`: a file cannot be read)."""
     digest = hashlib.sha256(json.dumps([_FORMAT, encoder.fingerprint()]).encode())
     if files.columns.paths:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +36,19 @@ _HARMLESS = "x"
 
 class UnencodableTextError(UserError):
     """A text that stays a control token or a role marker whatever is done to it."""
+
+
+class EncoderSource(Protocol):
+    """An encoder, or one that is made when a text needs it (`deferred.py`)."""
+
+    def fingerprint(self) -> str:
+        """sha256 of all that decides how a text becomes tokens."""
+
+    def largest_token(self) -> int:
+        """The largest id that a text can become."""
+
+    def made(self) -> PromptEncoder:
+        """The encoder."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,14 @@ class PromptEncoder:
         parts = [_ENCODING, vocabulary, repr(self.template), self.end_of_answer, *self.markers,
                  json.dumps(dict(self.arguments), sort_keys=True)]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def largest_token(self) -> int:
+        """The largest id of the vocabulary."""
+        return max(self.tokenizer.get_vocab().values())
+
+    def made(self) -> PromptEncoder:
+        """Itself: see `EncoderSource`."""
+        return self
 
     def _continuations(self, texts: Sequence[str], tail: str) -> Ragged:
         """Tokens of the template's lead, a text and `tail` as they follow a prompt.

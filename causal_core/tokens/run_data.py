@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from causal_core.config import Config
 from causal_core.errors import UserError
 from causal_core.files import cache_root
+from causal_core.pretrained.described import ARCHITECTURE, from_files
 from causal_core.pretrained.loading import ModelLimits, load_tokenizer, model_limits
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import TripletDataset, load_dataset
+from causal_core.tokens.deferred import DeferredEncoder, facts_of
 from causal_core.tokens.fresh import FreshAttacks
 from causal_core.tokens.mixture import mixed, weighted
-from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
+from causal_core.tokens.prompts import EncoderSource, PromptEncoder, build_prompt_encoder
 from causal_core.tokens.tokenise import Progress
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.visible_text import quoted
@@ -27,10 +29,15 @@ log = logging.getLogger(__name__)
 class RunData:
     """The tokenised data of a run."""
 
-    encoder: PromptEncoder
+    source: EncoderSource
     train: TripletDataset
     validation: TripletDataset | None
     fresh: FreshAttacks | None = None  # where attacks are composed anew in every epoch
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Of the base model, made when it is first asked for."""
+        return self.source.made()
 
     def tokens(self, row: int, epoch: int) -> TripletTokens:
         """A training row as it is in an epoch (from 0)."""
@@ -49,14 +56,33 @@ def load_encoder(config: Config) -> PromptEncoder:
     return build_prompt_encoder(tokenizer, config.model.chat_template_args)
 
 
-def load_test_set(config: Config, encoder: PromptEncoder, paths: list[str]) -> TripletDataset:
+def encoder_source(config: Config) -> EncoderSource:
+    """`load_encoder`, put off until a text is to be encoded where the model's files tell enough."""
+    made: list[PromptEncoder] = []
+
+    def make() -> PromptEncoder:
+        if not made:
+            made.append(load_encoder(config))
+        return made[0]
+
+    model = config.model
+    return from_files(
+        model,
+        config.data.cache_dir,
+        ["encoder", dict(model.chat_template_args)],
+        lambda: facts_of(make()),
+        lambda facts: DeferredEncoder(make, facts),
+    )
+
+
+def load_test_set(config: Config, encoder: EncoderSource, paths: list[str]) -> TripletDataset:
     """A set that is evaluated alone, on which rows may lack reference answers."""
     return load_split(config, encoder, paths, unanswered=True)
 
 
 def load_split(
     config: Config,
-    encoder: PromptEncoder,
+    encoder: EncoderSource,
     paths: list[str],
     progress: Progress | None = None,
     unanswered: bool = False,
@@ -73,11 +99,24 @@ def load_split(
         progress=progress,
         columns=config.data.columns,
     )
-    check_limits(dataset, encoder, model_limits(config.model, config.data.cache_dir))
+    check_limits(dataset, encoder, _limits(config))
     return dataset
 
 
-def check_limits(dataset: TripletDataset, encoder: PromptEncoder, limits: ModelLimits) -> None:
+def _limits(config: Config) -> ModelLimits:
+    """`model_limits`, remembered."""
+    model, cache_dir = config.model, config.data.cache_dir
+    return from_files(
+        model,
+        cache_dir,
+        ["limits"],
+        lambda: asdict(model_limits(model, cache_dir)),
+        lambda found: ModelLimits(**found),
+        ARCHITECTURE,
+    )
+
+
+def check_limits(dataset: TripletDataset, encoder: EncoderSource, limits: ModelLimits) -> None:
     """Refuses rows that the model cannot take: known before it is loaded.
 
     Raises:
@@ -100,11 +139,11 @@ def check_limits(dataset: TripletDataset, encoder: PromptEncoder, limits: ModelL
             "leave longer ones out"
         )
     rows = limits.vocabulary
-    if rows is None or max(encoder.tokenizer.get_vocab().values()) < rows:
+    if rows is None or encoder.largest_token() < rows:
         return
     if (found := dataset.first_token_from(rows)) is not None:
         identity, token = found
-        text = encoder.tokenizer.convert_ids_to_tokens(token)
+        text = encoder.made().tokenizer.convert_ids_to_tokens(token)
         raise UserError(
             f"triplet {quoted(identity)} has the token {token} ({quoted(text)}), but the model's "
             f"embedding has {rows} rows: the tokenizer is another model's, or tokens were added to "
@@ -116,7 +155,7 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
     """Training and validation data (`UserError` where they cannot be used)."""
     if not config.data.train:
         raise UserError("data.train is empty: name at least one triplet file")
-    encoder = load_encoder(config)
+    encoder = encoder_source(config)
     train = _training_data(config, encoder, progress)
     validation = None
     if config.data.validation:
@@ -124,12 +163,14 @@ def load_run_data(config: Config, progress: Progress | None = None) -> RunData:
         validation = validation.head(config.data.limit_validation)
     train = train.head(config.data.limit_train).with_injections(config.data.attacks_per_row)
     _refuse_without_counterfactual(config, {"train": train, "validation": validation})
-    fresh = FreshAttacks(train, encoder, config.run.seed) if config.data.fresh_attacks else None
+    fresh = None
+    if config.data.fresh_attacks:
+        fresh = FreshAttacks(train, encoder.made(), config.run.seed)
     return RunData(encoder, train, validation, fresh)
 
 
 def _training_data(
-    config: Config, encoder: PromptEncoder, progress: Progress | None
+    config: Config, encoder: EncoderSource, progress: Progress | None
 ) -> TripletDataset:
     files, cache = config.data.weighted_files(), cache_root(config.data.cache_dir)
     if all(file.weight == 1 for file in files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 from ray_jobs.console.logs import Stderr, TextFormatter
@@ -26,10 +27,18 @@ def quiet_libraries() -> None:
     for name in ("causal_core", "ray_jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging as transformers_logging
+    _quiet_transformers()
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+
+def _quiet_transformers() -> None:
+    """Before it is imported, which takes a second and not every command needs, and after."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def _has_cuda() -> bool:
