@@ -117,10 +117,25 @@ class Command:
     def finish(self, code: int = 0) -> None:
         try:
             found = self.process.wait(timeout=PATIENCE_SECONDS)
-        finally:
-            self.process.kill()
+        except subprocess.TimeoutExpired:
+            self.close()
+            raise AssertionError(f"no end in {PATIENCE_SECONDS} s:\n{self.text()}") from None
         assert found == code, self.text()
         assert not RAYS_OWN.search(self.text()), self.text()
+
+    def close(self) -> None:
+        """Ends a command that a test gave up, and waits for the Ray that it had started, which
+        writes into its temporary directory until it follows."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(alive)
 
     def run(self, code: int = 0) -> None:
         self.start().finish(code)

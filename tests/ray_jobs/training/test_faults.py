@@ -45,8 +45,7 @@ def command(config_file, tmp_path):
     with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as short:
         made = Command(config_file, tmp_path / "run", Path(short))
         yield made
-        if made.process is not None and made.process.poll() is None:
-            made.process.kill()
+        made.close()
 
 
 @pytest.fixture(scope="module")
