@@ -115,7 +115,7 @@ class _Prompts:
         batch_tokens: int,
         device: torch.device,
     ) -> None:
-        self._model, self.device = model, device
+        self._model, self.device, self.count = model, device, len(prompts)
         # The one label asks for the hidden state of the last node, whatever the label is.
         trees = [TripletTokens(str(n), [], list(p), [], [0], ()) for n, p in enumerate(prompts)]
         budget = max(batch_tokens, *map(len, prompts))
@@ -168,7 +168,9 @@ def _decode(
                 yield started.number, answer
                 continue
             if paths is None:
-                paths = PathCache(started.kept, _most_paths(started.kept, width, *memory), width)
+                # All of it is written once: no more than there are prompts to use it.
+                most = min(waiting.count, _most_paths(started.kept, width, *memory))
+                paths = PathCache(started.kept, most, width)
             paths.add(started.kept, started.row, started.path)
             active.append((started.number, answer))
         if paths is None or not active:

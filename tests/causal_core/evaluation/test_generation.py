@@ -6,6 +6,7 @@ In float64, where two tokens are as good as never equally likely within rounding
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from causal_core.evaluation import generation
 from causal_core.evaluation.generation import greedy_answers, plain_greedy_answers
 from causal_core.trees.packing import FLAT, INTERVALS, ROWS
 from tests.causal_core.model.architectures import WINDOW
-from tests.causal_core.model.test_architectures import EXACT, model_of, own_attention
+from tests.causal_core.model.test_architectures import BY_KIND, EXACT, model_of, own_attention
 from tests.tiny import random_triplets, tiny_model
 
 CPU = torch.device("cpu")
@@ -35,8 +36,10 @@ def paths_at_once(monkeypatch, count):
     monkeypatch.setattr(generation, "_most_paths", lambda *_: count)
 
 
-def one_by_one(model, prompts, limit):
-    """Through the model's own attention, with nothing kept."""
+@cache
+def one_by_one(kind, limit):
+    """Of an architecture's model, through its own attention, with nothing kept."""
+    model, prompts = model_of(BY_KIND[kind]), prompts_of(3, seed=5)
     base, answers = model.peft_model.get_base_model(), []
     with own_attention(model), torch.no_grad():
         for prompt in prompts:
@@ -57,7 +60,7 @@ def test_answers_are_those_of_the_models_own_attention(architecture, packing, mo
     paths_at_once(monkeypatch, 3)
     model, prompts = model_of(architecture), prompts_of(3, seed=5)
     assert max(map(len, prompts)) > 2 * WINDOW
-    assert greedy_answers(model, prompts, **SETTINGS) == one_by_one(model, prompts, 9)
+    assert greedy_answers(model, prompts, **SETTINGS) == one_by_one(architecture.kind, 9)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5, 100])
@@ -102,6 +105,20 @@ def test_where_longer_sequences_are_rotated_otherwise_the_library_generates(capl
         found = greedy_answers(model, prompts, **SETTINGS)
     assert "dynamic" in caplog.text
     assert found == plain_greedy_answers(model, prompts, **SETTINGS)
+
+
+def test_there_is_no_more_room_than_the_prompts_need(monkeypatch):
+    rooms = []
+
+    class Watched(generation.PathCache):
+        def __init__(self, like, paths, width):
+            rooms.append(paths)
+            super().__init__(like, paths, width)
+
+    monkeypatch.setattr(generation, "PathCache", Watched)
+    prompts = prompts_of(3, seed=3)
+    greedy_answers(tiny_model(), prompts, **SETTINGS)
+    assert rooms == [len(set(map(tuple, prompts)))]
 
 
 def test_the_cache_is_bounded():
