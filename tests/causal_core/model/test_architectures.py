@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from tests.tiny import (
 LOSS = LossSection(lambda_causal=0.5, lambda_spurious=0.5, lambda_robust=0.7, lambda_invariance=0.3)
 TOLERANCE = 1e-5
 EXACT = [a for a in ARCHITECTURES if a.refused is None]
+BY_KIND = {a.kind: a for a in ARCHITECTURES}
 REFUSED = [a for a in ARCHITECTURES if a.refused is not None]
 ALL_LAYOUTS = pytest.mark.parametrize(
     "packing", [ROWS, FLAT, INTERVALS], ids=["rows", "flat", "intervals"]
@@ -69,6 +71,12 @@ def own_attention(model):
         base.set_attn_implementation(ours)
 
 
+@cache
+def reference_of(kind):
+    """What every layout of an architecture must equal over the triplets of these tests."""
+    return by_separate_forwards(model_of(BY_KIND[kind]), random_triplets(6, seed=1))
+
+
 def by_separate_forwards(model, triplets):
     """Loss and gradients through the model's own attention, with masks of its own."""
     with own_attention(model):
@@ -93,7 +101,7 @@ def test_trees_equal_separate_forwards(architecture, packing):
     model, triplets = model_of(architecture), random_triplets(6, seed=1)
     longest = max(len(t.system + t.only.prompt) for t in triplets)
     assert longest > 2 * WINDOW
-    expected, reference = by_separate_forwards(model, triplets)
+    expected, reference = reference_of(architecture.kind)
     found, trees = by_trees(model, triplets, packing)
     assert found == pytest.approx(expected, rel=TOLERANCE)
     assert relative_error(trees, reference) < TOLERANCE
@@ -110,8 +118,8 @@ def test_a_window_of_one_node_more_is_noticed(architecture, packing, monkeypatch
         found = of(module, query, options)
         return replace(found, window=found.window and found.window + 1)
 
+    _, reference = reference_of(architecture.kind)
     model, triplets = model_of(architecture), random_triplets(6, seed=1)
-    _, reference = by_separate_forwards(model, triplets)
     monkeypatch.setattr(attention, "attention_of", one_more)
     _, trees = by_trees(model, triplets, packing)
     assert relative_error(trees, reference) > 1e-3

@@ -50,9 +50,28 @@ class CuttingContext(LocalContext):
             raise Cut
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """What every config says where its run is, since checkpoints hold the config; where a run
+    writes is said by its context."""
+    return tmp_path_factory.mktemp("whole")
+
+
 @pytest.fixture
-def config(tiny_model_directory, tiny_data, tmp_path):
-    return tiny_config(tiny_model_directory, tiny_data, tmp_path / "run")
+def config(tiny_model_directory, tiny_data, place):
+    return tiny_config(tiny_model_directory, tiny_data, place / "run")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model_directory, tiny_data, place):
+    """The summary of the run of `config`, which is computed once."""
+    return run(tiny_config(tiny_model_directory, tiny_data, place / "run"), place)
+
+
+@pytest.fixture
+def finished(whole_run, place, tmp_path):
+    """A copy of that run where a test has its own."""
+    return shutil.copytree(place / "run", tmp_path / "run")
 
 
 def run(config, tmp_path, name="run"):
@@ -65,21 +84,20 @@ def final_files(directory):
         return {name: f.sha256 for name, f in verify_checkpoint(newest).files.items()}
 
 
-def test_a_run_leaves_what_it_promises(config, tmp_path):
-    summary = run(config, tmp_path)
+def test_a_run_leaves_what_it_promises(whole_run, finished):
+    summary = whole_run
     assert summary["finished"] and summary["steps"] == summary["planned_steps"] == 5
     assert summary["samples"] == 18  # the last partial window included
-    lines = metric_lines(tmp_path / "run")
+    lines = metric_lines(finished)
     assert [r["step"] for r in lines if r["kind"] == "train"] == [1, 2, 3, 4, 5]
     assert [r["step"] for r in lines if r["kind"] == "validation"] == [2, 4, 5]
-    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    names = sorted(p.name for p in (finished / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000004", "step-00000005"]
-    verify_checkpoint(tmp_path / "run" / "best")
+    verify_checkpoint(finished / "best")
 
 
 @pytest.mark.parametrize("survive", [1, 2])
-def test_a_cut_run_ends_bit_identical(config, tmp_path, survive):
-    run(config, tmp_path, "straight")
+def test_a_cut_run_ends_bit_identical(config, finished, tmp_path, survive):
     context = CuttingContext(tmp_path / "cut", CPU)
     context.survive = survive
     with pytest.raises(Cut):
@@ -88,18 +106,14 @@ def test_a_cut_run_ends_bit_identical(config, tmp_path, survive):
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
         log.write(json.dumps({"kind": "train", "step": 99}) + '\n{"kind": "tr')
     run(config, tmp_path, "cut")
-    assert final_files(tmp_path / "cut") == final_files(tmp_path / "straight")
-    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "straight")]
+    assert final_files(tmp_path / "cut") == final_files(finished)
+    metrics = [(run / "metrics.jsonl").read_bytes() for run in (tmp_path / "cut", finished)]
     assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("fresh_attacks", [False, True])
-def test_two_cuts_in_a_row_across_an_epoch_boundary(
-    tiny_model_directory, tiny_data, tmp_path, fresh_attacks
-):
-    config = tiny_config(
-        tiny_model_directory, tiny_data, tmp_path, train={"epochs": 2, "global_batch": 7}
-    )
+def test_two_cuts_in_a_row_across_an_epoch_boundary(config, tmp_path, fresh_attacks):
+    config.train.epochs, config.train.global_batch = 2, 7
     config.data.fresh_attacks = fresh_attacks
     run(config, tmp_path, "straight")
     for _ in range(2):
@@ -111,8 +125,8 @@ def test_two_cuts_in_a_row_across_an_epoch_boundary(
     assert final_files(tmp_path / "cut") == final_files(tmp_path / "straight")
 
 
+@pytest.mark.usefixtures("finished")
 def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_path, monkeypatch):
-    run(config, tmp_path)
     seen = {}
     original = saving.load_checkpoint
 
@@ -139,9 +153,8 @@ def test_after_a_resume_the_optimizer_holds_the_trained_parameters(config, tmp_p
     "damage",
     ["truncated", "altered", "missing", "no manifest"],
 )
-def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(config, tmp_path, caplog, damage):
-    run(config, tmp_path)
-    newest = tmp_path / "run" / "checkpoints" / "step-00000005"
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(finished, caplog, damage):
+    newest = finished / "checkpoints" / "step-00000005"
     victim = newest / "causal_projection.safetensors"
     data = victim.read_bytes()
     if damage == "truncated":
@@ -152,21 +165,21 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(config, tmp_path,
         victim.unlink()
     else:
         (newest / "manifest.json").unlink()
-    with CheckpointStore(str(tmp_path / "run" / "checkpoints")).newest_whole() as whole:
+    with CheckpointStore(str(finished / "checkpoints")).newest_whole() as whole:
         assert whole is not None and whole.name == "step-00000004"
     reason = "manifest.json" if damage == "no manifest" else victim.name
     assert reason in caplog.text
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_config_is_refused_with_the_difference(config, tmp_path):
-    run(config, tmp_path)
     config.train.learning_rate = 0.5
     with pytest.raises(CheckpointError, match=r"train\.learning_rate: 0\.0002 -> 0\.5"):
         run(config, tmp_path)
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_config_that_changes_no_result_is_accepted(config, tmp_path):
-    run(config, tmp_path)
     config.train.micro_batch_tokens = 900
     assert run(config, tmp_path)["finished"]
 
@@ -192,8 +205,9 @@ def test_non_finite_steps_are_skipped_and_then_stop_the_run(config, tmp_path, mo
     assert all(line["skipped"] for line in metric_lines(tmp_path / "run"))
 
 
-def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(config, tmp_path):
-    run(config, tmp_path, "local")
+def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(
+    config, finished, tmp_path
+):
     config.checkpoint.storage = f"file://{tmp_path}/bucket/prefix"
     context = CuttingContext(tmp_path / "remote", CPU, storage=config.checkpoint.storage)
     context.survive = 2
@@ -205,11 +219,11 @@ def test_checkpoints_on_another_filesystem_are_uploaded_whole_and_resumed_from(c
     run(config, tmp_path, "remote")  # from step 2: step 4 is damaged
     names = ["adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors"]
     final = verify_checkpoint(stored / "step-00000005").files
-    expected = final_files(tmp_path / "local")
+    expected = final_files(finished)
     assert {n: final[n].sha256 for n in names} == {n: expected[n] for n in names}
 
 
-def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monkeypatch):
+def test_checkpoints_go_to_and_come_from_an_object_store(config, finished, tmp_path, monkeypatch):
     """pyarrow's own mock of a remote filesystem stands for s3:// and gs://."""
     from datetime import datetime
 
@@ -222,7 +236,6 @@ def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monke
 
     patched = types.SimpleNamespace(**{**vars(fs), "FileSystem": Locations})
     monkeypatch.setattr("causal_core.checkpoints.store.fs", patched)
-    run(config, tmp_path, "local")
     config.checkpoint.storage = "s3://bucket/runs"
     config.checkpoint.keep_last = 2
     context = LocalContext(
@@ -232,40 +245,36 @@ def test_checkpoints_go_to_and_come_from_an_object_store(config, tmp_path, monke
     assert run(config, tmp_path, "remote")["finished"]
     with CheckpointStore("s3://bucket/runs/checkpoints").newest_whole() as newest:
         found = {n: f.sha256 for n, f in verify_checkpoint(newest).files.items()}
-    expected = final_files(tmp_path / "local")
+    expected = final_files(finished)
     weights = [name for name in expected if name.endswith(".safetensors")]
     assert len(weights) == 3
     assert {n: found[n] for n in weights} == {n: expected[n] for n in weights}
     assert not (tmp_path / "remote" / "checkpoints").exists()
 
 
-def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, tmp_path):
-    run(config, tmp_path, "straight")
+def test_a_request_to_stop_ends_at_a_step_boundary_with_a_checkpoint(config, finished, tmp_path):
     context = LocalContext(tmp_path / "stopped", CPU, stop_at=3)  # no multiple of every_steps
     summary = loop.train(config, context)
     assert summary["steps"] == 3 and not summary["finished"]
     assert run(config, tmp_path, "stopped")["finished"]
-    first, second = final_files(tmp_path / "straight"), final_files(tmp_path / "stopped")
+    first, second = final_files(finished), final_files(tmp_path / "stopped")
     state = "trainer_state.json"  # the extra checkpoint took part in the selection of the best
     assert {k: v for k, v in first.items() if k != state} == {
         k: v for k, v in second.items() if k != state
     }
 
 
-def test_a_checkpoint_need_not_be_judged(config, tmp_path):
+def test_a_checkpoint_need_not_be_judged(config, finished, tmp_path):
     """Training is the same; what is saved in between is there for a resume alone."""
-    run(config, tmp_path, "judged")
     config.validation.at_checkpoints = False
-    summary = run(config, tmp_path)
-    lines = metric_lines(tmp_path / "run")
+    summary = run(config, tmp_path, "unjudged")
+    lines = metric_lines(tmp_path / "unjudged")
     assert [r["step"] for r in lines if r["kind"] == "validation"] == [5]
     assert summary["best_step"] == 5
-    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert names == {path.name for path in (tmp_path / "judged" / "checkpoints").iterdir()}
-    train = [
-        [r for r in metric_lines(tmp_path / n) if r["kind"] == "train"] for n in ("run", "judged")
-    ]
-    assert train[0] == train[1]
+    names = {path.name for path in (tmp_path / "unjudged" / "checkpoints").iterdir()}
+    assert names == {path.name for path in (finished / "checkpoints").iterdir()}
+    train = [r for r in lines if r["kind"] == "train"]
+    assert train == [r for r in metric_lines(finished) if r["kind"] == "train"]
 
 
 def test_early_stopping_ends_the_run_and_stays_ended(config, tmp_path):
@@ -309,9 +318,8 @@ def test_a_full_storage_ends_the_run_and_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("key", ["base_fingerprint", "format_version"])
-def test_a_foreign_base_and_a_newer_format_are_refused(config, tmp_path, key):
-    run(config, tmp_path)
-    for directory in (tmp_path / "run" / "checkpoints").iterdir():
+def test_a_foreign_base_and_a_newer_format_are_refused(config, finished, tmp_path, key):
+    for directory in (finished / "checkpoints").iterdir():
         manifest = json.loads((directory / "manifest.json").read_text())
         manifest[key] = FORMAT_VERSION + 1 if key == "format_version" else "another"
         (directory / "manifest.json").write_text(json.dumps(manifest))
