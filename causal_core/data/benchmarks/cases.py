@@ -49,6 +49,7 @@ class Attack:
     payload: str | None = None
     technique: str | None = None
     wording: str | None = None  # attacks with the same one are not independent
+    wanted: str | None = None  # what a model answers that obeys, where that is known
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ def _injection(case: Case, attack: Attack, floors: Counter[str]) -> dict[str, An
         payload=attack.payload,
         wording=attack.wording,
     )
+    if attack.wanted and attack.wanted.strip() != (case.answer or "").strip():
+        injection["attack_output"] = attack.wanted
     injection = {name: text and _clean(text) for name, text in injection.items()}
     if injection["witness"] is not None and not folded(injection["witness"]):
         injection["witness"] = None  # no answer can show it
