@@ -27,6 +27,10 @@ BEST = "best"  # the best checkpoint
 LOG = "log"  # what workers logged, and what Ray said
 _REMOTE = re.compile(r"\w[\w+.-]+:/")
 _MOST_VALUES = 200  # of a record
+# How safetensors and tokenizers say why a file was not written: as no OSError, and in words.
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+             errno.EIO}  # fmt: skip
 
 
 CACHE_SETTING = "data.cache_dir or $CAUSAL_RAY_CACHE"
@@ -101,17 +105,26 @@ def writes_to(place: Path, moved_by: str) -> Iterator[None]:
     """Says what cannot be written, and which setting moves it, where the file system refuses.
 
     Raises:
-        UnwritableError: instead of the OSError of the block.
+        UnwritableError: instead of the OSError of the block, or of what safetensors and tokenizers
+            raise in its place.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is None:  # a library's own, not the file system's
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else _refusal_in(str(error))
+        if reason is None or getattr(error, "errno", 0) is None:  # a library's own
             raise
         raise UnwritableError(
-            f"{place} cannot be written: {error.strerror}. Make room or give permission "
+            f"{place} cannot be written: {reason}. Make room or give permission "
             f"there, or choose another place with {moved_by}"
         ) from error
+
+
+def _refusal_in(message: str) -> str | None:
+    """The file system's refusal to write that a library of Rust passes on in words, or None."""
+    found = _OF_RUST.search(message)
+    number = int(found[1]) if found else 0
+    return os.strerror(number) if number in _REFUSALS else None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -179,6 +180,23 @@ def test_it_is_whole_or_absent_and_replaces_only_an_earlier_export(run, tmp_path
     (mine := tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="no earlier export"):
         export_run(run, mine, ExportOptions(rows=1, force=True))
+
+
+@pytest.mark.parametrize(
+    ("limit", "merge"),  # bytes of a file: not enough for a config, for a tokenizer, for weights
+    [(500, True), (500, False), (4_000, True), (4_000, False), (20_000, True)],
+)
+def test_a_full_place_is_one_sentence_and_leaves_nothing(run, tmp_path, limit, merge):
+    out = tmp_path / "place" / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UnwritableError) as caught:
+            export_run(run, out, ExportOptions(merge=merge, rows=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value).startswith(f"{out} cannot be written: File too large. Make room")
+    assert list(out.parent.iterdir()) == []
 
 
 def test_a_template_that_lets_a_marker_through_is_not_exported(run, tmp_path, monkeypatch):
