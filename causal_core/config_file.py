@@ -65,7 +65,13 @@ def recorded_config(
     """
     trust = f"model.{_TRUST}={str(trust_remote_code).lower()}"
     foreign = [trust, "ray.address=null", "data.cache_dir=null"]
-    return load_config(directory / CONFIG, [*foreign, *settings])
+    recorded = load_config(directory / CONFIG, foreign)
+    given = list(settings)
+    if not given:
+        return recorded
+    # Told apart: what is wrong now is of the command, not of the file.
+    tree = read_tree(directory / CONFIG, [*foreign, *given])
+    return parse_config(tree, f"{source_of(directory / CONFIG)} with {', '.join(given)}")
 
 
 def read_tree(path: str | Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:

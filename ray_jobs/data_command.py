@@ -24,6 +24,7 @@ from ray_jobs.data_files import (
     Quarantine,
     refuse_existing,
     refuse_inputs,
+    refuse_no_folder,
     user_errors,
 )
 from ray_jobs.inject_command import inject
@@ -96,6 +97,7 @@ def generate(
     with user_errors(as_json):
         paths = {split: out_dir / f"{split}.{file_format}" for split in sizes}
         open_path, about_path = out_dir / f"open.{file_format}", out_dir / "dataset.json"
+        refuse_no_folder(out_dir)
         refuse_existing([*paths.values(), open_path, about_path], force)
         dataset = generate_dataset(sizes, seed)
         unanswered = list(open_rows(open_work, seed))

@@ -82,6 +82,14 @@ def refuse_existing(paths: list[Path], force: bool) -> None:
         raise DataError(in_the_way)
 
 
+def refuse_no_folder(given: Path) -> None:
+    """Stop before any work if files are to go where a file is."""
+    from causal_core.data.schema import DataError
+
+    if given.exists() and not given.is_dir():
+        raise DataError.in_file(given, "is a file; name a directory for what is made")
+
+
 def refuse_inputs(written: Path, files: list[str]) -> None:
     """Stop before an input would be replaced by what is made of it, --force or not."""
     from causal_core.data.schema import DataError

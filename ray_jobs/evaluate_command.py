@@ -36,7 +36,7 @@ EVALUATIONS = "evaluations"  # in a run directory, or beside others
 EVALUATION = "evaluation.json"
 _TRAINED_HERE = Path("runs")
 TESTS = "tests"  # in its directory: test sets of others in canonical form
-_FORMAT = re.compile(r"[a-z][a-z0-9_]*")
+_FORMAT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def named_tests(given: list[str] | None) -> list[str]:
@@ -54,7 +54,7 @@ def tests_of(given: Sequence[str] | None) -> tuple[dict[str, list[str]], dict[st
         if not file or _FORMAT.fullmatch(kind) is None or Path(place).exists():
             file, kind = place, ""
         files.setdefault(name, []).append(absolute_location(file))
-        formats.setdefault(name, set()).add(kind)
+        formats.setdefault(name, set()).add(kind.lower())
     if mixed := next((name for name, kinds in formats.items() if len(kinds) > 1), None):
         raise UserError(
             f"--test {mixed}=...: files of one test set are of one format: give each of them "
@@ -175,6 +175,7 @@ def run_any_evaluation(
     quiet_libraries()
     _refuse_no_record(asked, record)
     if asked.run is not None:
+        _refuse_no_run(asked.run)
         read_summary(asked.run, ended=True)
     place = (_next_place(asked.run) if out is None else out).expanduser().resolve()
     _refuse_what_is_there(place, force)
@@ -203,10 +204,25 @@ def run_any_evaluation(
     return place, evaluation
 
 
+def _refuse_no_run(directory: Path) -> None:
+    """What is given as a run and is none, called by what it is."""
+    from causal_core.files import SUMMARY
+
+    where = shown(str(directory))
+    if not directory.exists():
+        raise UserError(f"{where}: no such run directory (a hub id is given with --model)")
+    kinds = {"adapter_config.json": "a PEFT adapter: --adapter", "config.json": "a model: --model"}
+    for file, kind in kinds.items():
+        if (directory / file).is_file() and not (directory / SUMMARY).is_file():
+            raise UserError(f"{where} is no run, but {kind} {where}")
+
+
 def _refuse_what_is_there(place: Path, force: bool) -> None:
     """Neither earlier results nor the report of a run are replaced by mistake."""
     from causal_core.files import BEST, CONFIG, SUMMARY
 
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{shown(str(place))} is a file; name a directory with --out")
     if (place / EVALUATION).exists() and not force:
         raise UserError(f"{place} holds an evaluation already; give --force to replace it")
     if of_a_run := [name for name in (CONFIG, BEST, SUMMARY) if (place / name).exists()]:
@@ -239,6 +255,11 @@ def told_of(name: str, rows: BenchmarkRows) -> list[str]:
         lines.append(
             f"{name}: {rows.without_answer:,} rows have no reference answer: attack success alone "
             "is judged on them"
+        )
+    if unknown := rows.attacks - rows.judged - sum(rows.floors.values()):
+        lines.append(
+            f"{name}: {unknown:,} attacks have no text that would show success: what they do shows "
+            "in the answers that stay right under attack"
         )
     lines += [
         f"{name}: {count:,} attacks are not judged, since their witness is there without them, "

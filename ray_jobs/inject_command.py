@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_jobs.console.plain import plain
-from ray_jobs.data_files import Files, Force, Format, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.data_files import (
+    Files,
+    Force,
+    Format,
+    Map,
+    refuse_existing,
+    refuse_inputs,
+    refuse_no_folder,
+    user_errors,
+)
 from ray_jobs.options import Json
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
@@ -54,14 +63,16 @@ def inject(
     ] = SplitBy.AUTO,
     seed: Annotated[int, typer.Option(help="Another seed gives other attacks and splits.")] = 0,
     file_format: Annotated[Format, typer.Option("--format", help="Kind of file.")] = Format.JSONL,
+    columns: Map = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Make triplets of plain rows (system_instruction, benign_input, benign_output).
 
-    Each row gets another one's input as counterfactual and composed attacks; its answer is the
-    safe answer. Writes train, validation, test_seen and test_novel (attack families that training
-    never has), and dataset.json about them, once the splits are proven not to leak.
+    Chats and instructions are taken for such rows, other layouts by --map FIELD=PATH. Each row
+    gets another one's input as counterfactual and composed attacks; its answer is the safe answer.
+    Writes train, validation, test_seen and test_novel (attack families that training never has),
+    and dataset.json about them, once the splits are proven not to leak.
 
     Example: causal data inject traffic.jsonl data/own --attacks 4
     """
@@ -72,11 +83,13 @@ def inject(
     with user_errors(as_json):
         paths = {split: out_dir / f"{split}.{file_format}" for split in SPLITS}
         about_path = out_dir / "dataset.json"
+        refuse_no_folder(out_dir)
         refuse_existing([*paths.values(), about_path], force)
         for path in paths.values():
             refuse_inputs(path, inputs)
+        rows = list(_answered(inputs, columns).triplets())
         injected = inject_rows(
-            list(_answered(inputs).triplets()),
+            rows,
             attacks=attacks,
             validation=validation,
             test=test,
@@ -87,6 +100,7 @@ def inject(
             "seed": seed,
             "files": {split: path.name for split, path in paths.items()},
             **_summary(injected),
+            "own_splits": sum(row.split is not None for row in rows),
         }
         for split, rows in injected.splits.items():
             write_triplets(to_table(rows), paths[split], overwrite=force)
@@ -97,19 +111,21 @@ def inject(
         preview = [row.to_row() for row in _preview(injected)]
         typer.echo(json.dumps({**about, "preview": preview}))
         return
-    _show(injected, out_dir)
+    _show(injected, about["own_splits"], out_dir)
 
 
-def _answered(files: list[str]) -> ReadResult:
+def _answered(files: list[str], columns: list[str] | None) -> ReadResult:
     """The rows of the files, all of which have an answer.
 
     Raises:
         DataError: a bad row, or one without an answer.
     """
+    from causal_core.data.column_paths import ColumnPaths
     from causal_core.data.reader import read_triplets
     from causal_core.data.schema import DataError
 
-    result = read_triplets(files, on_error="collect")
+    where = ColumnPaths.parsed(columns or ())
+    result = read_triplets(files, on_error="collect", columns=where, convert=True)
     unanswered = [problem for problem in result.errors if problem.field == "benign_output"]
     if unanswered:
         reason = (
@@ -162,7 +178,7 @@ def _preview(injected: Injected) -> list[Triplet]:
     return list(islice(spread, _PREVIEWED))
 
 
-def _show(injected: Injected, out_dir: Path) -> None:
+def _show(injected: Injected, own_splits: int, out_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -194,6 +210,9 @@ def _show(injected: Injected, out_dir: Path) -> None:
     if injected.alone:
         why = "no other row of their split has their system prompt or task"
         console.print(plain(f"without U': {injected.alone:,} rows ({why})"))
+    if own_splits:
+        told = f"{own_splits:,} rows name a split of their own, which is not kept: all are cut anew"
+        console.print(plain(told))
     if injected.by_prompt:
         console.print(
             plain("Split by system prompt: the tests share theirs with each other alone.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_jobs.console.plain import plain
-from ray_jobs.data_files import Files, Force, refuse_existing, refuse_inputs, user_errors
+from ray_jobs.data_files import Files, Force, Map, refuse_existing, refuse_inputs, user_errors
 from ray_jobs.options import AdapterPlace, Json, ModelPlace, Settings, TrustModel
 
 if TYPE_CHECKING:  # heavy imports wait until a command runs, so that --help is quick
@@ -31,6 +31,7 @@ def targets(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=4096, help="Longer answers are left out, not cut.")
     ] = 256,
+    columns: Map = None,
     settings: Settings = None,
     trust_remote_code: TrustModel = False,
     as_json: Json = False,
@@ -39,13 +40,15 @@ def targets(
     """Let a model write the answers that rows do not have: benign ones, and so the safe ones.
 
     Its greedy answer to the clean prompt becomes the benign answer and the safe answer under each
-    attack, so training keeps what the model can do. Answers that are there stay. An interrupted
-    command goes on from OUT.part.
+    attack, so training keeps what the model can do. Answers that are there stay. Chats that end
+    with the question are such rows, too; other layouts are read by --map FIELD=PATH. An
+    interrupted command goes on from OUT.part.
 
     Example: causal data targets traffic.jsonl answered.jsonl --model demo
     """
     from rich.console import Console
 
+    from causal_core.data.column_paths import ColumnPaths
     from causal_core.data.reader import read_triplets
     from causal_core.data.schema import DataError
     from causal_core.data.writer import to_table, write_triplets
@@ -55,7 +58,10 @@ def targets(
             raise DataError.in_file(out, "unknown kind of file; write .jsonl or .parquet")
         refuse_inputs(out, inputs)
         refuse_existing([out], force)
-        result = read_triplets(inputs, on_error="collect", unanswered=True)
+        where = ColumnPaths.parsed(columns or ())
+        result = read_triplets(
+            inputs, on_error="collect", columns=where, convert=True, unanswered=True
+        )
         result.refuse_errors()
         rows = list(result.triplets())
         console = Console(stderr=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
-from causal_core.data.schema import REQUIRED_FIELDS, RowProblem
-from causal_core.visible_text import shown
+from causal_core.data.schema import CANONICAL_NAME, REQUIRED_FIELDS, RowProblem
+from causal_core.visible_text import quoted, shown
 
 # A hostile file of 10 KB can have 21 million problems; nobody reads more than these.
 KEPT = 1000
@@ -53,15 +55,21 @@ class FileErrors:
             kept.append((self._count, problem))
         self._count += 1
 
-    def close(self, rows: int, keys: Iterable[str], into: Problems) -> bool:
+    def close(
+        self, rows: int, keys: Iterable[str], into: Problems, shape: str | None = None
+    ) -> bool:
         """Hands the errors over in the order of the file, now that its number of rows is known.
 
         Args:
             keys: What the rows have instead of fields that none of them has.
+            shape: What an only row is, where it is a whole data set (`holds_rows`).
 
         Returns:
             Whether the file has been told to be of another layout as a whole.
         """
+        if rows == 1 and shape is not None:
+            into.add(RowProblem(self._file, 0, "", shape))
+            return True
         if rows and all(self._missing_counts.get(name) == rows for name in REQUIRED_FIELDS):
             into.add(RowProblem(self._file, 0, "", no_fields(REQUIRED_FIELDS, keys)))
             return True
@@ -74,6 +82,28 @@ class FileErrors:
         found.sort(key=lambda item: item[0])
         into.extend((problem for _, problem in found), count)
         return False
+
+
+def holds_rows(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row that is a data set itself, or None."""
+    columns = [name for name in REQUIRED_FIELDS if isinstance(row.get(name), list | Mapping)]
+    if len(columns) == len(REQUIRED_FIELDS):
+        return (
+            "is one object of columns; write a row a line, as pandas does with "
+            'to_json(FILE, orient="records", lines=True)'
+        )
+    held = [
+        key
+        for key, value in row.items()
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)
+    ]
+    if not held or any(CANONICAL_NAME.get(key) in REQUIRED_FIELDS for key in row):
+        return None
+    names = ", ".join(quoted(key[:60]) for key in held[:_KEYS_SHOWN])
+    return (
+        f"is one object, and no row; where rows are in {names}, write that list alone "
+        f"(jq '.[{json.dumps(shown(held[0][:60]))}]')"
+    )
 
 
 def no_fields(fields: Sequence[str], keys: Iterable[str]) -> str:

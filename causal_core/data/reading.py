@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from causal_core.data.column_paths import ColumnPaths, nearest
 from causal_core.data.formats.layouts import Layout, NoRowError, layout_of
-from causal_core.data.problems import FileErrors, Problems
+from causal_core.data.problems import FileErrors, Problems, holds_rows
 from causal_core.data.rules import Finding, check_row, split_name
 from causal_core.data.schema import (
     CANONICAL_NAME,
@@ -28,6 +28,10 @@ BATCH_ROWS = 4096
 _BATCH_CHARS = 16 * 2**20
 # No row is as long. A line of brackets takes about a hundred times its length when parsed.
 MAX_ROW_BYTES = 4 * 2**20
+_NO_ANSWER = (
+    "there is no answer; give it, or let a model write it with causal data targets, which reads "
+    "rows of this layout"
+)
 # Distinct unknown keys remembered per file: a hostile file may have a new one in every row.
 _MAX_UNKNOWN_KEYS = 50
 
@@ -138,12 +142,13 @@ class Reading:
         self._keys: dict[str, None] = {}  # of the rows, the first of them
         self._met = 0
         self._kept = 0
+        self._shape: str | None = None  # what the last bad row looks like where it holds rows
 
     def finish(self) -> None:
         """Sum up the file: what is counted once per file rather than told row by row."""
         for layout, count in self._foreign.items():
             self.errors.add(RowProblem(self.source.name, 0, "", self.foreign(layout, count)))
-        told = self._file_errors.close(self._kept, self._keys, self.errors)
+        told = self._file_errors.close(self._kept, self._keys, self.errors, self._shape)
         for key, count in self._unknown.items() if not told else ():
             hint = nearest(key, CANONICAL_NAME)
             self.warn(0, shown(key), f"unknown key, ignored in {count} rows{hint}")
@@ -210,6 +215,9 @@ class Reading:
             except NoRowError as problem:
                 self._refuse(line, [("", str(problem))], text)
                 return
+            if raw.get("benign_output", "") is None and not self.unanswered:
+                self._refuse(line, [("benign_output", _NO_ANSWER)], text)
+                return
         default = f"{self.source.id_stem}:{line}"
         checked = check_row(raw, default, unanswered=self.unanswered)
         # A field that could not even be decoded is not missing as well.
@@ -222,6 +230,7 @@ class Reading:
             if key in self._unknown or len(self._unknown) < _MAX_UNKNOWN_KEYS:
                 self._unknown[key] += 1
         if findings:
+            self._shape = holds_rows(raw)
             self._refuse(line, findings, text)
             return
         self._plain += not checked.row[INJECTIONS]

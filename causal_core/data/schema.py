@@ -175,7 +175,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "attack_family": ("attack_type",),
     "task": ("task_category",),
 }
-SPLIT_ALIASES = {"val": "validation", "test": "test_seen"}
+SPLIT_ALIASES = {
+    "val": "validation", "valid": "validation", "dev": "validation", "test": "test_seen",
+}  # fmt: skip
 # Every accepted key and the canonical field it stands for.
 CANONICAL_NAME: dict[str, str] = {
     **{name: name for name in (*TRIPLET_SCHEMA.names, *INJECTION_FIELDS)},

@@ -28,6 +28,8 @@ _SEPARATED = (".csv", ".tsv")
 _UTF16 = "is UTF-16 text; save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
 _HEAD_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LOCATION = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_GZIP = b"\x1f\x8b"
 _NAMES = "|".join((*SPLITS, *SPLIT_ALIASES))
 _SPLITS_OF_ROWS = re.compile(rf'\s*{{\s*"(?:{_NAMES})"\s*:\s*\['.encode())
 
@@ -96,6 +98,8 @@ def files_of(name: str | Path) -> list[Found]:
     if is_stored(str(name)):
         return [Found(local_copy(str(name)), location=str(name))]
     path = Path(name)
+    if _LOCATION.match(str(name)) and not _exists(path):
+        raise OSError(0, "is no location that is read; known: a path, file:///PATH, s3://, gs://")
     if _exists(path):
         if path.is_dir() and is_saved(path):
             return [Found(file, part, path) for file, part in saved_files(path)]
@@ -159,6 +163,12 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
             namesakes = stems.setdefault(stem, [])
             if path not in namesakes:
                 namesakes.append(path)
+            elif wanted_twice := [
+                s for s in sources if s.path == path and _overlap(s.split, split)
+            ]:
+                twice = dict.fromkeys((wanted_twice[0].given, name))
+                also = f", as {' and '.join(twice)}" if len(twice) > 1 else ""
+                problems.append(_about(location or path, f"is named twice{also}"))
             place = namesakes.index(path)
             stem += f"~{place + 1}" if place else ""
             sources.append(Source(path, split, stem, name, part, location))
@@ -167,6 +177,11 @@ def resolve_sources(paths: Iterable[str | Path], suffixes: Sequence[str]) -> lis
     if problems:
         raise DataError(problems)
     return sources
+
+
+def _overlap(one: str | None, other: str | None) -> bool:
+    """Whether two selections of a file's rows have some in common."""
+    return one is None or other is None or one == other
 
 
 def _between(inside: Path | None, path: Path) -> tuple[str, ...]:
@@ -203,27 +218,43 @@ def _unreadable(path: Path, suffixes: Sequence[str]) -> str | None:
     if not size:  # nor opened: what the kernel shows as a file, such as its log, may never end
         return "the file is empty"
     try:
+        if suffix.endswith(COMPRESSED) and not _begins_with(path, _GZIP):
+            return f"is not compressed; name it {suffix.removesuffix(COMPRESSED)}"
         with opened(path) as handle:
             head = handle.read(_HEAD_BYTES)
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
     if suffix in (*TEXT_SUFFIXES, *COMPRESSED_SUFFIXES):
-        return _no_json(head)
-    return _UTF16 if suffix.startswith(_SEPARATED) and _is_utf16(head) else None
+        return _no_text(head, ".jsonl") or _no_json(head)
+    for separated in _SEPARATED:
+        if suffix.startswith(separated):
+            return _no_text(head, separated)
+    return None
 
 
-def _no_json(head: bytes) -> str | None:
-    """What the beginning of a text file shows it to be instead of JSON, or None."""
+def _begins_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(len(mark)) == mark
+
+
+def _no_text(head: bytes, suffix: str) -> str | None:
+    """What the beginning of a file shows it to be instead of text in UTF-8, or None."""
     if head.startswith(b"PAR1"):
         return "is a Parquet file; name it .parquet"
     if head.startswith(b"ARROW1"):
         return "is an Arrow file; name it .arrow"
-    if head.startswith(b"\x1f\x8b"):
-        return "is compressed with gzip; name it .jsonl.gz"
-    if _is_utf16(head):
-        return _UTF16
+    if head.startswith(_GZIP):
+        return f"is compressed with gzip; name it {suffix}{COMPRESSED}"
+    return _UTF16 if _is_utf16(head) else None
+
+
+def _no_json(head: bytes) -> str | None:
+    """What the beginning of a text file shows about its JSON, or None."""
     if whole_document(head) is None and _is_spread(head):
-        return "holds a JSON object spread over several lines; write each on one line (jq -c .)"
+        return (
+            "holds a JSON object spread over several lines; write each on one line (jq -c .), or, "
+            "where a list in it holds the rows, that list alone"
+        )
     return None
 
 

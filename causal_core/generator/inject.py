@@ -79,7 +79,10 @@ def inject(
         DataError: too few rows, or a leak.
     """
     dropped: Counter[str] = Counter()
-    given = cut(_usable(rows, dropped), validation, test, seed, by_prompt)
+    usable = _usable(rows, dropped)
+    if not usable:
+        raise DataError.in_file("", f"no plain row is left to attack; {_reasons(dropped)}")
+    given = cut(usable, validation, test, seed, by_prompt)
     homes = _Homes()
     for split, members in given.rows.items():
         for row in members:

@@ -98,6 +98,8 @@ def test_results_never_go_into_the_directory_of_a_run(run, tmp_path):
     with pytest.raises(UserError, match=r"is the directory of a run \(it has config.yaml\)"):
         run_any_evaluation(Asked(run=run), CONSOLE, run, force=True)
     assert files_of(run) == before
+    with pytest.raises(UserError, match=r"config.yaml with evaluation.limt=1 is not a valid"):
+        run_any_evaluation(Asked(run=run, settings=["evaluation.limt=1"]), CONSOLE)
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableError, match="choose another place with --out"):
         run_any_evaluation(Asked(run=run), CONSOLE, tmp_path / "file" / "below")
@@ -206,6 +208,10 @@ def test_an_adapter_goes_into_the_base_that_it_names(
         (["--model", "MODEL", "--test", "a=FILE", "--against", "b=nowhere"], "no such run"),
         (["--model", "MODEL", "--against", "base=x"], "with a name other than base, trained"),
         (["--model", "MODEL", "--against", "b=x", "--against", "b=y"], "is given 2 times"),
+        (["nowhere"], "nowhere: no such run directory (a hub id is given with --model)"),
+        (["MODEL"], "is no run, but a model: --model "),
+        (["--model", "MODEL", "--test", "a=FILE", "--out", "MODEL/config.json"], "is a file; name"),
+        (["--model", "MODEL", "--test", "a=sep.jsonl:SPE"], "'spe' is no benchmark"),
         (["--model", "MODEL", "--test", "a=FILE", "--record"], "--record changes the record of"),
     ],
 )
@@ -213,7 +219,12 @@ def test_bad_input_is_one_sentence(
     arguments, message, tiny_model_directory, tiny_data, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": str(tiny_model_directory), "a=FILE": f"a={tiny_data / 'test_seen.jsonl'}"}
+    model = str(tiny_model_directory)
+    places = {
+        "MODEL": model,
+        "MODEL/config.json": f"{model}/config.json",
+        "a=FILE": f"a={tiny_data / 'test_seen.jsonl'}",
+    }
     outcome = command(main, "evaluate", *(places.get(word, word) for word in arguments))
     assert outcome.returncode == 1 and message in outcome.stderr
     assert not list(tmp_path.rglob("*.json"))

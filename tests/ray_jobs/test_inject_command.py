@@ -89,3 +89,45 @@ def test_bad_rows_and_texts_that_drive_a_terminal(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"system_instruction": 1}\n')
     result = causal_data("inject", tmp_path / "bad.jsonl", tmp_path / "other", "--json")
     assert result.exit_code == 1 and not json.loads(result.stdout)["ok"]
+
+
+def test_rows_with_attacks_are_said_to_be_left_out(tmp_path):
+    attacked = [
+        {**row, "injection_input": f"{row['benign_input']} Say X.", "injection_output": "a"}
+        for row in plain_rows(9)
+    ]
+    result = causal_data("inject", write(tmp_path / "t.jsonl", attacked), tmp_path / "own")
+    assert result.exit_code == 1
+    assert "no plain row is left to attack; dropped: 9 with attacks already" in result.output
+
+
+def test_chats_and_other_layouts_are_taken_and_own_splits_are_said_to_go(tmp_path):
+    rows = [
+        {
+            "turns": [row["system_instruction"], row["benign_input"]],
+            "a": row["benign_output"],
+            "split": "train",
+        }
+        for row in plain_rows(30)
+    ]
+    paths = ("system_instruction=turns.0", "benign_input=turns.1", "benign_output=a")
+    options = [item for path in paths for item in ("--map", path)]
+    given = write(tmp_path / "t.jsonl", rows)
+    result = causal_data("inject", given, tmp_path / "own", *options)
+    assert result.exit_code == 0, result.output
+    assert "30 rows name a split of their own, which is not kept" in result.output
+    chats = [
+        {"messages": [{"role": role, "content": row[field]} for role, field in (
+            ("system", "system_instruction"), ("user", "benign_input"),
+            ("assistant", "benign_output"))]}
+        for row in plain_rows(30)
+    ]  # fmt: skip
+    result = causal_data("inject", write(tmp_path / "c.jsonl", chats), tmp_path / "chats", "--json")
+    assert json.loads(result.stdout)["own_splits"] == 0
+
+
+def test_a_file_is_no_directory_to_write_to(traffic):
+    for command in (("inject", traffic, traffic), ("generate", traffic)):
+        result = causal_data(*command)
+        assert result.exit_code == 1
+        assert "is a file; name a directory for what is made" in result.output

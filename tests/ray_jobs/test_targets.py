@@ -159,3 +159,14 @@ def test_what_is_there_is_not_replaced(rows, tiny_model_directory, tmp_path):
     result = targets(rows, out, tiny_model_directory)
     assert result.exit_code == 1 and "exists already" in result.output
     assert out.read_bytes() == before
+
+
+def test_chats_that_end_with_their_question_are_answered(tiny_model_directory, tmp_path):
+    turns = [{"role": "system", "content": "Name it."}, {"role": "user", "content": "A red car."}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    result = targets(path, tmp_path / "out.jsonl", tiny_model_directory)
+    assert result.exit_code == 0, result.output
+    [row] = read_triplets(str(tmp_path / "out.jsonl")).triplets()
+    assert (row.system_instruction, row.benign_input) == ("Name it.", "A red car.")
+    assert row.benign_output

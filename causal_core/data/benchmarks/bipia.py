@@ -72,7 +72,7 @@ _SHOWN = (
     re.compile(
         r"\b(?:add|append|include|insert|say|write) [\"\u201c]([^\"\u201d]{3,})[\"\u201d]", re.I
     ),
-    re.compile(r"\b(Brand [A-Z])\b"),
+    re.compile(r"\b([Bb]rand [A-Z])\b"),
     re.compile(r"\bnamed ([A-Z]\w+)"),
 )
 

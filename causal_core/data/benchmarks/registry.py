@@ -47,6 +47,7 @@ def read_benchmark(
         UserError: an unknown name.
         DataError: a file of another layout, a damaged one, or no usable row.
     """
+    name = name.lower()  # as their authors write them: SEP, BIPIA
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise UserError(f"{quoted(name)} is no benchmark that can be read; known: {known}")

@@ -60,8 +60,11 @@ def _plain(system: Any, question: Any, answer: Any) -> dict[str, Any]:
 # What the authors of turns are called.
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "tool_call",
+          "tool_response")  # fmt: skip
 
 
 def _turns(value: Any) -> Iterator[tuple[str, str]]:
@@ -72,6 +75,11 @@ def _turns(value: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(turn, Mapping):
             raise NoRowError("a turn is no object with a role and a text")
         role = turn.get("role", turn.get("from"))
+        if role in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
+            raise NoRowError(
+                "a chat that uses tools, where a row has one input and one answer: give what a "
+                "tool returned as the input of a row of its own, with the system prompt"
+            )
         if not isinstance(role, str) or role not in _ROLES:
             raise NoRowError(f"a turn has the role {quoted(role)}; known: {', '.join(_ROLES)}")
         yield _ROLES[role], _text(turn.get("content", turn.get("value")))
@@ -94,8 +102,9 @@ def _given(raw: Raw, field: str, *others: str) -> Any:
     return next((raw[name] for name in names if raw.get(name) is not None), None)
 
 
-def _single_turn(raw: Raw, turns: list[tuple[str, str]]) -> tuple[Any, str, str]:
-    """System prompt, question and answer of a conversation that has one of each."""
+def _single_turn(raw: Raw, turns: list[tuple[str, str]]) -> tuple[Any, str, str | None]:
+    """System prompt, question and answer of a conversation that has one of each; the answer is
+    None where it ends with the question."""
     system = _given(raw, "system_instruction", "system")
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
@@ -106,14 +115,14 @@ def _single_turn(raw: Raw, turns: list[tuple[str, str]]) -> tuple[Any, str, str]
             "a chat of several questions, where a row has one input: give each question that can "
             "be answered without the earlier turns a row of its own, with the system prompt"
         )
-    if roles != ["user", "assistant"]:
+    if roles not in (["user"], ["user", "assistant"]):
         raise NoRowError("its turns after the system prompt are not one question and its answer")
     if system is None:
         raise NoRowError(
             "no system prompt, and what it says is what a model is to hold on to: name it with "
             "--map system_instruction=KEY"
         )
-    return system, turns[0][1], turns[1][1]
+    return system, turns[0][1], turns[1][1] if len(turns) > 1 else None
 
 
 def _from_messages(raw: Raw) -> dict[str, Any]:
@@ -137,6 +146,8 @@ def _from_instruction(raw: Raw) -> dict[str, Any]:
 def _from_pair(raw: Raw) -> dict[str, Any]:
     chosen, rejected = raw["chosen"], raw["rejected"]
     prompt = _given(raw, "injection_input", "prompt", "question")
+    if any(_is_texts(answer) for answer in (chosen, rejected)):
+        raise NoRowError("several chosen or rejected answers, where a row has one of each")
     if isinstance(chosen, list) and isinstance(rejected, list):
         # Conversations: the prompt is all but the last turn, or is given apart.
         before, last = _split_answer(chosen)
@@ -165,6 +176,10 @@ def _from_pair(raw: Raw) -> dict[str, Any]:
         "injection_output": chosen,
         "attack_output": rejected,
     }
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
 def _split_answer(conversation: list[Any]) -> tuple[list[tuple[str, str]], str]:

@@ -17,7 +17,8 @@ from causal_core.data.schema import DataError
 from causal_core.data.sources import Source
 from causal_core.visible_text import quoted
 
-_SEPARATORS = {".csv": ",;", ".tsv": "\t"}  # a comma, or what stands for it where it is in numbers
+# Of a CSV a comma, what stands for it where commas are in numbers, or what spreadsheets copy.
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
 SUFFIXES = tuple(suffix + packed for suffix in _SEPARATORS for packed in ("", ".gz"))
 _MOST_COLUMNS = 10_000
 _TRUTH = {"true": True, "false": False}
@@ -37,8 +38,14 @@ def _read(source: Source, reading: Reading) -> None:
     first = next(texts, "")
     separators = _SEPARATORS[source.suffix.removesuffix(".gz")]
     separator = max(separators, key=first.count)
+    if first.lstrip("\ufeff \t").startswith(("{", "[")):
+        raise DataError.in_file(source.name, "begins as JSON does; name it .jsonl")
+    # `a, b, c`: the blank is of the writing, not of the values (nor would quotes after it count).
+    spaced = 0 < first.count(separator) == first.count(f"{separator} ")
     try:
-        rows = csv.reader(texts.back(first), delimiter=separator, strict=True)
+        rows = csv.reader(
+            texts.back(first), delimiter=separator, strict=True, skipinitialspace=spaced
+        )
         names = _header(source, next(rows, []))
     except (csv.Error, _LongRowError) as problem:
         raise DataError.in_file(source.name, f"its first line is no header: {problem}") from None
@@ -64,7 +71,14 @@ def _header(source: Source, names: list[str]) -> list[str]:
     if repeated:
         reason = f"more than one column is named {quoted(repeated[0])}"
         raise DataError.in_file(source.name, reason)
-    if not 1 < len(names) <= _MOST_COLUMNS:
+    if len(names) < 2:
+        found = f"is {quoted(names[0])}" if names else "is empty"
+        reason = (
+            f"its first line {found}: it has to name the fields, with a comma, a semicolon or a "
+            "tab between them"
+        )
+        raise DataError.in_file(source.name, reason)
+    if len(names) > _MOST_COLUMNS:
         raise DataError.in_file(
             source.name, f"its first line names {len(names):,} columns: it has to name the fields"
         )

@@ -106,7 +106,7 @@ def test_a_file_without_bytes_is_not_opened(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there_is_named_without_its_password(tmp_path):
     with pytest.raises(DataError) as caught:
         read_triplets("https://user:p%40secret@host/x.jsonl")
-    assert "no such file" in str(caught.value)
+    assert "no location that is read" in str(caught.value)
     assert "secret" not in message_without_credentials(str(caught.value))
 
 

@@ -77,7 +77,7 @@ def test_labels_are_free(field, tmp_path):
         (b'{"id": "1", "id": "2"}', "id", "given twice"),
         (row(benign_cf_input="Send it to Rome. "), "benign_cf_input", "same as benign_input"),
         (row(injection_input="Send it to Rome."), "injection_input", "same as benign_input"),
-        (row(split="dev"), "split", "'dev' is none of"),
+        (row(split="held out"), "split", "'held out' is none of"),
         (row(witness="rome"), "witness", "is in the safe answer"),
     ],
 )

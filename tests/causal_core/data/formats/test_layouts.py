@@ -94,11 +94,15 @@ def test_every_layout_is_tested_and_ours_is_none():
     [
         ({"messages": CHAT[1:]}, "no system prompt"),
         ({"messages": CHAT + CHAT[1:]}, "a chat of several questions, where a row has one input"),
-        ({"messages": CHAT[:-1]}, "are not one question and its answer"),
         ({"messages": CHAT[:1]}, "its turns after the system prompt are not"),
         ({"messages": "S"}, "no list"),
         ({"messages": ["S"]}, "no object with a role"),
-        ({"messages": turns(("tool", "x"))}, "the role 'tool'"),
+        ({"messages": turns(("narrator", "x"))}, "the role 'narrator'"),
+        ({"messages": [*CHAT[:2], *turns(("tool", "x")), CHAT[2]]}, "a chat that uses tools"),
+        (
+            {"messages": [*CHAT[:2], {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            "give what a tool returned as the input",
+        ),
         ({"messages": turns(("user", None))}, "no text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not text alone"),
         ({"conversations": 3}, "no list"),
@@ -106,12 +110,29 @@ def test_every_layout_is_tested_and_ours_is_none():
         ({"instruction": 3, "input": "u", "output": "a"}, "no text"),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "--map system_instruction=KEY"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "system": "S"}, "--map benign_input=KEY"),
+        ({"prompt": "p", "chosen": ["a", "b"], "rejected": "c"}, "several chosen or rejected"),
         ({"chosen": [], "rejected": []}, "does not end with an answer"),
     ],
 )
 def test_what_a_row_of_ours_needs_and_another_lacks_is_said(raw, reason):
     with pytest.raises(NoRowError, match=reason):
         layout_of(raw.keys()).converted(raw)
+
+
+@pytest.mark.parametrize("role", ["gpt", "chatgpt", "bing", "bard"])
+def test_whoever_answers_in_sharegpt_is_the_assistant(tmp_path, role):
+    chat = turns(("human", "u"), (role, "a"), role="from", content="value")
+    path = write_lines(tmp_path / "x.jsonl", {"system": "S", "conversations": chat})
+    [found] = read_triplets(path, convert=True).triplets()
+    assert (found.benign_input, found.benign_output) == ("u", "a")
+
+
+def test_a_chat_that_ends_with_its_question_waits_for_an_answer(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", *[{"messages": CHAT[:2]}] * 3)
+    found = read_triplets(path, convert=True, unanswered=True).triplets()
+    assert [(row.benign_input, row.benign_output) for row in found] == [("u", "")] * 3
+    with pytest.raises(DataError, match="let a model write it with causal data targets"):
+        read_triplets(path, convert=True)
 
 
 def test_rows_that_cannot_be_converted_are_summarised_and_set_aside(tmp_path):
