@@ -94,7 +94,7 @@ def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
     )
     found = by_name(list(exercises.engine_checks()))
     assert found["engines/broken"].status == "failed"
-    assert "no model there" in found["engines/broken"].found
+    assert "no such directory" in found["engines/broken"].found
     assert found["engines/broken"].advice == "mend it"
     assert found["engines/plain"].status == "ok"
 
