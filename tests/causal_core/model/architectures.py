@@ -184,8 +184,9 @@ weights) is an error that names it.
 fused into, as in Phi-3's `qkv_proj`). The output layer and the embedding cannot be adapted. After
 the first backward, a tensor that is to be trained and got no gradient at all is an error.
 
-Every run begins with a self-test: its longest and its shortest triplet through the prefix tree and
-through the model's own plain forward (the library's attention and layers, adapter on, no dropout).
+Every run begins with a self-test: its longest and its shortest triplet through the prefix tree, and
+the attacked prompt of the one and the benign prompt of the other through the model's own plain
+forward (the library's attention and layers, adapter on, no dropout).
 Where log-probabilities of labels or pooled hidden states differ by more than rounding explains
 (half of the digits of `model.dtype`), the run is refused with both numbers. Under ZeRO-3 on GPUs it
 is left out: no device holds the weights.
