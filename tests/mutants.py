@@ -53,6 +53,7 @@ LOOP = "causal_core/run/test_loop.py"
 CUT_RUN = f"{LOOP}::test_a_cut_run_ends_bit_identical"
 SKIPPED = f"{LOOP}::test_non_finite_steps_are_skipped_and_then_stop_the_run"
 ROWS = "causal_core/evaluation/test_rows.py"
+ONE_PASS = "causal_core/evaluation/test_one_pass.py"
 BATCHES = "causal_core/tokens/test_batches.py"
 BLOCKS = "causal_core/trees/test_blocks.py"
 PEFT = "causal_core/checkpoints/test_peft_interchange.py"
@@ -338,6 +339,14 @@ WITNESS = (
          "and True"),
         ("exact = attacked.strip() == attack.injection_output.strip()",
          "exact = attacked.strip() == triplet.benign_output.strip()"),
+    ),
+    *_mutants(
+        "causal_core/evaluation/one_pass.py",
+        ONE_PASS,
+        ("or self._scoring.exact(*question):", "or False:"),
+        ("slots.get(row * nodes + int(path[-1]))", "slots.get(row * nodes + int(path[0]))"),
+        ("self.asked[number].append(question)", "pass"),
+        ("prompts[question] for question in left", "prompts[left[0]] for question in left"),
     ),
     *_mutants(
         "causal_core/evaluation/scoring.py",

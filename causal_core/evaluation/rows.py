@@ -19,9 +19,8 @@ import torch
 from causal_core.config import EvaluationSection
 from causal_core.data.schema import contains_witness
 from causal_core.evaluation.answers import contains, word_f1
-from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.metrics import SEPARABILITY
-from causal_core.evaluation.scoring import score_triplets
+from causal_core.evaluation.one_pass import scored_and_answered
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
@@ -79,27 +78,17 @@ def evaluate_rows(
     attacks = [(i, number) for i in indices for number in dataset.injections_of(i) or (None,)]
     tokens = [dataset.tokens(i).attacked(number) for i, number in attacks]
     first = [number in (0, None) for _, number in attacks]
-    scores = score_triplets(
-        model, tokens, device, config.batch_tokens, head_trained, first, progress
-    )
-    prompts: list[list[int]] = []
-    slots: list[tuple[int, bool]] = []
-    for position, t in enumerate(tokens):
-        if first[position] and not scores.benign_exact[position]:
-            prompts.append([*t.system, *t.benign])
-            slots.append((position, False))
-        if t.injections and not scores.attacked_exact[position]:
-            prompts.append([*t.system, *t.only.prompt])
-            slots.append((position, True))
-    generated = greedy_answers(
+    scores, answers = scored_and_answered(
         model,
-        prompts,
+        tokens,
+        first,
+        device,
+        head_trained=head_trained,
         end_of_answer=encoder.end_of_answer,
         max_new_tokens=config.max_new_tokens or room_for_answers(dataset),
         batch_tokens=config.batch_tokens,
-        device=device,
+        progress=progress,
     )
-    answers = dict(zip(slots, generated, strict=True))
     causal = scores.causal_metrics() if head_trained else {}
     uplift = scores.witness_logp_attacked - scores.witness_logp_clean
     margin = scores.margins()

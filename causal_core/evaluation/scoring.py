@@ -5,7 +5,7 @@ Used inside a run (validation) and after it (evaluation).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from causal_core.device import at_least_float32
 from causal_core.evaluation.statistics import effective_rank
 from causal_core.loss.contrastive import causal_metrics, cosines
-from causal_core.model.causal_model import CausalModel
+from causal_core.model.causal_model import CausalModel, CausalOutput
 from causal_core.model.layout import packing_for
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.labels import LabelGroup
@@ -32,6 +32,7 @@ from causal_core.trees.needs import (
     Needs,
 )
 from causal_core.trees.packing import cut_micro_batches
+from causal_core.trees.prefix_tree import TreeBatch
 
 GROUPS = (TASK, ROBUST, ATTACK, WITNESS_CLEAN, WITNESS_ATTACKED)
 
@@ -148,59 +149,121 @@ def score_triplets(
             not computed at all.
         progress: Called with the number of triplets done after each forward.
     """
-    needs = Needs(BRANCHES if head_trained else (BENIGN,), GROUPS)
+    scoring = Scoring(model, triplets, device, budget, BRANCHES if head_trained else (BENIGN,))
     was_training = model.training
     model.eval()
-    count = len(triplets)
-    columns = {name: np.zeros(count) for name in GROUPS}
-    greedy = {TASK: np.ones(count, dtype=bool), ROBUST: np.ones(count, dtype=bool)}
-    width = model.projection.input.in_features
-    z, pooled = (np.full((count, len(needs.branches), width), np.nan) for _ in range(2))
-    budget = max([budget, *map(_most_nodes, triplets)])
-    for micro in cut_micro_batches(triplets, needs, budget, packing_for(model, device)):
-        batch = micro.batch.to(device)
-        output = model(batch)
-        for chunk in batch.labels:
-            logits = at_least_float32(model.logits(output.label_hidden[chunk.slots]))
-            for name in GROUPS:
-                _add_scores(logits, chunk.groups[name], columns[name], greedy.get(name))
-        owners = torch.tensor(micro.owners)
-        for place, branch in enumerate(needs.branches):
-            if (index := batch.branch_index.get(branch)) is None:
+    for forward in scoring.forwards():
+        if progress is not None:
+            progress(len(forward.owners))
+    model.train(was_training)
+    return scoring.scores(first)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward of `Scoring`, whose triplets are scored."""
+
+    batch: TreeBatch
+    output: CausalOutput
+    owners: list[int]  # positions of its triplets
+    kept: list[tuple[Tensor, Tensor]]  # keys and values of each layer, where they are asked for
+
+    def pooled_owners(self, branch: str) -> Tensor:
+        """The position of the triplet of each pooled `branch`, in the order of its index."""
+        owners = torch.tensor(self.owners)
+        if branch == INJECTION:
+            return owners[self.batch.injection_owner.cpu()]
+        return owners
+
+
+class Scoring:
+    """`score_triplets` one forward at a time, for a model in evaluation mode.
+
+    Args:
+        branches: The prompts that are pooled; those of the causal metrics are all three.
+        keep: Whether forwards keep their keys and values.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        triplets: Sequence[TripletTokens],
+        device: torch.device,
+        budget: int,
+        branches: tuple[str, ...],
+        keep: bool = False,
+    ) -> None:
+        self._model, self._triplets, self._device = model, triplets, device
+        self._needs, self._keep = Needs(branches, GROUPS), keep
+        self._budget = max([budget, *map(_most_nodes, triplets)])
+        count, width = len(triplets), model.projection.input.in_features
+        self._columns = {name: np.zeros(count) for name in GROUPS}
+        greedy = {TASK: np.ones(count, dtype=bool), ROBUST: np.ones(count, dtype=bool)}
+        greedy[TASK] &= np.array([bool(t.benign_answer) for t in triplets], dtype=bool)
+        safe = [all(i.answer for i in t.injections) for t in triplets]
+        greedy[ROBUST] &= np.array(safe, dtype=bool)
+        self._greedy = greedy
+        self._z, self._pooled = (np.full((count, len(branches), width), np.nan) for _ in range(2))
+
+    def exact(self, position: int, attacked: bool) -> bool:
+        """Whether greedy decoding gives exactly the right answer to a prompt of a triplet that a
+        forward has scored."""
+        return bool(self._greedy[ROBUST if attacked else TASK][position])
+
+    @torch.no_grad()
+    def forwards(self) -> Iterator[Forward]:
+        """Computes them, one when it is asked for."""
+        packing = packing_for(self._model, self._device)
+        for micro in cut_micro_batches(self._triplets, self._needs, self._budget, packing):
+            batch = micro.batch.to(self._device)
+            kept: list[tuple[Tensor, Tensor]] = []
+            output = self._model(batch, kept if self._keep else None)
+            for chunk in batch.labels:
+                logits = at_least_float32(self._model.logits(output.label_hidden[chunk.slots]))
+                for name in GROUPS:
+                    _add_scores(
+                        logits, chunk.groups[name], self._columns[name], self._greedy.get(name)
+                    )
+            forward = Forward(batch, output, micro.owners, kept)
+            self._add_pooled(forward)
+            yield forward
+            del forward, output, kept  # before the next one is computed
+
+    def _add_pooled(self, forward: Forward) -> None:
+        for place, branch in enumerate(self._needs.branches):
+            if (index := forward.batch.branch_index.get(branch)) is None:
                 continue
-            of = owners
-            if branch == INJECTION:
-                of = owners[batch.injection_owner.cpu()]
-            elif branch == COUNTERFACTUAL:
-                of = torch.tensor([o for o in micro.owners if triplets[o].counterfactual])
+            of = forward.pooled_owners(branch)
+            if branch == COUNTERFACTUAL:
+                owners = forward.owners
+                of = torch.tensor([o for o in owners if self._triplets[o].counterfactual])
+            z, pooled, output = self._z, self._pooled, forward.output
             z[of, place] = output.z[index].cpu().numpy()
             pooled[of, place] = output.pooled[index].cpu().numpy()
-        if progress is not None:
-            progress(len(micro.owners))
-    model.train(was_training)
-    without = np.array([not any(i.witness for i in t.injections) for t in triplets], dtype=bool)
-    for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
-        columns[name][without] = np.nan
-    greedy[TASK] &= np.array([bool(t.benign_answer) for t in triplets], dtype=bool)
-    safe = [all(i.answer for i in t.injections) for t in triplets]
-    greedy[ROBUST] &= np.array(safe, dtype=bool)
-    unknown = [not any(i.attack_answer for i in t.injections) for t in triplets]
-    columns[ATTACK][np.array(unknown, dtype=bool)] = np.nan
-    return Scores(
-        benign_tokens=np.array([len(t.benign_answer) for t in triplets]),
-        safe_tokens=np.array([sum(len(i.answer) for i in t.injections) for t in triplets]),
-        benign_logp=columns[TASK],
-        safe_logp=columns[ROBUST],
-        attack_logp=columns[ATTACK],
-        witness_logp_clean=columns[WITNESS_CLEAN],
-        witness_logp_attacked=columns[WITNESS_ATTACKED],
-        benign_exact=greedy[TASK],
-        attacked_exact=greedy[ROBUST],
-        attacked=np.array([bool(t.injections) for t in triplets], dtype=bool),
-        first=np.ones(count, dtype=bool) if first is None else np.array(first, dtype=bool),
-        z=z,
-        pooled=pooled,
-    )
+
+    def scores(self, first: Sequence[bool] | None = None) -> Scores:
+        """Of all triplets, when every forward is done; `first` as for `score_triplets`."""
+        triplets, columns, count = self._triplets, self._columns, len(self._triplets)
+        without = np.array([not any(i.witness for i in t.injections) for t in triplets], dtype=bool)
+        for name in (WITNESS_CLEAN, WITNESS_ATTACKED):
+            columns[name][without] = np.nan
+        unknown = [not any(i.attack_answer for i in t.injections) for t in triplets]
+        columns[ATTACK][np.array(unknown, dtype=bool)] = np.nan
+        return Scores(
+            benign_tokens=np.array([len(t.benign_answer) for t in triplets]),
+            safe_tokens=np.array([sum(len(i.answer) for i in t.injections) for t in triplets]),
+            benign_logp=columns[TASK],
+            safe_logp=columns[ROBUST],
+            attack_logp=columns[ATTACK],
+            witness_logp_clean=columns[WITNESS_CLEAN],
+            witness_logp_attacked=columns[WITNESS_ATTACKED],
+            benign_exact=self._greedy[TASK],
+            attacked_exact=self._greedy[ROBUST],
+            attacked=np.array([bool(t.injections) for t in triplets], dtype=bool),
+            first=np.ones(count, dtype=bool) if first is None else np.array(first, dtype=bool),
+            z=self._z,
+            pooled=self._pooled,
+        )
 
 
 def _most_nodes(triplet: TripletTokens) -> int:
