@@ -109,6 +109,7 @@ class Waiting(Protocol):
     """Prompts that are to be answered, in the order in which they are started."""
 
     device: torch.device
+    count: int  # at most
 
     def next(self) -> Started | None:
         """The next prompt; None after the last."""

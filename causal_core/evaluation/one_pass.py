@@ -108,7 +108,7 @@ class _Questions:
         progress: Callable[[int], None] | None,
     ) -> None:
         self._model, self._scoring, self._prompts, self.device = model, scoring, prompts, device
-        self._progress = progress
+        self._progress, self.count = progress, len(prompts)
         self._forwards = scoring.forwards()
         self._started: deque[Started] = deque()
         self._numbers: dict[tuple[int, ...], int] = {}  # equal prompts have one answer
