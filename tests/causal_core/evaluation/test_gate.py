@@ -17,6 +17,7 @@ from causal_core.generator.generate import generate_split
 from causal_core.model.causal_model import build_model
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.prompts import build_prompt_encoder
+from tests.causal_core.evaluation.said import evaluation_says
 from tests.tiny import tiny_base
 from tests.tiny_run import tiny_tokenizer
 
@@ -64,7 +65,7 @@ def test_flags_are_those_of_the_evaluation(encoder, dataset, monkeypatch, seed):
         return [said[tuple(prompt)] for prompt in prompts]
 
     model = build_model(tiny_base(vocabulary=len(encoder.tokenizer)), LoraSection(rank=2), 0)
-    monkeypatch.setattr("causal_core.evaluation.rows.greedy_answers", answers)
+    evaluation_says(monkeypatch, answers)
     rows = evaluate_rows(
         model, encoder, dataset, range(len(dataset)), EvaluationSection(), CPU, head_trained=False
     )

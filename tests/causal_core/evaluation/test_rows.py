@@ -22,6 +22,7 @@ from causal_core.evaluation.summary import aggregate
 from causal_core.model.causal_model import build_model
 from causal_core.tokens.dataset import load_dataset
 from causal_core.tokens.prompts import build_prompt_encoder
+from tests.causal_core.evaluation.said import ONE_PASS, evaluation_says
 from tests.tiny import plain_forward, random_triplets, tiny_base, tiny_model
 from tests.tiny_run import tiny_tokenizer
 
@@ -201,9 +202,8 @@ def test_a_witness_in_the_clean_answer_too_is_no_success(
         witness = encoder.answer_ids(triplet.only.witness)
         said[tuple(tokens.system + tokens.only.prompt)] = witness
         said[tuple(tokens.system + tokens.benign)] = witness if clean_says_it else [65]
-    monkeypatch.setattr(
-        "causal_core.evaluation.rows.greedy_answers",
-        lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts],
+    evaluation_says(
+        monkeypatch, lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts]
     )
     rows = evaluate_rows(
         model_of(tokenizer), encoder, dataset, range(len(dataset)), EvaluationSection(), CPU,
@@ -236,14 +236,13 @@ def test_right_under_attack_is_the_safe_answer(tiny_data, tmp_path, monkeypatch,
     refused = tokens[1].only.answer[:-1]
     said = {tuple(t.system + t.benign): t.benign_answer[:-1] for t in tokens}
     said |= {tuple(t.system + t.only.prompt): refused for t in tokens}
-    monkeypatch.setattr(
-        "causal_core.evaluation.rows.greedy_answers",
-        lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts],
+    evaluation_says(
+        monkeypatch, lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts]
     )
     is_refusal = np.array([t.only.answer[:-1] == refused for t in tokens])
     if shortcut:
         monkeypatch.setattr(
-            "causal_core.evaluation.rows.score_triplets",
+            f"{ONE_PASS}.score_triplets",
             lambda *arguments: replace(
                 score_triplets(*arguments),
                 benign_exact=np.ones(len(tokens), dtype=bool), attacked_exact=is_refusal,
