@@ -57,7 +57,7 @@ def edges(modules: Mapping[str, Path]) -> dict[str, set[str]]:
 
 @cache
 def code() -> dict[str, set[str]]:
-    """`edges` of all packages: once, and only where a test asks, not wherever tests are collected."""
+    """`edges` of all packages: once, and only where a test asks, not where tests are collected."""
     return edges(FILES)
 
 
