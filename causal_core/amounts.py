@@ -38,7 +38,7 @@ def card_bytes(name: str) -> int:
         near = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=0.4)
         hint = f"; did you mean {bare[near[0]]}?" if near else ""
         raise ConfigError(
-            f"--gpu {name}: unknown card{hint} Known: {', '.join(CARDS)}. Or give --gpu-memory"
+            f"--gpu {name}: unknown card{hint}. Known: {', '.join(CARDS)}. Or give --gpu-memory"
         )
     return int(CARDS[found] * 2**30)
 

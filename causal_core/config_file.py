@@ -65,6 +65,11 @@ def recorded_config(
     """
     trust = f"model.{_TRUST}={str(trust_remote_code).lower()}"
     foreign = [trust, "ray.address=null", "data.cache_dir=null"]
+    if not (directory / CONFIG).exists():
+        raise ConfigError(
+            f"{shown(str(directory))} has no {CONFIG}, so there is no run in it: give the "
+            "directory of a run (causal train)"
+        )
     recorded = load_config(directory / CONFIG, foreign)
     given = list(settings)
     if not given:

@@ -127,7 +127,7 @@ class TrainedModel:
             defended: False asks the base model, without what was trained.
 
         Raises:
-            UserError: a prompt that the model has no room for.
+            UserError: something else than text, or a prompt that the model has no room for.
         """
         return "".join(
             self.stream(
@@ -145,8 +145,7 @@ class TrainedModel:
         defended: bool = True,
     ) -> Iterator[str]:
         """`answer` in the pieces in which it comes; streams may take turns."""
-        prompt = self.encoder.prompt_ids(system, user_input, context)
-        self._refuse_too_long(len(prompt), max_new_tokens)
+        prompt = self._prompt(system, user_input, context, max_new_tokens)
         return self._pieces(prompt, max_new_tokens, defended)
 
     def suspicion(self, system: str, user_input: str, context: str | None = None) -> Suspicion:
@@ -156,8 +155,7 @@ class TrainedModel:
             UserError: no detector was fitted on these weights, or a prompt without room.
         """
         guard = self._guard
-        prompt = self.encoder.prompt_ids(system, user_input, context)
-        self._refuse_too_long(len(prompt), 0)
+        prompt = self._prompt(system, user_input, context, 0)
         hidden, _, _ = self._forward(prompt, None, True)
         return self._judged(guard, hidden)
 
@@ -171,8 +169,7 @@ class TrainedModel:
     ) -> tuple[str, Suspicion]:
         """`answer` with `suspicion`, read off the forward that the answer begins with."""
         guard = self._guard
-        prompt = self.encoder.prompt_ids(system, user_input, context)
-        self._refuse_too_long(len(prompt), max_new_tokens)
+        prompt = self._prompt(system, user_input, context, max_new_tokens)
         read: list[Suspicion] = []
         tokens = self._tokens(
             prompt, max_new_tokens, True, lambda hidden: read.append(self._judged(guard, hidden))
@@ -207,6 +204,21 @@ class TrainedModel:
         vector = self.model.projection(pooled) if guard.kind == HEAD else pooled
         [score] = guard.read_out.scores(vector.double().cpu().numpy())
         return Suspicion(float(score), guard.read_out.threshold)
+
+    def _prompt(self, system: str, user_input: str, context: str | None, answer: int) -> list[int]:
+        """The tokens to answer, of what was given (`UserError` where that is no prompt)."""
+        given = {"system": system, "user_input": user_input, "context": context or ""}
+        for name, text in given.items():
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{name}: expected text, found {type(text).__name__} (no system instruction "
+                    'is "", and messages are given as their texts)'
+                )
+        if not isinstance(answer, int) or answer < 0:
+            raise UserError(f"max_new_tokens: expected a whole number from 0 on, found {answer!r}")
+        prompt = self.encoder.prompt_ids(system, user_input, context)
+        self._refuse_too_long(len(prompt), answer)
+        return prompt
 
     def _refuse_too_long(self, prompt: int, answer: int) -> None:
         room = model_limits(self.config.model).positions

@@ -100,6 +100,7 @@ def _answered(
 ) -> Answered:
     from rich.console import Console
 
+    from causal_core.errors import UserError
     from causal_core.tokens.run_data import load_encoder
     from ray_jobs.console.quiet import quiet_libraries
     from ray_jobs.own_answers import own_answers, with_answers
@@ -107,6 +108,8 @@ def _answered(
     from ray_jobs.training.ray_session import no_gpu_here
 
     assert isinstance(console, Console)
+    if model is None and adapter is None and run is None:
+        raise UserError("no model to ask: name one with --model, --adapter or --run")
     quiet_libraries()
     asked = Asked(
         run=None if run is None else run.resolve(),
@@ -118,8 +121,6 @@ def _answered(
     )
     config = evaluation_config(asked)
     if (missing := no_gpu_here(config)) is not None:
-        from causal_core.errors import UserError
-
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subject = subjects_asked_for(asked, config)[-1]  # what was trained, else the base
     with console.status("loading the model") as status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from causal_core import inference
 from causal_core.checkpoints.contents import PROJECTION, read_manifest
+from causal_core.checkpoints.store import checkpoint_location
 from causal_core.config import Config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.generation import end_tokens
@@ -75,6 +76,7 @@ def export_run(
     _refuse_existing(out, options.force)
     say("loading the run")
     checkpoint = inference.checkpoint_of(run)
+    _refuse_below_checkpoints(out, (checkpoint, Path(checkpoint_location(run, None))))
     trained = inference.load(run, trust_remote_code=options.trust_remote_code)
     config, encoder, device = trained.config, trained.encoder, trained.device
     weights = trained.weights
@@ -181,6 +183,16 @@ def _refuse_existing(out: Path, force: bool) -> None:
             f"{shown(str(out))} is no earlier export (no {EXPORT} in it), and --force replaces "
             "nothing else: choose another place"
         )
+
+
+def _refuse_below_checkpoints(out: Path, replaced: Iterable[Path]) -> None:
+    """An export is not to go when the run goes on, or in the place of what it was made of."""
+    for place in replaced:
+        if place.resolve() in out.resolve().parents:
+            raise UserError(
+                f"{shown(str(out))} is in {shown(str(place))}, where a run that goes on replaces "
+                "its checkpoints: choose a place outside"
+            )
 
 
 def _refuse_forgeable(facts: Mapping[str, Any]) -> None:

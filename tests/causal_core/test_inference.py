@@ -49,6 +49,23 @@ def greedy(model, limit):
     return model.encoder.decode(answer)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "reason"),
+    [
+        ((None, "x"), {}, "system: expected text, found NoneType"),
+        (("S", 3), {}, "user_input: expected text, found int"),
+        (("S", [{"role": "user", "content": "x"}]), {}, "found list .*given as their texts"),
+        (("S", "x", b"c"), {}, "context: expected text, found bytes"),
+        (("S", "x"), {"max_new_tokens": -1}, "from 0 on, found -1"),
+        (("S", "x"), {"max_new_tokens": 2.5}, "a whole number"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_name(model, arguments, options, reason):
+    for ask in (model.answer, model.stream):
+        with pytest.raises(UserError, match=reason):
+            ask(*arguments, **options)
+
+
 def test_answers_are_those_of_evaluation_with_and_without_what_was_trained(model):
     defended = model.answer(*ASKED, max_new_tokens=12)
     assert defended == greedy(model, 12)

@@ -161,6 +161,13 @@ def test_what_is_there_is_not_replaced(rows, tiny_model_directory, tmp_path):
     assert out.read_bytes() == before
 
 
+def test_without_a_model_it_names_its_own_options(rows, tmp_path):
+    arguments = ["data", "targets", str(rows), str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "no model to ask: name one with --model, --adapter or --run" in result.output
+
+
 def test_chats_that_end_with_their_question_are_answered(tiny_model_directory, tmp_path):
     turns = [{"role": "system", "content": "Name it."}, {"role": "user", "content": "A red car."}]
     path = tmp_path / "chats.jsonl"

@@ -199,6 +199,13 @@ def test_a_full_place_is_one_sentence_and_leaves_nothing(run, tmp_path, limit, m
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("below", ["best/out", "checkpoints/out", "best/deeper/out"])
+def test_it_is_not_written_where_checkpoints_are_replaced(run, below):
+    with pytest.raises(UserError, match="choose a place outside"):
+        export_run(run, run / below, ExportOptions(rows=1))
+    assert not (run / below).exists()
+
+
 def test_a_template_that_lets_a_marker_through_is_not_exported(run, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "defended_template", lambda encoder, source: source)
     with pytest.raises(RunFailedError, match="hold control tokens of the text"):
