@@ -193,7 +193,7 @@ def test_an_adapter_goes_into_the_base_that_it_names(
     [
         ([], "nothing to evaluate"),
         (["--model", "demo"], "no test set: name one"),
-        (["nowhere"], "no summary.json"),
+        (["."], "no summary.json"),
         (["--model", "./nowhere", "--test", "a=b.jsonl"], "no such directory"),
         (["--adapter", "./nowhere", "--test", "a=b.jsonl"], "no such directory"),
         (["--model", "MODEL", "--test", "a"], "expected NAME=FILE"),
