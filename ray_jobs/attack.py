@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from causal_core.attack.kinds import KINDS, Kind
+from causal_core.attack.kinds import KINDS, Given, Kind
 from causal_core.attack.kit import bare_kit
-from causal_core.attack.suffix import TUNED_ON
 from causal_core.attack.target import Attacker, RowAttack, Target
 from causal_core.checkpoints.adapter import read_adapter
 from causal_core.config import Config
@@ -33,15 +32,22 @@ from causal_core.report.attacks import CAVEAT, FOLDER, attack_file, too_weak
 from causal_core.report.recorded import read_summary
 from causal_core.report.run_report import write_report
 from causal_core.run.lock import only_writer
-from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import load_encoder, load_split
+from ray_jobs.attack_given import (
+    MOST_BYTES,
+    Along,
+    evenly,
+    record_of,
+    tuning_rows,
+    universal_suffix,
+    ways_of,
+)
 from ray_jobs.console.plain import plain
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.subjects import Asked, evaluation_config, subjects_asked_for
 from ray_jobs.training.ray_session import no_gpu_here
 
 _FORMAT = 2
-_MOST_BYTES = 2**28  # of a search's record
 _ATTACKS = Path("runs") / "attacks"  # of what is no run
 
 
@@ -89,8 +95,8 @@ def run_attack(
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)
     place = (out or _place(asked)).expanduser().resolve()
-    with only_writer(place, moved_by="--out"):
-        result = _attacked(config, subjects, place, console, kind, effort)
+    with ways_of(subjects, kind) as ways, only_writer(place, moved_by="--out"):
+        result = _attacked(config, subjects, ways, place, console, kind, effort)
     if reported and asked.run is not None:
         write_report(asked.run)
     return result
@@ -106,6 +112,7 @@ def _place(asked: Asked) -> Path:
 def _attacked(
     config: Config,
     subjects: Sequence[Subject],
+    ways: Mapping[str, Along],
     place: Path,
     console: Console,
     kind: Kind,
@@ -124,12 +131,11 @@ def _attacked(
         # Another base has another tokenizer: the same texts, read by its own.
         encoder = load_encoder(subject.config)
         dataset = load_split(subject.config, encoder, config.data.test[name])
-        chosen = _evenly(len(dataset), effort.rows)
+        chosen = evenly(len(dataset), effort.rows)
         rows = [dataset.triplet(index) for index in chosen]
         count = len(rows)
         room = dataset.longest_of("benign_answer", "attack_answer") + 8
         target = Target(model, encoder, device, config.evaluation.batch_tokens, room)
-        attacker = kind.make(target, effort.seed, _tuning(subject.config, kind))
         key = {
             "format": _FORMAT,
             "kind": effort.kind,
@@ -137,11 +143,19 @@ def _attacked(
             "rows": chosen,
             "seed": effort.seed,
             "model": _digest(subject, model),
-            "version": _parts_digest(attacker),
         }
-        record = place / f"{effort.kind}-{subject.name}.json"
+        given, along = Given(tuning_rows(subject.config, kind)), ways[subject.name]
+        if kind.along:
+            tokens = len(encoder.tokenizer)
+            start = universal_suffix(place, subject.name, str(key["model"]), tokens)
+            given = Given(way=along.way, start=start)
+            key |= {"way": along.weights, "start": start}
+        attacker = kind.make(target, effort.seed, given)
+        key["version"] = _parts_digest(attacker)
+        passes = max(1, len(along.way))
+        record = record_of(place, effort.kind, subject.name)
         found, done = _searched(
-            attacker, rows, record, key, kind, effort, deadline, console, subject.name
+            attacker, rows, record, key, kind, effort, deadline, console, subject.name, passes
         )
         curves[subject.name] = _curve(found, done)
         _write_rows(place / f"{effort.kind}-{subject.name}.parquet", rows, found)
@@ -157,24 +171,6 @@ def _attacked(
     }
     write_whole(attack_file(place, effort.kind), json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _evenly(length: int, count: int) -> list[int]:
-    step = max(1, length // count)
-    return list(range(0, length, step))[:count]
-
-
-def _tuning(config: Config, kind: Kind) -> list[Triplet]:
-    """Validation rows, where the kind tunes on some."""
-    if not kind.tuned:
-        return []
-    if not config.data.validation:
-        raise UserError(
-            "a universal suffix is tuned on validation rows, apart from those that it is tried on: "
-            "name some with --set data.validation=FILE, or attack with --kind suffix"
-        )
-    dataset: TripletDataset = load_split(config, load_encoder(config), config.data.validation)
-    return [dataset.triplet(index) for index in _evenly(len(dataset), TUNED_ON)]
 
 
 def _digest(subject: Subject, model: Any) -> str:
@@ -206,8 +202,13 @@ def _searched(
     deadline: float | None,
     console: Console,
     name: str,
+    passes: int,
 ) -> tuple[Sequence[RowAttack], list[int]]:
-    """The rows up to the last level that was reached, and which were."""
+    """The rows up to the last level that was reached, and which were.
+
+    Args:
+        passes: How often an attacker tells of each row.
+    """
     last = kind.default if effort.level is None else effort.level
     found, done = _recorded(attacker, record, key, kind, [row.id for row in rows])
     if found is None:
@@ -218,9 +219,10 @@ def _searched(
         if deadline is not None and time.monotonic() > deadline:
             console.print(plain(f"{name}: out of time before {level} {kind.unit}"), style="yellow")
             break
-        what = f"{name}: {level} {kind.unit}, of {len(rows)} rows"
+        what = f"{name}: {level} {kind.unit}"
         with console.status(plain(what)) as status:
-            attacker.spend(rows, found, level, _counted(status, what))
+            counted = _counted(status, what, len(rows), passes)
+            attacker.spend(rows, found, level, counted)
         done = [*done, level]
         kept = {"key": dict(key), "done": done, "rows": [s.to_record() for s in found]}
         write_whole(record, json.dumps(kept))
@@ -231,10 +233,16 @@ def _searched(
     return found, [level for level in done if level <= last]
 
 
-def _counted(status: Status, what: str) -> Callable[[], None]:
-    """Tells of every row that is done."""
-    numbers = itertools.count(1)
-    return lambda: status.update(plain(f"{what}: {next(numbers)} done"))
+def _counted(status: Status, what: str, rows: int, passes: int) -> Callable[[], None]:
+    """Tells of every row that is done, and with which model where a row takes several."""
+    numbers = itertools.count()
+
+    def tell() -> None:
+        done, row = divmod(next(numbers), rows)
+        on = f", model {done + 1} of {passes}" if passes > 1 else ""
+        status.update(plain(f"{what}, of {rows} rows{on}: {row + 1} done"))
+
+    return tell
 
 
 def _recorded(
@@ -242,7 +250,7 @@ def _recorded(
 ) -> tuple[Sequence[RowAttack] | None, list[int]]:
     """What an earlier command with the same key found; nothing where it is another or damaged."""
     try:
-        kept = json.loads(read_small(record, _MOST_BYTES))
+        kept = json.loads(read_small(record, MOST_BYTES))
         if kept["key"] != json.loads(json.dumps(key)):
             return None, []
         found = [attacker.record.from_record(row) for row in kept["rows"]]

@@ -31,7 +31,7 @@ def attack_command(
         typer.Option(metavar="FILE#SPLIT", help="Rows to attack; default: the last test set."),
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="words, delimiters, suffix or universal: see docs/attack.md.")
+        str, typer.Option(help="words, delimiters, suffix, universal or warm: see docs/attack.md.")
     ] = "words",
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows at most.")] = 24,
     budget: Annotated[

@@ -10,7 +10,17 @@ from causal_core.attack.kit import words_kit
 from causal_core.attack.search import BUDGETS, Search
 from causal_core.attack.suffix import STEPS, SuffixSearch, UniversalSuffix
 from causal_core.attack.target import Attacker, Target
+from causal_core.attack.warm import SuffixAlong, Way
 from causal_core.data.schema import Triplet
+
+
+@dataclass(frozen=True)
+class Given:
+    """What some kinds take beside the model."""
+
+    tuning: Sequence[Triplet] = ()
+    way: Way = ()
+    start: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,9 @@ class Kind:
     unit: str  # what a level counts
     levels: tuple[int, ...]
     default: int  # the last level, unless another is asked for
-    make: Callable[[Target, int, Sequence[Triplet]], Attacker]
+    make: Callable[[Target, int, Given], Attacker]
     tuned: bool = False  # needs rows to tune on, apart from those that are attacked
+    along: bool = False  # needs the checkpoints on the way to what is attacked
 
 
 KINDS: Mapping[str, Kind] = {
@@ -52,7 +63,15 @@ KINDS: Mapping[str, Kind] = {
         "gradient steps",
         STEPS,
         100,
-        UniversalSuffix,
+        lambda target, seed, given: UniversalSuffix(target, seed, given.tuning),
         tuned=True,
+    ),
+    "warm": Kind(
+        "suffix by gradients, one for each row, tuned along the checkpoints of the run",
+        "gradient steps for each row, on all models together",
+        STEPS,
+        100,
+        lambda target, seed, given: SuffixAlong(target, seed, given.way, given.start),
+        along=True,
     ),
 }

@@ -24,7 +24,7 @@ from causal_core.data.schema import Triplet
 from causal_core.device import at_least_float32
 
 STEPS = (0, 25, 50, 100)
-_LENGTH = 12  # tokens of a suffix
+LONGEST = 12  # tokens of a suffix
 _KEPT = 64  # tokens that the gradient suggests at each place
 _TRIED = 24  # suffixes of a step
 _STARTS = 200  # attempts at a suffix that reads back as itself
@@ -41,7 +41,7 @@ class RowSuffix(RowAttack):
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """One row under attack: the text before the suffix, and the target."""
 
     row: Triplet
@@ -50,47 +50,24 @@ class _Problem:
 
 
 @dataclass(frozen=True)
-class SuffixSearch:
-    """A suffix of its own for every row (see `Attacker`)."""
+class SuffixTuner:
+    """What every attack by suffixes does: a problem for each row, steps, and answers."""
 
     target: Target
     seed: int
-    record: ClassVar[type[RowAttack]] = RowSuffix
 
-    def begin(self, rows: Sequence[Triplet]) -> list[RowSuffix]:
-        """The rows before any step, with their clean answers."""
-        return self.target.begun(RowSuffix, rows)
-
-    def spend(
-        self,
-        rows: Sequence[Triplet],
-        found: Sequence[RowSuffix],
-        level: int,
-        progress: Progress | None = None,
-    ) -> None:
-        """Brings every row up to `level` steps and answers its best attack."""
-        asked: list[tuple[RowSuffix, _Problem, str]] = []
-        for row, state in zip(rows, found, strict=True):
-            if state.broken_at is None:
-                problem = self._problem(row, rows)
-                self._bring(state, [problem], level, row.id)
-                asked.append((state, problem, self._text(problem, state.suffix)))
-            if progress is not None:
-                progress()
-        self._judge(asked, level)
-
-    def _judge(self, asked: Sequence[tuple[RowSuffix, _Problem, str]], level: int) -> None:
+    def _judge(self, asked: Sequence[tuple[RowSuffix, Problem, str]], level: int) -> None:
         prompts = [self.target.prompt(problem.row, text) for _, problem, text in asked]
         for (state, problem, text), answer in zip(asked, self.target.answers(prompts), strict=True):
             state.judge(level, text, problem.wanted, answer)
 
-    def _problem(self, row: Triplet, rows: Sequence[Triplet]) -> _Problem:
+    def _problem(self, row: Triplet, rows: Sequence[Triplet]) -> Problem:
         kit = bare_kit()
         rng = Random(f"{self.seed}/{row.id}/suffix")
         choice = Choice(0, rng.randrange(kit.sizes[1]), 0, 0, rng.randrange(kit.sizes[4]))
-        return _Problem(row, *kit.candidate(row, rows, choice, self.seed))
+        return Problem(row, *kit.candidate(row, rows, choice, self.seed))
 
-    def _bring(self, state: RowSuffix, problems: Sequence[_Problem], level: int, name: str) -> None:
+    def _bring(self, state: RowSuffix, problems: Sequence[Problem], level: int, name: str) -> None:
         """Steps until there are `level` of them."""
         if not state.suffix:
             state.suffix = self._start(problems[0], Random(f"{self.seed}/{name}/start"))
@@ -107,7 +84,7 @@ class SuffixSearch:
             if state.score is None or scores[best] > state.score:
                 state.suffix, state.score = tried[best], scores[best]
 
-    def _scores(self, problems: Sequence[_Problem], suffixes: Sequence[list[int]]) -> list[float]:
+    def _scores(self, problems: Sequence[Problem], suffixes: Sequence[list[int]]) -> list[float]:
         """Of each suffix, the mean over problems."""
         totals = [0.0] * len(suffixes)
         for problem in problems:
@@ -116,10 +93,10 @@ class SuffixSearch:
                 totals[i] += score / len(problems)
         return totals
 
-    def _text(self, problem: _Problem, suffix: Sequence[int]) -> str:
+    def _text(self, problem: Problem, suffix: Sequence[int]) -> str:
         return f"{problem.head} {self.target.encoder.tokenizer.decode(suffix)}"
 
-    def _place(self, problem: _Problem, suffix: list[int]) -> tuple[list[int], int] | None:
+    def _place(self, problem: Problem, suffix: list[int]) -> tuple[list[int], int] | None:
         """The prompt, and where the suffix begins in it; None where it reads back as another."""
         prompt = self.target.prompt(problem.row, self._text(problem, suffix))
         for start in range(len(prompt) - len(suffix), -1, -1):
@@ -127,7 +104,7 @@ class SuffixSearch:
                 return prompt, start
         return None
 
-    def _start(self, problem: _Problem, rng: Random) -> list[int]:
+    def _start(self, problem: Problem, rng: Random) -> list[int]:
         """A suffix to begin with: one token again and again, or any tokens that read back."""
         tokenizer = self.target.encoder.tokenizer
         plain = [
@@ -135,16 +112,16 @@ class SuffixSearch:
         ]
         for attempt in range(_STARTS):
             if attempt < len(plain):
-                suffix = [plain[attempt]] * _LENGTH
+                suffix = [plain[attempt]] * LONGEST
             else:
                 suffix = [self._allowed_list[rng.randrange(len(self._allowed_list))]
-                          for _ in range(_LENGTH)]  # fmt: skip
+                          for _ in range(LONGEST)]  # fmt: skip
             if self._place(problem, suffix) is not None:
                 return suffix
-        return [plain[0]] * _LENGTH
+        return [plain[0]] * LONGEST
 
     def _candidates(
-        self, problems: Sequence[_Problem], suffix: list[int], rng: Random
+        self, problems: Sequence[Problem], suffix: list[int], rng: Random
     ) -> list[list[int]]:
         """Suffixes that differ in one token, by what the gradient suggests."""
         gains = [gain for p in problems if (gain := self._gain(p, suffix)) is not None]
@@ -162,7 +139,7 @@ class SuffixSearch:
                 break
         return [list(new) for new in tried]
 
-    def _gain(self, problem: _Problem, suffix: list[int]) -> Tensor | None:
+    def _gain(self, problem: Problem, suffix: list[int]) -> Tensor | None:
         """[L, A]: how much the target's log-probability would rise, to first order, with each
         allowed token at each place of the suffix."""
         found = self._place(problem, suffix)
@@ -210,6 +187,35 @@ class SuffixSearch:
     @cached_property
     def _allowed_list(self) -> list[int]:
         return [int(token) for token in self._allowed]
+
+
+@dataclass(frozen=True)
+class SuffixSearch(SuffixTuner):
+    """A suffix of its own for every row (see `Attacker`)."""
+
+    record: ClassVar[type[RowAttack]] = RowSuffix
+
+    def begin(self, rows: Sequence[Triplet]) -> list[RowSuffix]:
+        """The rows before any step, with their clean answers."""
+        return self.target.begun(RowSuffix, rows)
+
+    def spend(
+        self,
+        rows: Sequence[Triplet],
+        found: Sequence[RowSuffix],
+        level: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Brings every row up to `level` steps and answers its best attack."""
+        asked: list[tuple[RowSuffix, Problem, str]] = []
+        for row, state in zip(rows, found, strict=True):
+            if state.broken_at is None:
+                problem = self._problem(row, rows)
+                self._bring(state, [problem], level, row.id)
+                asked.append((state, problem, self._text(problem, state.suffix)))
+            if progress is not None:
+                progress()
+        self._judge(asked, level)
 
 
 @dataclass(frozen=True)

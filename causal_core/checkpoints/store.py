@@ -17,7 +17,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from causal_core.checkpoints.checkpoint import copy_checkpoint
-from causal_core.checkpoints.contents import MANIFEST, read_manifest, verify_checkpoint
+from causal_core.checkpoints.contents import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    verify_checkpoint,
+)
 from causal_core.checkpoints.state import MAX_JSON_BYTES
 from causal_core.credentials import without_credentials
 from causal_core.errors import DamagedCheckpointError, UserError
@@ -96,6 +101,25 @@ class CheckpointStore:
             if unfit is not None:
                 raise unfit
             yield None
+
+    @contextlib.contextmanager
+    def all_whole(self) -> Iterator[list[tuple[Path, Manifest]]]:
+        """Every checkpoint that verifies, oldest first, as local directories for the `with` block.
+
+        Damaged ones are left out with a warning that says why.
+
+        Raises:
+            NewerFormatError: one was written by a newer version.
+        """
+        found = []
+        with contextlib.ExitStack() as stack:
+            for name in self.names():
+                try:
+                    directory = stack.enter_context(self._local(name))
+                    found.append((directory, verify_checkpoint(directory)))
+                except DamagedCheckpointError as error:
+                    log.warning("leaving out a damaged checkpoint: %s", error)
+            yield found
 
     def put(self, directory: Path, name: str) -> None:
         """Stores a finished local checkpoint under `name`; it appears whole or not at all."""

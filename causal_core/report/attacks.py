@@ -19,7 +19,7 @@ FOLDER = "attack"
 CAVEAT = "No break at this budget is not robustness: another search, or a larger one, may find one."
 _MOST_BYTES = 2**20
 _WEAK = 0.1  # an attack that breaks fewer rows of the undefended model says nothing
-_KINDS = ("words", "delimiters", "suffix", "universal")  # in the order of the report
+_KINDS = ("words", "delimiters", "suffix", "universal", "warm")  # in the order of the report
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0, le=10**9)]

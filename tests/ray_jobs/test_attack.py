@@ -6,6 +6,7 @@ import html
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from causal_core.attack.kinds import KINDS
 from causal_core.attack.search import Search
+from causal_core.attack.warm import SuffixAlong
+from causal_core.checkpoints.contents import read_manifest
 from causal_core.errors import UserError
 from causal_core.report import attacks
 from causal_core.report.attacks import read_attacks
@@ -50,7 +53,10 @@ def short_data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tiny_model_directory, short_data, tmp_path_factory):
     directory = tmp_path_factory.mktemp("attacked") / "run"
-    config = tiny_config(tiny_model_directory, short_data, directory, train={"max_steps": 1})
+    config = tiny_config(
+        tiny_model_directory, short_data, directory, train={"global_batch": 2},  # two steps
+        checkpoint={"every_steps": 1}, validation={"at_checkpoints": False},
+    )  # fmt: skip
     run_training(config, Console(quiet=True), test=False)
     return directory
 
@@ -106,7 +112,7 @@ def test_a_budget_that_there_is_none_of_is_refused(run):
         attacked(run, kind="luck")
 
 
-@pytest.mark.parametrize("kind", ["delimiters", "suffix", "universal"])
+@pytest.mark.parametrize("kind", ["delimiters", "suffix", "universal", "warm"])
 def test_every_kind_leaves_its_curve_and_the_report_shows_it(run, kind):
     result = attacked(run, report=True, kind=kind, level=4 if kind == "delimiters" else 0)
     assert result["kind"] == kind and set(result["curves"]) == {"base", "trained"}
@@ -114,6 +120,61 @@ def test_every_kind_leaves_its_curve_and_the_report_shows_it(run, kind):
     page = (run / "report.html").read_text()
     assert "An attacker that adapts" in page
     assert result["title"].capitalize() in html.unescape(page)
+
+
+def test_a_run_is_tuned_along_from_base_to_best_and_a_universal_suffix_is_a_start(
+    run, tmp_path, monkeypatch
+):
+    made = []
+    monkeypatch.setitem(KINDS, "warm", replace(KINDS["warm"], make=lambda target, seed, given: (
+        made.append(given), SuffixAlong(target, seed, given.way, given.start))[1]))  # fmt: skip
+    out = tmp_path / "out"
+
+    def attacked_into(kind):
+        effort = attack.Effort(kind=kind, level=0, rows=2)
+        attack.run_attack(Asked(run=run), Console(quiet=True), effort, out)
+
+    attacked_into("warm")
+    base, trained = made
+    assert base.way == () and base.start == ()
+    first = run / "checkpoints" / "step-00000001"
+    assert trained.way == (None, first, run / "best") and trained.start == ()
+    assert read_manifest(run / "best").step == 2  # which is a checkpoint, too, and not there twice
+
+    attacked_into("universal")
+    record = out / "universal-trained.json"
+    kept = json.loads(record.read_text())
+    found = kept["rows"][0]["suffix"]
+    assert found and json.loads((out / "warm-trained.json").read_text())["key"]["start"] == []
+    made.clear()
+    attacked_into("warm")  # not believed: it began elsewhere
+    assert [list(given.start) for given in made] == [found, found]
+    assert json.loads((out / "warm-trained.json").read_text())["key"]["start"] == found
+
+    for damage in ([-1], [10**6], ["a"], [1] * 99, 7):
+        kept["rows"][0]["suffix"] = damage
+        record.write_text(json.dumps(kept))
+        made.clear()
+        attacked_into("warm")
+        assert [list(given.start) for given in made] == [found, []]
+
+
+def test_what_has_no_checkpoints_on_its_way_is_refused_before_a_model_is_loaded(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(attack, "in_memory", lambda *_: pytest.fail("a model was loaded"))
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "step-00000001" / "trainer_state.json").write_text("{")  # not whole
+    refused = r"^trained: .*run/checkpoints has no whole checkpoint from before step 2, which"
+    with pytest.raises(UserError, match=refused):
+        attacked(copy, kind="warm", level=0)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match=refused):
+        attacked(copy, kind="warm", level=0)
+    asked = Asked(run=run, against={"other": f"adapter:{run / 'best'}"})
+    with pytest.raises(UserError, match=r"--kind warm tunes along .* and other is no run"):
+        attack.run_attack(asked, Console(quiet=True), attack.Effort(kind="warm"))
 
 
 def test_a_model_that_is_no_run_is_attacked_on_its_own(tiny_model_directory, short_data, tmp_path):
