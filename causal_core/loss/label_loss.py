@@ -10,7 +10,7 @@ predictions in a chunk, o their triplets, H hidden width, V vocabulary, W weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,33 @@ from causal_core.trees.labels import LabelChunk, LabelGroup
 
 
 @dataclass(frozen=True)
+class KnownReference:
+    """Log-probabilities of a batch's targets without the adapter, where they are known already."""
+
+    values: Mapping[str, Tensor]  # by group: of one triplet after another
+    first: Mapping[str, Tensor]  # [T] long: where they begin, by the owner of predictions
+
+    def of(self, name: str, group: LabelGroup) -> Tensor:
+        """Of a chunk's predictions [m] in a group, where a triplet's stand together, in order."""
+        first_T = self.first[name]
+        place_m = torch.arange(len(group), device=group.owner.device)
+        begin_T = torch.full_like(first_T, len(group)).scatter_reduce_(
+            0, group.owner, place_m, "amin"
+        )
+        return self.values[name][first_T[group.owner] + place_m - begin_T[group.owner]]
+
+
+Reference = Tensor | KnownReference  # last hidden states [n, H], or what is known
+
+
+@dataclass(frozen=True)
 class Labels:
     """What a term sees of a chunk of labels."""
 
     log_p_cV: Tensor
     reference_cV: Tensor | None  # the same of the model without its adapter, for terms that ask
     chunk: LabelChunk
+    known: KnownReference | None = None  # or of its targets alone
 
     def by_injection(self, group: LabelGroup, value_m: Tensor) -> Tensor:
         """Sums [s] of what each injection's predictions have."""
@@ -36,10 +57,15 @@ class Labels:
 
     def reference_of(self, group: LabelGroup) -> Tensor:
         """Log-probabilities [m] of a group's targets without the adapter."""
+        if self.known is not None:
+            name = next(name for name, own in self.chunk.groups.items() if own is group)
+            return self.known.of(name, group)
         return self.reference()[group.position, group.target]
 
     def reference(self) -> Tensor:
         """Log-probabilities [c, V] without the adapter."""
+        if self.known is not None:
+            raise ValueError("a term asks for more than its targets' own: set distributions=True")
         if self.reference_cV is None:
             raise ValueError("a term asks for the model without its adapter: set reference=True")
         return self.reference_cV
@@ -131,7 +157,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden_nH: Tensor,
-        reference_nH: Tensor | None,
+        reference: Reference | None,
         logits_of: Callable[[Tensor], Tensor],
         chunks: Sequence[LabelChunk],
         terms: Sequence[WeightedTerm],
@@ -147,10 +173,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 part_cH = hidden_nH.index_select(0, chunk.slots).detach().requires_grad_(needed)
                 logits_cV = logits_of(part_cH)
             reference_cV = None
-            if reference_nH is not None:
+            if isinstance(reference, Tensor):
                 with torch.no_grad():
-                    reference_cV = _log_p(logits_of(reference_nH.index_select(0, chunk.slots)))
-            labels = Labels(_log_p(logits_cV.detach()), reference_cV, chunk)
+                    reference_cV = log_p(logits_of(reference.index_select(0, chunk.slots)))
+            known = reference if isinstance(reference, KnownReference) else None
+            labels = Labels(log_p(logits_cV.detach()), reference_cV, chunk, known)
             chunk_sums_W, by_logits_cV = _sums_and_gradient(labels, terms, worst_case)
             sums_W += chunk_sums_W
             if gradient_nH is not None:
@@ -175,7 +202,7 @@ def label_loss(
     logits_of: Callable[[Tensor], Tensor],
     chunks: Sequence[LabelChunk],
     terms: Sequence[WeightedTerm],
-    reference_nH: Tensor | None = None,
+    reference: Reference | None = None,
     worst_case: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over terms of factor * sum, with the gradient of `hidden_nH`; each term's sum without.
@@ -184,7 +211,8 @@ def label_loss(
         hidden_nH: Last hidden states at the label positions.
         logits_of: [c, H] -> [c, V].
         chunks: See `cut_labels`.
-        reference_nH: The same states of the model without its adapter, where a term asks for them.
+        reference: Of the model without its adapter, where a term asks: the same states, or the
+            log-probabilities of the targets.
         worst_case: Temperature tau, in nats: of a triplet with k injections a term's value becomes
             k tau log mean exp(value / tau) over them, which is their sum for a large tau and k
             times the worst for a small one. None: their sum.
@@ -192,13 +220,12 @@ def label_loss(
     Returns:
         The loss [], in float32 whatever the logits' type (float64 stays), and the sums by name.
     """
-    value, sums_W = _ChunkedLoss.apply(
-        hidden_nH, reference_nH, logits_of, chunks, terms, worst_case
-    )
+    value, sums_W = _ChunkedLoss.apply(hidden_nH, reference, logits_of, chunks, terms, worst_case)
     return value, dict(zip((term.name for term in terms), sums_W.unbind(), strict=True))
 
 
-def _log_p(logits_cV: Tensor) -> Tensor:
+def log_p(logits_cV: Tensor) -> Tensor:
+    """Log-probabilities, in float32 whatever the logits' type (float64 stays)."""
     wide = torch.promote_types(logits_cV.dtype, torch.float32)
     return F.log_softmax(logits_cV, dim=-1, dtype=wide)
 

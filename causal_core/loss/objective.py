@@ -20,6 +20,7 @@ from causal_core.config import LossSection
 from causal_core.loss.contrastive import Cosines, causal_sum, cosines, spurious_sum
 from causal_core.loss.label_loss import (
     LabelLoss,
+    Reference,
     WeightedTerm,
     anchor,
     cross_entropy,
@@ -68,6 +69,7 @@ class LabelTerm(Term):
     groups: tuple[str, ...]
     losses: LabelLoss  # of a chunk's labels and these groups
     reference: bool = False  # asks for the log-probabilities of the model without its adapter
+    distributions: bool = False  # ... of all tokens, not of the targets alone
     options: tuple[str, ...] = ()  # fields of the config's loss section that `losses` takes, too
 
 
@@ -163,6 +165,7 @@ TERMS: tuple[Term, ...] = (
         groups=(TASK,),
         losses=anchor,
         reference=True,
+        distributions=True,
     ),
 )
 
@@ -181,6 +184,15 @@ def is_contrastive(loss: LossSection) -> bool:
 def needs_reference(loss: LossSection) -> bool:
     """Whether a term asks for the model without its adapter."""
     return any(isinstance(term, LabelTerm) and term.reference for term in computed_terms(loss))
+
+
+def reference_groups(loss: LossSection) -> tuple[str, ...]:
+    """The label groups whose targets' log-probabilities without the adapter are all that terms ask
+    of it; none where a term asks for whole distributions."""
+    terms = [t for t in computed_terms(loss) if isinstance(t, LabelTerm) and t.reference]
+    if any(term.distributions for term in terms):
+        return ()
+    return tuple(dict.fromkeys(group for term in terms for group in term.groups))
 
 
 def needs_of(loss: LossSection) -> Needs:
@@ -245,12 +257,13 @@ def micro_batch_loss(
     batch: TreeBatch,
     loss: LossSection,
     denominators: Denominators,
-    reference_nH: Tensor | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This micro-batch's share of L, and the sum of each computed term without a gradient.
 
     Args:
-        reference_nH: Of `reference_hidden`, where a term asks for the model without its adapter.
+        reference: Where a term asks for the model without its adapter: of `reference_hidden`, or
+            what is known of the batch's targets.
     """
     factors = factors_of(loss, denominators)
     labels = [
@@ -259,7 +272,7 @@ def micro_batch_loss(
         if isinstance(term, LabelTerm)
     ]
     value, sums = label_loss(
-        output.label_hidden, model.logits, batch.labels, labels, reference_nH, loss.worst_case
+        output.label_hidden, model.logits, batch.labels, labels, reference, loss.worst_case
     )
     if is_contrastive(loss):
         cosine = cosines(output.z, batch.branch_index, batch.injection_owner)

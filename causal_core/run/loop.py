@@ -52,6 +52,7 @@ def train(config: Config, context: RunContext) -> dict[str, Any]:
         session.token_budget,
         meter.saw,
         session.packing,
+        rows_return=session.plan.returns and not config.data.fresh_attacks,
     )
     saving = Saving(config, session, context)
     position = saving.restore()

@@ -6,7 +6,7 @@ The step is an object apart from the loop: it knows nothing of epochs, checkpoin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from causal_core.config import LossSection, TrainSection
 from causal_core.engines.base import Engine
 from causal_core.loss.contrastive import causal_metrics
+from causal_core.loss.label_loss import Reference
 from causal_core.loss.objective import (
     Denominators,
     computed_terms,
@@ -23,12 +24,14 @@ from causal_core.loss.objective import (
     micro_batch_loss,
     needs_of,
     needs_reference,
+    reference_groups,
     reference_hidden,
 )
 from causal_core.model.causal_model import CausalOutput
 from causal_core.model.layout import packing_for
 from causal_core.step.gradients import check_gradients
 from causal_core.step.out_of_memory import NodeBudget
+from causal_core.step.reference import KnownRows
 from causal_core.step.totals import RunningTotals, StepTotals
 from causal_core.tokens.triplet import TripletTokens
 from causal_core.trees.needs import Needs
@@ -70,9 +73,11 @@ class TrainStep:
     nodes: InitVar[int] = 0  # tree nodes of a micro-batch at most; 0: the config's
     on_micro_batch: Callable[[TreeBatch], None] | None = None  # sees each before it runs
     packing: Packing | None = None  # None: the device's, with an unmeasured cost
+    rows_return: bool = False  # the same rows come again: what stays the same of them is kept
     needs: Needs = field(init=False)
     _all_trained: bool = field(default=False, init=False)
     budget: NodeBudget = field(init=False)
+    _known: KnownRows | None = field(default=None, init=False)
 
     def __post_init__(self, nodes: int) -> None:
         self.needs = needs_of(self.loss)
@@ -81,15 +86,22 @@ class TrainStep:
                 raise ValueError("train.micro_batch_tokens=auto is resolved before a step is made")
             nodes = self.train.micro_batch_tokens
         self.budget = NodeBudget(nodes, self.needs, self.engine, self.device)
+        groups = reference_groups(self.loss)
+        # Where a forward takes all workers, one that knows a row already would leave the others.
+        if self.rows_return and groups and not self.engine.collective_forward:
+            self._known = KnownRows(self.engine.model, groups, self._packing(), self.device)
 
     def cut(self, triplets: Sequence[TripletTokens]) -> list[MicroBatch]:
         """This worker's share as micro-batches under the budget, ready for their copy."""
-        packing = self.packing or packing_for(self.engine.model, self.device)
+        packing = self._packing()
         room = self.budget.room_for(triplets)
         return [
             MicroBatch(micro.batch.staged(self.device), micro.owners)
             for micro in cut_micro_batches(triplets, self.needs, room, packing)
         ]
+
+    def _packing(self) -> Packing:
+        return self.packing or packing_for(self.engine.model, self.device)
 
     def run(
         self,
@@ -143,8 +155,12 @@ class TrainStep:
             own = self._cut_unless(None if attempt.again else ready, mine)
             missing = self.engine.rounds(len(own)) - len(own)
             micro_batches = own + (self.cut([stand_in]) * missing if missing else [])
+            rows = [{owner: mine[owner] for owner in micro.owners} for micro in own]
+            rows += [{0: stand_in}] * missing
             totals = RunningTotals(self.device)
-            accumulate = partial(self._accumulate, micro_batches, len(own), denominators, totals)
+            accumulate = partial(
+                self._accumulate, micro_batches, rows, len(own), denominators, totals
+            )
             attempt.run(accumulate, len(micro_batches))
         return totals
 
@@ -159,37 +175,40 @@ class TrainStep:
     def _accumulate(
         self,
         micro_batches: Sequence[MicroBatch],
+        rows: Sequence[Mapping[int, TripletTokens]],
         own: int,
         denominators: Denominators,
         totals: RunningTotals,
         first: int,
         end: int,
     ) -> None:
-        """Runs micro-batches [first, end), of which those from `own` on are stand-ins."""
+        """Runs micro-batches [first, end), of `rows`; those from `own` on are stand-ins."""
         for number in range(first, end):
             batch = micro_batches[number].batch.to(self.device)
             if self.on_micro_batch is not None:
                 self.on_micro_batch(batch)
             loss_of = partial(
                 self._loss_of,
-                reference=self._reference(batch),
+                reference=self._reference(batch, rows[number]),
                 denominators=denominators,
                 totals=totals if number < own else None,
             )
             self.engine.accumulate(batch, loss_of, last=number == len(micro_batches) - 1)
 
-    def _reference(self, batch: TreeBatch) -> Tensor | None:
-        """What the model without its adapter says, where a term asks: of the same tree, so that a
-        resumed run, whatever it has seen before, computes the same."""
+    def _reference(self, batch: TreeBatch, rows: Mapping[int, TripletTokens]) -> Reference | None:
+        """What the model without its adapter says, where a term asks: of the same tree, or what is
+        known of each row; a resumed run, whatever it has seen before, has the same of either."""
         if not needs_reference(self.loss):
             return None
+        if self._known is not None:
+            return self._known.of(rows)
         return reference_hidden(self.engine.model, batch)
 
     def _loss_of(
         self,
         output: CausalOutput,
         batch: TreeBatch,
-        reference: Tensor | None,
+        reference: Reference | None,
         denominators: Denominators,
         totals: RunningTotals | None,
     ) -> Tensor:

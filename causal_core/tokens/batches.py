@@ -45,6 +45,11 @@ class StepPlan:
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    @property
+    def returns(self) -> bool:
+        """Whether any row comes more than once."""
+        return self.total_steps > self.steps_per_epoch
+
     def samples_after(self, step: int) -> int:
         """Triplets consumed after `step` optimizer steps: the data position."""
         epoch, within = divmod(step, self.steps_per_epoch)

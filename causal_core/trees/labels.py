@@ -11,7 +11,7 @@ from torch import Tensor
 from causal_core.trees.staging import each_tensor
 
 # A prediction: the node (later the position) it is read from, the token, the triplet that it
-# belongs to (its number within the batch) and which of the triplet's injections.
+# belongs to (its number in the list that was cut) and which of the triplet's injections.
 Entry = tuple[int, int, int, int]
 
 # Enough rows for a product with the output embeddings to be worth reading them.
@@ -23,8 +23,8 @@ class LabelGroup:
     """Next-token predictions of one kind, e.g. the answer tokens on the benign branch.
 
     `position` [m] indexes label positions, `target` [m] holds token ids, `owner` [m] the triplet
-    (its number within the batch) and `injection` [m] the injection that each prediction belongs to:
-    its number within the chunk (see `LabelChunk.injection_owner`).
+    (its number in the list that was cut) and `injection` [m] the injection that each prediction
+    belongs to: its number within the chunk (see `LabelChunk.injection_owner`).
     """
 
     position: Tensor

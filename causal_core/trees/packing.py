@@ -120,6 +120,11 @@ _ANSWERS: dict[str, Callable[[TripletTokens], list[list[int]]]] = {
 }
 
 
+def predictions(triplet: TripletTokens, group: str) -> int:
+    """How many labels of a group the triplet has."""
+    return sum(len(answer) for answer in _ANSWERS[group](triplet))
+
+
 def tree_nodes(triplet: TripletTokens, needs: Needs) -> int:
     """Nodes of the triplet's own tree."""
     row = TreeRow()

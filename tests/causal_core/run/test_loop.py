@@ -27,8 +27,10 @@ from causal_core.errors import (
     StorageError,
     UserError,
 )
+from causal_core.loss.objective import reference_hidden
 from causal_core.run import loop, saving
 from causal_core.run.context import LocalContext
+from causal_core.step import reference
 from tests.tiny_run import metric_lines, tiny_config
 
 CPU = torch.device("cpu")
@@ -112,10 +114,23 @@ def test_a_cut_run_ends_bit_identical(config, finished, tmp_path, survive):
 
 
 @pytest.mark.parametrize("fresh_attacks", [False, True])
-def test_two_cuts_in_a_row_across_an_epoch_boundary(config, tmp_path, fresh_attacks):
+def test_two_cuts_in_a_row_across_an_epoch_boundary(
+    config, tmp_path, fresh_attacks, monkeypatch
+):
+    """With a term that asks for the base: a row's values, once known, are not computed again, and
+    a run that has forgotten them computes the same bits."""
     config.train.epochs, config.train.global_batch = 2, 7
     config.data.fresh_attacks = fresh_attacks
+    config.loss.lambda_preference = 0.5
+    known = []
+
+    def counted(model, batch):
+        known.append(batch.nodes)
+        return reference_hidden(model, batch)
+
+    monkeypatch.setattr(reference, "reference_hidden", counted)
     run(config, tmp_path, "straight")
+    assert len(known) == (0 if fresh_attacks else 18)  # each row once, in two epochs
     for _ in range(2):
         context = CuttingContext(tmp_path / "cut", CPU)
         context.survive = 2
