@@ -114,9 +114,7 @@ def test_a_cut_run_ends_bit_identical(config, finished, tmp_path, survive):
 
 
 @pytest.mark.parametrize("fresh_attacks", [False, True])
-def test_two_cuts_in_a_row_across_an_epoch_boundary(
-    config, tmp_path, fresh_attacks, monkeypatch
-):
+def test_two_cuts_in_a_row_across_an_epoch_boundary(config, tmp_path, fresh_attacks, monkeypatch):
     """With a term that asks for the base: a row's values, once known, are not computed again, and
     a run that has forgotten them computes the same bits."""
     config.train.epochs, config.train.global_batch = 2, 7
