@@ -108,8 +108,12 @@ def measurements_of(
     Args:
         bfloat16: Also the speed of bfloat16 products, if the device is a CPU.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    parts = (name, torch.get_num_threads(), *attention_shape(model), *_weights_of_layers(model))
+    parts = (
+        device_name(device),
+        torch.get_num_threads(),
+        *attention_shape(model),
+        *_weights_of_layers(model),
+    )
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
     known = Measurements.read(entry)
@@ -122,6 +126,11 @@ def measurements_of(
         except OSError as error:  # a read-only cache costs a second at the next start
             log.info("what was measured on this device is not kept: %s", error)
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of GPU or processor it is."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def processor_name() -> str:

@@ -25,7 +25,6 @@ from causal_core.model.causal_model import build_model
 from causal_core.model.device_costs import Measurements, measurements_of, takes_bfloat16
 from causal_core.model.layout import packing_for
 from causal_core.model.matmul import LIBRARIES
-from causal_core.model.self_test import check_against_own_forward
 from causal_core.pretrained.loading import (
     base_fingerprint,
     load_base,
@@ -33,6 +32,7 @@ from causal_core.pretrained.loading import (
     resolve_model,
 )
 from causal_core.run.compiling import compile_where_faster
+from causal_core.run.self_tested import self_tested
 from causal_core.tokens.batches import StepPlan
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
@@ -98,7 +98,7 @@ def open_session(config: Config, device: torch.device) -> Session:
     # What rank 0 measured decides, and may refuse, when all workers know it.
     here = takes_bfloat16("auto" if asked == "bfloat16" else asked, measured.bfloat16_speed)
     with matmul.using(measured.products, here):  # before an engine shards the model
-        check_against_own_forward(model, _extremes(data.train), device)
+        self_tested(model, config, fingerprint, _extremes(data.train), device)
     engine = build_engine(config, model, device)
     check_same_base(fingerprint, engine)
     measured = _kept(measured, engine, run_directory(config) / MEASUREMENTS)
