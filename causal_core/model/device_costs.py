@@ -108,12 +108,8 @@ def measurements_of(
     Args:
         bfloat16: Also the speed of bfloat16 products, if the device is a CPU.
     """
-    parts = (
-        device_name(device),
-        torch.get_num_threads(),
-        *attention_shape(model),
-        *_weights_of_layers(model),
-    )
+    name = device_name(device)
+    parts = (name, torch.get_num_threads(), *attention_shape(model), *_weights_of_layers(model))
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
     known = Measurements.read(entry)
