@@ -117,7 +117,7 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         "about": cell["about"],
         "commit": commit(),
         "processor": processor_name(),
-        "config": _portable(config.model_dump(mode="json")),
+        "config": _portable(config.model_dump(mode="json"), given.directory),
         "payloads": cell.get("payloads"),
         "control": cell.get("control", CONTROL),
         "train_seconds": round(trained - begin),
@@ -243,9 +243,10 @@ def _nodes(config: Config) -> int:
     )
 
 
-def _portable(tree: Any) -> Any:
+def _portable(tree: Any, directory: Path) -> Any:
     """Paths of this checkout as they are in any."""
-    return json.loads(json.dumps(tree).replace(f"{ROOT}/", ""))
+    text = json.dumps(tree).replace(f"{directory}/", "runs/ablation/")
+    return json.loads(text.replace(f"{ROOT}/", ""))
 
 
 def read_results() -> list[dict[str, Any]]:
