@@ -47,6 +47,7 @@ def self_tested(
     of = [
         "self-test",
         device_name(device),
+        torch.backends.cpu.get_cpu_capability(),  # ATEN_CPU_CAPABILITY may take less of it
         torch.get_num_threads(),
         str(loading_device(config, device)),  # where no weights are there is no test
         fingerprint,

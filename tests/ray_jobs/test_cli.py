@@ -48,7 +48,7 @@ def finished(config_file):
         (["train"], 2, "no config was given: causal init"),
         (["train", "x.yaml", "--frehs"], 2, "No such option"),
         (["nonsense"], 2, "No such command"),
-        (["evaluate", "nowhere"], 1, "no summary.json"),
+        (["evaluate", "nowhere"], 1, "no such run directory"),
         (["report", "nowhere"], 1, "summary.json"),
         (["data", "check", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],

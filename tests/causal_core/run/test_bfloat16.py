@@ -69,13 +69,15 @@ def test_a_run_keeps_to_what_it_began_with(make, monkeypatch):
     assert not matmul.in_bfloat16()
 
 
-def test_products_with_a_fault_are_found(make, monkeypatch):
+def test_products_with_a_fault_are_found(make, monkeypatch, tmp_path):
     def coarse(x, weight, bias):
         """Of operands with two digits of the eight: seven bits too few would be a fault."""
         fine = torch.float8_e5m2
         y = F.linear(x.to(fine).float(), weight.to(fine).float()).mul_(1.2)
         return y if bias is None else y + bias
 
+    config = make()
+    config.data.cache_dir = str(tmp_path / "cache")  # where no earlier test has passed
     monkeypatch.setattr(matmul, "_rounded", coarse)
     with pytest.raises(ModelError, match="rounding in bfloat16 explains"):
-        open_session(make(), CPU)
+        open_session(config, CPU)
