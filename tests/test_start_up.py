@@ -61,12 +61,12 @@ def test_what_a_driver_imports_to_begin_with_computes_nothing():
 
 
 def test_a_plan_that_is_known_and_data_that_are_tokenised_need_no_transformers(config, tmp_path):
+    config.data.cache_dir = str(tmp_path / "cache")  # where no other test has planned
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
-    cache = {"CAUSAL_RAY_CACHE": str(tmp_path / "cache")}
     plan = command("plan", str(path))
-    assert modules_after(plan, **cache) >= TRAINING
-    again = modules_after(plan, **cache)
+    assert modules_after(plan) >= TRAINING
+    again = modules_after(plan)
     assert not again & (TRAINING | QUANTISED)
     assert not {name for name in again if name.partition(".")[0] == "transformers"}
 

@@ -189,7 +189,9 @@ the attacked prompt of the one and the benign prompt of the other through the mo
 forward (the library's attention and layers, adapter on, no dropout).
 Where log-probabilities of labels or pooled hidden states differ by more than rounding explains
 (half of the digits of `model.dtype`), the run is refused with both numbers. Under ZeRO-3 on GPUs it
-is left out: no device holds the weights.
+is left out: no device holds the weights. A test that passed is not repeated where nothing has
+changed that it depends on (program, libraries, device, threads, model, adapter, the two rows); with
+`model.trust_remote_code` it is.
 
 Windows count the tokens of a path, as they do in a forward of that path alone. In flat trees, keys
 outside of the window of every query of a block are not touched.

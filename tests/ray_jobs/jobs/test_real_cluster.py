@@ -93,7 +93,7 @@ def test_only_the_token_submits_and_the_exit_code_is_the_jobs(nodes, command):
     assert "needs a token" in command(*SUBMIT, token="", code=1)
     assert "refused this environment's token" in command(*SUBMIT, token="0" * 64, code=1)
     output = command(*SUBMIT, code=1)  # the user's error, found by the job
-    assert "no summary.json" in output and "exit code 1" in output
+    assert "no such run directory" in output and "exit code 1" in output
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_job_is_listed_and_its_log_stays(nodes, command):
     listed = json.loads(command("causal", "jobs", "list", "--json"))
     (job,) = [job for job in listed if job["job"] not in before]
     assert job["status"] == "FAILED" and job["exit_code"] == 1
-    assert "no summary.json" in command("causal", "jobs", "logs", job["job"])
+    assert "no such run directory" in command("causal", "jobs", "logs", job["job"])
     assert "has ended already" in command("causal", "jobs", "stop", job["job"])
     assert "does not exist" in command("causal", "jobs", "logs", "nonsense", code=1)
 
