@@ -142,8 +142,7 @@ class _Prompts:
 
     def _start(self, micro: MicroBatch) -> Iterator[Started]:
         batch = micro.batch.to(self.device)
-        kept: list[tuple[Tensor, Tensor]] = []
-        output = self._model(batch, kept)
+        output = self._model(batch, keep=True)
         first: dict[int, int] = {}
         for chunk in batch.labels:
             group = chunk.groups[TASK]
@@ -155,7 +154,7 @@ class _Prompts:
             row, branch = divmod(place, width)
             # Parents come before their children: in order of the nodes is in order of the path.
             path = batch.pool_weights[row, branch].nonzero()[:, 0]
-            yield Started(owner, kept, row, path, first[owner])
+            yield Started(owner, output.kept, row, path, first[owner])
 
 
 @torch.no_grad()

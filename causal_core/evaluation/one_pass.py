@@ -157,7 +157,7 @@ class _Questions:
         hidden = forward.output.label_hidden[[slot for *_, slot in found]]
         tokens = self._model.logits(hidden).argmax(-1).tolist()
         return [
-            Started(number, forward.kept, row, path, token)
+            Started(number, forward.output.kept, row, path, token)
             for (number, row, path, _), token in zip(found, tokens, strict=True)
         ]
 

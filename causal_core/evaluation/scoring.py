@@ -166,7 +166,6 @@ class Forward:
     batch: TreeBatch
     output: CausalOutput
     owners: list[int]  # positions of its triplets
-    kept: list[tuple[Tensor, Tensor]]  # keys and values of each layer, where they are asked for
 
     def pooled_owners(self, branch: str) -> Tensor:
         """The position of the triplet of each pooled `branch`, in the order of its index."""
@@ -216,18 +215,17 @@ class Scoring:
         packing = packing_for(self._model, self._device)
         for micro in cut_micro_batches(self._triplets, self._needs, self._budget, packing):
             batch = micro.batch.to(self._device)
-            kept: list[tuple[Tensor, Tensor]] = []
-            output = self._model(batch, kept if self._keep else None)
+            output = self._model(batch, self._keep)
             for chunk in batch.labels:
                 logits = at_least_float32(self._model.logits(output.label_hidden[chunk.slots]))
                 for name in GROUPS:
                     _add_scores(
                         logits, chunk.groups[name], self._columns[name], self._greedy.get(name)
                     )
-            forward = Forward(batch, output, micro.owners, kept)
+            forward = Forward(batch, output, micro.owners)
             self._add_pooled(forward)
             yield forward
-            del forward, output, kept  # before the next one is computed
+            del forward, output  # before the next one is computed
 
     def _add_pooled(self, forward: Forward) -> None:
         for place, branch in enumerate(self._needs.branches):

@@ -31,7 +31,7 @@ from causal_core.model.targets import target_modules
 from causal_core.remembered import remembered
 from causal_core.trees.blocks import TreeBlocks, TreeRows
 from causal_core.trees.intervals import TreeIntervals
-from causal_core.trees.path_cache import PathCache
+from causal_core.trees.path_cache import Kept, PathCache
 from causal_core.trees.prefix_tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class CausalOutput:
     z: Tensor  # [Z, H] float32: projected representations of the pooled branches
     pooled: Tensor  # [Z, H] float32: mean last hidden state over each prompt
     label_hidden: Tensor  # [n, H]: last hidden states that predict labels
+    kept: Kept = ()  # keys and values of each layer, where they are asked for
 
 
 class CausalModel(nn.Module):
@@ -74,13 +75,12 @@ class CausalModel(nn.Module):
         self._logits_of = OutputTail(peft_model.get_base_model())
         self.compiled_layers: list[tuple[Any, Any]] = []  # and how each is called (`compiled.py`)
 
-    def forward(
-        self, batch: TreeBatch, kept: list[tuple[Tensor, Tensor]] | None = None
-    ) -> CausalOutput:
+    def forward(self, batch: TreeBatch, keep: bool = False) -> CausalOutput:
         """One forward over packed trees; see `TreeBatch` for the shapes.
 
         Args:
-            kept: Receives the keys and values of each layer, where answers go on from here.
+            keep: Give the keys and values of each layer, too: answers go on from here. They are
+                returned, not put into a list of the caller's, which DeepSpeed's hooks would copy.
         """
         base = self.peft_model.get_base_model()
         tree: TreeBlocks | TreeIntervals | TreeRows = (
@@ -92,7 +92,8 @@ class CausalModel(nn.Module):
         elif isinstance(tree, TreeRows):
             for window in windows:
                 tree.within(window)
-        tree.attended, tree.kept = [], kept
+        kept: list[tuple[Tensor, Tensor]] = []
+        tree.attended, tree.kept = [], kept if keep else None
         hidden_RNH = base.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -111,6 +112,7 @@ class CausalModel(nn.Module):
             z=self.projection(pooled_ZH),
             pooled=pooled_ZH,
             label_hidden=hidden_RNH.flatten(0, 1).index_select(0, batch.label_index),
+            kept=kept,
         )
 
     def train(self, mode: bool = True) -> CausalModel:

@@ -108,9 +108,9 @@ def nodes_of(model, monkeypatch, work):
     seen = []
     forward = model.forward
 
-    def counted(batch, kept=None):
+    def counted(batch, keep=False):
         seen.append(batch.nodes)
-        return forward(batch, kept)
+        return forward(batch, keep)
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", counted)
@@ -150,3 +150,24 @@ def test_a_model_that_is_trained_goes_on_training(model, asked):
     scored_and_answered(model, triplets, first, CPU, head_trained=True, **SETTINGS)
     assert model.training
     model.eval()
+
+
+def test_hooks_that_copy_what_a_model_is_given_lose_no_key(model):
+    """As DeepSpeed's do in ZeRO-3: they make lists and tuples anew around every forward."""
+    rows = random_triplets(3, seed=6)
+
+    def answered():
+        return scored_and_answered(model, rows, [True] * 3, CPU, head_trained=True, **SETTINGS)[1]
+
+    def anew(value):
+        return type(value)(map(anew, value)) if isinstance(value, list | tuple) else value
+
+    def copied(module, args, kwargs):
+        return anew(args), {name: anew(value) for name, value in kwargs.items()}
+
+    expected = answered()
+    hook = model.register_forward_pre_hook(copied, with_kwargs=True)
+    try:
+        assert answered() == expected
+    finally:
+        hook.remove()
