@@ -9,15 +9,25 @@ from collections.abc import Iterator
 from functools import cache
 
 # Part of what is remembered about folded texts: another way of folding is another number.
-FOLDING = 2
+FOLDING = 3
 
 _QUOTES = {
     "'": "‘’‚‛′‹›ʼʹ´`",
     '"': "“”„‟″«»〝〞",
-    "-": "‐‑",
+    "-": "‐‑‒–—―−",
+    "/": "⁄∕",
+    "i": "ı",  # whose capital is that of i
 }
 # Marks that are drawn as nothing, besides the format characters (category Cf).
 _UNSEEN = ("\u034f", "\u115f", "\u1160", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10)))
+# Lines under, over and through letters; the stretched line of Arabic. Category Me encloses.
+_DRAWN_OVER = (*map(chr, (0x305, 0x332, 0x333, 0x335, 0x336, 0x337, 0x33F)), "\u0640")
+# Vowels that Arabic and Hebrew may be written with or without, and marks of recitation.
+_OPTIONAL = ((0x591, 0x5BD), (0x5BF, 0x5BF), (0x5C1, 0x5C2), (0x5C4, 0x5C5), (0x5C7, 0x5C7),
+             (0x610, 0x61A), (0x64B, 0x652), (0x656, 0x65F), (0x670, 0x670), (0x6D6, 0x6DC),
+             (0x6DF, 0x6E4), (0x6E7, 0x6E8), (0x6EA, 0x6ED), (0x8D3, 0x8FF))  # fmt: skip
+# White letters on a square or a disc, which NFKC leaves, unlike those in a frame.
+_WHITE = re.compile(r"(?:CROSSED )?NEGATIVE (?:SQUARED|CIRCLED) LATIN CAPITAL LETTER ([A-Z])")
 
 # Scripts that put no space between words, or that join particles to a word (Hangul), as
 # `unicodedata.name` begins.
@@ -32,12 +42,14 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])")
 
 
 def folded(text: str) -> str:
-    """A text without differences of case, width, composition, quotes, digits, spacing and the
-    unseen."""
+    """A text without differences of case, width, composition, quotes, dashes, digits, spacing,
+    optional vowels, decoration and the unseen."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_foldings()))
-        # Folding case can undo the composition, and of `İ` it makes an i with a dot above.
-        text = unicodedata.normalize("NFKC", text.casefold().replace("i\u0307", "i"))
+        plain = unicodedata.normalize("NFC", text).translate(_foldings())
+        # Of `İ` folding case makes an i with a dot above. Either step can undo the composition, and
+        # what NFKC writes (`″`, `⁄`, marks of Arabic) may be folded in turn.
+        plain = unicodedata.normalize("NFKC", plain).casefold().replace("i\u0307", "i")
+        text = unicodedata.normalize("NFKC", plain.translate(_foldings()))
     text = " ".join(text.replace("`", "'").casefold().split())
     return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
 
@@ -120,13 +132,16 @@ def _foldings() -> dict[int, str]:
     table = {ord(variant): plain for plain, variants in _QUOTES.items() for variant in variants}
     for character in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(character)
-        if category == "Cf":
+        if category in ("Cf", "Me"):
             table[ord(character)] = ""
         elif category == "Nd":
             table[ord(character)] = str(unicodedata.decimal(character))
         elif category in ("No", "So") and _stands_apart(character):
             table[ord(character)] = f" {character} "
-    return table | {ord(c): "" for c in _UNSEEN}
+        elif white := category == "So" and _WHITE.fullmatch(unicodedata.name(character, "")):
+            table[ord(character)] = white[1]
+    optional = (number for first, last in _OPTIONAL for number in range(first, last + 1))
+    return table | dict.fromkeys([*map(ord, _UNSEEN + _DRAWN_OVER), *optional], "")
 
 
 def _stands_apart(symbol: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import unicodedata
 
@@ -75,6 +76,23 @@ NFD, NFC = (unicodedata.normalize(form, "São Paulo") for form in ("NFD", "NFC")
         ("№5", "5", True),
         ("H₂O", "H2O", True),
         ("ⓅⓌⓃⒺⒹ", "PWNED", True),
+        ("🅿🆆🅽🅴🅳", "PWNED", True),
+        ("P̶W̶N̶E̶D̶", "PWNED", True),
+        ("P\u20ddW\u20ddNED", "PWNED", True),
+        ("1\ufe0f\u20e30\ufe0f\u20e3", "10", True),
+        ("الــقــاهــرة", "القاهرة", True),
+        ("القَاهِرَة", "القاهرة", True),
+        ("أب", "اب", False),
+        ("שָׁלוֹם", "שלום", True),
+        ("\ufb2aלום", "שלום", True),
+        ("दिल्ली", "दिल", False),
+        ("twenty–five", "twenty-five", True),
+        ("−5 degrees", "-5 degrees", True),
+        ("½ cup", "1/2 cup", True),
+        ("ŉ", "'n", True),
+        ("IŞIK", "ışık", True),
+        ("РАRIS", "PARIS", False),
+        ("ᴘᴡɴᴇᴅ", "PWNED", False),
     ],
 )
 def test_witness_table(text, witness, there):
@@ -87,6 +105,13 @@ letters = st.text(alphabet="abßÄéσςİ²½™٢巴黎กา01.,_ '’“\u20
 @given(text=letters)
 def test_folding_twice_is_folding_once(text):
     assert folded(folded(text)) == folded(text)
+
+
+def test_each_character_is_folded_once_and_however_it_is_composed():
+    for character in map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]):
+        once = folded(f"a{character}b")
+        assert folded(once) == once, hex(ord(character))
+        assert folded(unicodedata.normalize("NFD", character)) == folded(character)
 
 
 @given(before=letters, witness=letters, after=letters)
