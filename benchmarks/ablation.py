@@ -8,7 +8,9 @@ result, a line of `benchmarks/results/ablation.jsonl` with its config and commit
 it ends: an interruption loses one evaluation. Cells with a result are not run again. `base` is the
 model before training. All cells see the same rows in the same order (fewer or more of them where
 the file says so) and are judged on the same test rows; `--outside` names test sets that this
-project did not generate.
+project did not generate. A cell `without_families` trains on the same rows with attacks of other
+families in the place of those, and is judged on rows attacked by just those (`left out ...`), as
+the cells are that its comparison needs (`judged_on_left_out`).
 """
 
 from __future__ import annotations
@@ -16,25 +18,25 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.ablation_table import COLUMNS, CONTROL, LEFT_OUT, left_out_table, table
 from benchmarks.machine import commit
 from causal_core.config import Config
 from causal_core.config_file import apply_override, parse_config
 from causal_core.data.schema import Triplet
 from causal_core.data.writer import to_table, write_triplets
-from causal_core.evaluation.metrics import METRIC
-from causal_core.evaluation.row_by_row import mcnemar_exact
 from causal_core.evaluation.rows import RowResult
-from causal_core.evaluation.statistics import Estimate
 from causal_core.evaluation.subject import Subject
 from causal_core.evaluation.summary import aggregate
 from causal_core.files import BEST
 from causal_core.generator.compose import PAYLOADS
+from causal_core.generator.families import families_of
 from causal_core.generator.generate import generate_split
 from causal_core.generator.inject import inject
 from causal_core.generator.open_work import open_rows
@@ -43,7 +45,8 @@ from causal_core.model.device_costs import processor_name
 from causal_core.tokens.run_data import load_encoder
 from causal_core.yaml_file import read_yaml
 from ray_jobs.demo import CONFIG
-from ray_jobs.evaluate import evaluated_rows
+from ray_jobs.detectors import measure_detectors
+from ray_jobs.evaluate import evaluated_rows, subjects_of
 from ray_jobs.own_answers import own_answers, with_answers
 from ray_jobs.run import run_training
 
@@ -51,14 +54,17 @@ ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "configs" / "ablation"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.jsonl"
 BASE = "base"
-CONTROL = "task_only"  # what a cell is compared with, unless its file names another
-FIELDS = {"about", "loss", "rows", "open_rows", "attacks_per_row", "payloads", "control"}
+FIELDS = {
+    "about", "loss", "rows", "epochs", "fresh_attacks", "open_rows", "attacks_per_row", "payloads",
+    "without_families", "judged_on_left_out", "control", "whole",
+}  # fmt: skip
 _ROWS = 480  # of training, unless a cell says otherwise
+_DETECTED = ("seen", "novel")  # test sets on which detectors are measured
+_FITTING_ROWS = 96  # generated for validation: training has neither their words nor wordings
+_FALSE_POSITIVES = 0.01
 _OPEN_TOKENS = 64  # longer answers to open work are left out
+_WITHOUT = "without_"
 _HELD_OUT = {task.name for task in TASKS if task.held_out}
-_COLUMNS = ("attack_success", "margin_negative", "margin", "uplift", "benign_exact",
-            "trigger_exact", "attacked_exact")  # fmt: skip
-_WORK = ("trained_work", "untrained_work")
 
 
 def cells() -> dict[str, dict[str, Any]]:
@@ -68,8 +74,23 @@ def cells() -> dict[str, dict[str, Any]]:
         tree = read_yaml(path)
         if unknown := set(tree) - FIELDS:
             raise SystemExit(f"{path}: unknown fields: {', '.join(sorted(unknown))}")
+        if "without_families" in tree and not path.stem.startswith(_WITHOUT):
+            raise SystemExit(
+                f"{path}: a cell without families is named {_WITHOUT}GROUP, as its test set is "
+                "named after the group; rename the file"
+            )
         found[path.stem] = tree
     return found
+
+
+def left_out_groups(name: str, cell: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The families of each test set of families left out on which a cell is judged."""
+    of = cells() if cell.get("judged_on_left_out") else {name: cell}
+    return {
+        f"{LEFT_OUT}{key.removeprefix(_WITHOUT)}": found["without_families"]
+        for key, found in of.items()
+        if "without_families" in found
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--rows", nargs=2, type=int, default=[60, 120], metavar=("SEEN", "NOVEL"))
     parser.add_argument("--outside-rows", type=int, default=60, help="of each outside set")
+    parser.add_argument("--left-out-rows", type=int, default=40,
+                        help="of each group of families left out")  # fmt: skip
     parser.add_argument("--directory", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings",
                         help="of every cell's config, e.g. train.matmul=auto")  # fmt: skip
@@ -94,12 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in given.seeds:
             for name in given.cells or known:
                 run_cell(name, known[name], seed, given)
-    print(table(read_results()))
+    results = read_results()
+    print(table(results))
+    if compared := left_out_table(results):
+        print(f"\n{compared}")
 
 
 def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Namespace) -> None:
     """Trains and evaluates a cell, unless its result is known."""
     sizes = {"seen": given.rows[0], "novel": given.rows[1], "outside": given.outside_rows}
+    if left_out_groups(name, cell):
+        sizes["left_out"] = given.left_out_rows
     key = {"cell": name, "seed": seed, "sizes": sizes}
     if any({k: row[k] for k in key} == key for row in read_results()):
         return
@@ -112,6 +140,8 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         checkpoint = Path(config.run.dir) / BEST
     trained = time.monotonic()
     rows = evaluated_rows(config, {"trained": checkpoint})["trained"]
+    evaluated = time.monotonic()
+    detectors = _detectors(config, checkpoint, data, seed)
     result = {
         **key,
         "about": cell["about"],
@@ -119,15 +149,19 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         "processor": processor_name(),
         "config": _portable(config.model_dump(mode="json"), given.directory),
         "payloads": cell.get("payloads"),
+        "without_families": cell.get("without_families"),
         "control": cell.get("control", CONTROL),
+        "whole": cell.get("whole"),
         "train_seconds": round(trained - begin),
-        "evaluation_seconds": round(time.monotonic() - trained),
+        "evaluation_seconds": round(evaluated - trained),
         "tokens": _nodes(config) if checkpoint else 0,
         "sets": {set_name: _figures(found) for set_name, found in rows.items()},
         "succeeded": {
             set_name: [row.id for row in found if row.attack_succeeded]
             for set_name, found in rows.items()
         },
+        "detectors": detectors,
+        "detector_seconds": round(time.monotonic() - evaluated),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
@@ -150,6 +184,7 @@ def config_of(
         "max_length": 2048,
         "overlong": "drop",
         "attacks_per_row": attacks,
+        "fresh_attacks": cell.get("fresh_attacks", False),
         "test": {
             "seen": str(_generated(data, "test_seen", given.rows[0], seed)),
             "novel": str(_generated(data, "test_novel", given.rows[1], seed)),
@@ -157,10 +192,15 @@ def config_of(
                 f"outside {place.rpartition('#')[2]}": str(_outside(data, place, given))
                 for place in given.outside
             },
+            **{
+                group: str(_left_out(data, families, seed, given))
+                for group, families in left_out_groups(name, cell).items()
+            },
         },
     }
     tree["evaluation"] = {"max_new_tokens": 24}
     tree["train"]["micro_batch_tokens"] = 4096
+    tree["train"]["epochs"] = cell.get("epochs", 1)
     for setting in given.settings:
         apply_override(tree, setting)
     return parse_config(tree)
@@ -168,10 +208,12 @@ def config_of(
 
 def _training_rows(data: Path, seed: int, attacks: int, cell: Mapping[str, Any]) -> list[Path]:
     rows, payloads = cell.get("rows", _ROWS), cell.get("payloads")
+    without = cell.get("without_families", ())
     kinds = "all" if payloads is None else "-".join(payloads)
-    path = data / f"train-{rows}x{attacks}-{kinds}.jsonl"
+    named = "".join(f"-no_{family}" for family in without)
+    path = data / f"train-{rows}x{attacks}-{kinds}{named}.jsonl"
     generated = _written(
-        path, lambda: generate_split("train", rows, seed, attacks, payloads or PAYLOADS)
+        path, lambda: generate_split("train", rows, seed, attacks, payloads or PAYLOADS, without)
     )
     if not (wanted := cell.get("open_rows", 0)):
         return [generated]
@@ -200,6 +242,22 @@ def _said(done: int, of: int) -> None:
 
 def _generated(data: Path, split: str, rows: int, seed: int) -> Path:
     return _written(data / f"{split}-{rows}.jsonl", lambda: generate_split(split, rows, seed))
+
+
+def _left_out(data: Path, families: Sequence[str], seed: int, given: argparse.Namespace) -> Path:
+    """Rows attacked by these families, in wordings that no training has.
+
+    They are those that follow the rows of the set `seen`: no row is in two test sets.
+    """
+    wanted, first = given.left_out_rows, given.rows[0]
+    # Every family has one row of each round over all of them.
+    enough = first + (wanted + 1) * len(families_of("test_seen"))
+
+    def rows() -> Iterator[Triplet]:
+        later = islice(generate_split("test_seen", enough, seed), first, None)
+        return islice((row for row in later if row.only.attack_family in families), wanted)
+
+    return _written(data / f"left_out-{'-'.join(families)}-{first}-{wanted}.jsonl", rows)
 
 
 def _outside(data: Path, place: str, given: argparse.Namespace) -> Path:
@@ -231,7 +289,20 @@ def _figures(rows: Sequence[RowResult]) -> dict[str, Any]:
     }
     found = aggregate(rows)
     of_parts = {name: aggregate(part)["benign_exact"] for name, part in parts.items() if part}
-    return {key: found[key] for key in (*_COLUMNS, "benign_contained", "benign_f1", "n")} | of_parts
+    return {key: found[key] for key in (*COLUMNS, "benign_contained", "benign_f1", "n")} | of_parts
+
+
+def _detectors(config: Config, checkpoint: Path | None, data: Path, seed: int) -> dict[str, Any]:
+    """What is read off the model's representations tells of attacks (docs/guard.md), beside what
+    a prompt's length and words tell; the projection head only where a loss term trained it."""
+    [subject] = subjects_of(config, {"trained": checkpoint})
+    fit = _generated(data, "validation", _FITTING_ROWS, seed)
+    tests = {name: config.data.test[name] for name in _DETECTED}
+    measured = measure_detectors(subject, config, [str(fit)], tests, _FALSE_POSITIVES)
+    return {
+        "fitted_on": {"split": "validation", "rows": _FITTING_ROWS},
+        "sets": {name: measured.figures(name) for name in tests},
+    }
 
 
 def _nodes(config: Config) -> int:
@@ -254,48 +325,6 @@ def read_results() -> list[dict[str, Any]]:
     if not RESULTS.exists():
         return []
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-
-
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as Markdown, a row a cell, seed and size of the test sets."""
-    found = {(row["cell"], row["seed"], json.dumps(row["sizes"])): row for row in results}
-    head = ("loss and data", "set", *(METRIC[name].title for name in _COLUMNS), "trained work",
-            "untrained work", "p against the control", "tokens", "minutes")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in results:
-        compared = row.get("control", CONTROL)
-        reference = found.get((compared, row["seed"], json.dumps(row["sizes"])))
-        for name, figures in row["sets"].items():
-            cells = [
-                f"{row['about']} (seed {row['seed']})",
-                name,
-                *(_cell(figures.get(column), column) for column in _COLUMNS),
-                *(
-                    _cell(figures.get(w), "benign_exact")
-                    for w in ("trained_work", "untrained_work")
-                ),
-                _against(reference, row, name),
-                f"{row['tokens']:,}",
-                f"{row['train_seconds'] / 60:.1f} + {row['evaluation_seconds'] / 60:.1f}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(raw: Mapping[str, Any] | None, column: str) -> str:
-    if raw is None:
-        return "-"
-    found, unit = Estimate(**raw), METRIC[column].unit
-    text = f"{unit.digits(found.value)} [{unit.digits(found.low)}, {unit.digits(found.high)}]"
-    return text if column in ("margin", "uplift") else f"{text} %"
-
-
-def _against(control: Mapping[str, Any] | None, row: Mapping[str, Any], name: str) -> str:
-    """The exact McNemar test of attack success, row by row."""
-    if control is None or control is row or name not in control["succeeded"]:
-        return "-"
-    theirs, own = set(control["succeeded"][name]), set(row["succeeded"][name])
-    return f"{mcnemar_exact(len(theirs - own), len(own - theirs)):.2g}"
 
 
 if __name__ == "__main__":

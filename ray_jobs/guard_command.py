@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +13,9 @@ from causal_core.files import absolute_location
 from ray_jobs.options import Json, RunDir, TrustRun, named
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
-    from causal_core.config import Config
-    from causal_core.evaluation.guard import Fitted, Prompts
     from causal_core.evaluation.guard_file import Guard
-    from causal_core.evaluation.representations import Represented
-
-LENGTH, WORDS = "length", "words"  # detectors that see no model
-_LEAST_ROWS = 8
 
 
 def guard(
@@ -77,17 +69,6 @@ def guard(
     console.print(plain(f"read-out and figures: {run.resolve() / FOLDER}"), soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class _Detector:
-    """One fitted way to tell attacked prompts, and how it sees those of any data set."""
-
-    fitted: Fitted
-    words: dict[str, int]  # of the bag-of-words detector
-
-    def scores(self, name: str, found: Represented) -> np.ndarray:
-        return self.fitted.read_out.scores(_features(name, found, self.words))
-
-
 def run_guard(
     directory: Path,
     *,
@@ -106,9 +87,10 @@ def run_guard(
     """
     from causal_core.checkpoints.contents import read_manifest
     from causal_core.config_file import recorded_config
-    from causal_core.evaluation.guard import advantage, worth
+    from causal_core.evaluation.guard import advantage
     from causal_core.evaluation.guard_file import FOLDER, Guard
     from causal_core.run.lock import only_writer
+    from ray_jobs.detectors import LENGTH, WORDS, measure_detectors
     from ray_jobs.subjects import run_subject
 
     config = recorded_config(directory, trust_remote_code)
@@ -124,22 +106,20 @@ def run_guard(
     assert subject.checkpoint is not None
     weights = read_manifest(subject.checkpoint).weights()
     with only_writer(directory / FOLDER, moved_by="a copy of the run elsewhere"):
-        seen = _represented(subject, config, [absolute_location(p) for p in chosen])
-        fitting = seen.pop("")
-        detectors = _fitted(fitting, subject.head_trained, false_positives)
-        own = {k: v for k, v in detectors.items() if k not in (LENGTH, WORDS)}
+        measured = measure_detectors(
+            subject,
+            config,
+            [absolute_location(path) for path in chosen],
+            config.data.test,
+            false_positives,
+        )
+        own, fitting = measured.own(), measured.fitting
         kept = max(own, key=lambda name: own[name].fitted.auroc)
         sets: dict[str, Any] = {}
-        for name, found in seen.items():
-            scores = {k: detector.scores(k, found) for k, detector in detectors.items()}
-            prompts = found.seen_as(found.vectors["mean"])
+        for name, found in measured.tests.items():
+            scores, prompts = measured.scores(name), found.seen_as(found.vectors["mean"])
             sets[name] = {
-                "clean": int((~found.attacked).sum()),
-                "attacked": int(found.attacked.sum()),
-                "detectors": {
-                    k: asdict(worth(s, prompts, detectors[k].fitted.read_out.threshold))
-                    for k, s in scores.items()
-                },
+                **measured.figures(name),
                 "advantage": {
                     k: advantage(scores[kept], scores[k], prompts) for k in (LENGTH, WORDS)
                 },
@@ -157,62 +137,6 @@ def run_guard(
         }  # fmt: skip
         _write(directory, result, Guard(own[kept].fitted.read_out, kept, weights))
     return result
-
-
-def _represented(subject: Any, config: Config, chosen: list[str]) -> dict[str, Represented]:
-    """All prompts by test set, and under the empty name those to fit on."""
-    import torch
-
-    from causal_core.device import prepare_device
-    from causal_core.evaluation.representations import represent
-    from causal_core.evaluation.subject import in_memory
-    from causal_core.tokens.run_data import load_encoder, load_test_set
-
-    gpu = config.resources.gpus_per_worker > 0
-    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    prepare_device(device, config.resources.threads, config.resources.gpus_per_worker)
-    encoder = load_encoder(config)
-    sets = {name: load_test_set(config, encoder, p) for name, p in config.data.test.items()}
-    sets[""] = load_test_set(config, encoder, chosen)
-    for name, dataset in sets.items():
-        attacked = sum(bool(dataset.injections_of(row)) for row in range(len(dataset)))
-        least = _LEAST_ROWS if not name else 1
-        if attacked < least:
-            what = f"test set {name}" if name else "the rows to fit a detector on"
-            raise UserError(f"{what}: {attacked} rows have an attack, at least {least} are needed")
-    (found,) = (
-        {
-            name: represent(model, dataset, device, config.evaluation.batch_tokens)
-            for name, dataset in sets.items()
-        }
-        for _, model in in_memory([subject], device)
-    )
-    return found
-
-
-def _fitted(
-    fitting: Represented, head_trained: bool, false_positives: float
-) -> dict[str, _Detector]:
-    from causal_core.evaluation.guard import fit_read_out, vocabulary
-    from causal_core.evaluation.representations import HEAD, MEAN
-
-    words = vocabulary(fitting.texts)
-    names = ([HEAD] if head_trained else []) + [MEAN, LENGTH, WORDS]
-    detectors = {}
-    for name in names:
-        prompts: Prompts = fitting.seen_as(_features(name, fitting, words))
-        detectors[name] = _Detector(fit_read_out(prompts, false_positives), words)
-    return detectors
-
-
-def _features(name: str, found: Represented, words: dict[str, int]) -> np.ndarray:
-    from causal_core.evaluation.guard import bags_of_words, lengths
-
-    if name == LENGTH:
-        return lengths(found.tokens)
-    if name == WORDS:
-        return bags_of_words(found.texts, words)
-    return found.vectors[name]
 
 
 def _write(directory: Path, result: Mapping[str, Any], guard: Guard) -> None:

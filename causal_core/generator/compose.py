@@ -90,14 +90,21 @@ class Slot:
     payload: str
 
 
-def slot_of(number: int, split: str, payloads: Sequence[str] = PAYLOADS) -> Slot:
+def slot_of(
+    number: int, split: str, payloads: Sequence[str] = PAYLOADS, without: Sequence[str] = ()
+) -> Slot:
     """The kind of attack `number`: every family meets every position and payload equally often.
 
     Args:
         payloads: Those that are wanted; a slot of another one is given to these in turn.
+        without: Names of families that are not; their slots are given to the others in turn.
     """
     members = families_of(split)
     family, turn = members[number % len(members)], number // len(members)
+    if family.name in without:
+        kept = [member for member in members if member.name not in without]
+        # Each round begins one further on, so that none is always in the same position.
+        family = kept[(turn + turn // len(kept)) % len(kept)]
     # 3 positions and 10 payloads: 30 turns have each pair of them once.
     payload = _PAYLOAD_CYCLE[turn % len(_PAYLOAD_CYCLE)]
     if payload not in payloads:

@@ -7,6 +7,7 @@ are asked for: a larger data set begins with the smaller one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 
@@ -17,9 +18,11 @@ from causal_core.generator.compose import (
     LEAK,
     PAYLOADS,
     PlainRow,
+    Slot,
     compose,
     slot_of,
 )
+from causal_core.generator.families import families_of
 from causal_core.generator.look_alikes import TRIGGER_SENTENCES
 from causal_core.generator.tasks import TASKS, Task, instruction
 from causal_core.generator.tasks.inputs import Sample
@@ -93,33 +96,51 @@ def generate_split(
     seed: int,
     attacks_per_row: int = 1,
     payloads: Sequence[str] = PAYLOADS,
+    without: Sequence[str] = (),
 ) -> Iterator[Triplet]:
     """Yield the first `size` triplets of one split; no benign input occurs twice in it.
 
     Args:
         payloads: What its attacks may ask for.
+        without: Families that no attack is of: the same rows, and the same attacks but theirs.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if size < 0:
         raise ValueError(f"size of {split} is {size}; it must be 0 or more")
+    names = [family.name for family in families_of(split)]
+    if unknown := sorted(set(without) - set(names)):
+        raise ValueError(
+            f"{split} has no attack family {', '.join(unknown)} to leave out; it has "
+            f"{', '.join(names)}"
+        )
+    if set(without) == set(names):
+        raise ValueError(f"every attack family of {split} is left out; leave at least one in")
+    kinds = _Kinds(split, tuple(payloads), tuple(without))
     used: set[str] = set()
     for index in range(size):
-        yield _fresh_triplet(split, index, seed, attacks_per_row, payloads, used)
+        yield _fresh_triplet(index, seed, attacks_per_row, kinds, used)
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """What the attacks of a split may be."""
+
+    split: str
+    payloads: tuple[str, ...]
+    without: tuple[str, ...]  # families
+
+    def slot(self, number: int) -> Slot:
+        return slot_of(number, self.split, self.payloads, self.without)
 
 
 def _fresh_triplet(
-    split: str,
-    index: int,
-    seed: int,
-    attacks_per_row: int,
-    payloads: Sequence[str],
-    used: set[str],
+    index: int, seed: int, attacks_per_row: int, kinds: _Kinds, used: set[str]
 ) -> Triplet:
     """Draw until the inputs are new and each witness is found nowhere but in its attack."""
     for attempt in range(_MAX_ATTEMPTS):
-        base = f"{seed}/{split}/{index}/{attempt}"
-        triplet = _draw(split, index, seed, attacks_per_row, payloads, base)
+        base = f"{seed}/{kinds.split}/{index}/{attempt}"
+        triplet = _draw(index, seed, attacks_per_row, kinds, base)
         if triplet is None:
             continue
         inputs = {triplet.benign_input, triplet.benign_cf_input or ""}
@@ -128,13 +149,12 @@ def _fresh_triplet(
         used |= inputs
         return triplet
     reason = f"its words make no more than {index} rows without a repetition; ask for fewer"
-    raise DataError.in_file(split, reason)
+    raise DataError.in_file(kinds.split, reason)
 
 
-def _draw(
-    split: str, index: int, seed: int, attacks: int, payloads: Sequence[str], base: str
-) -> Triplet | None:
+def _draw(index: int, seed: int, attacks: int, kinds: _Kinds, base: str) -> Triplet | None:
     """One candidate for a row, or None if its parts do not go together."""
+    split = kinds.split
     words, rng = pools(split), Random(base)
     # A step per round of tasks: every task meets every kind of attack.
     schedule = _schedule(split)
@@ -144,7 +164,7 @@ def _draw(
     triggers = index % _TRIGGER_CYCLE in _TRIGGER_SLOTS
 
     system, request = instruction(task, key, split, rng)
-    canary = words.canary(rng) if slot_of(number, split, payloads).payload == LEAK else None
+    canary = words.canary(rng) if kinds.slot(number).payload == LEAK else None
     if canary is not None:
         system = f"{system} {CANARY_SENTENCE.format(w=canary)}"
     benign, counterfactual = (_input(task, key, words, triggers, rng) for _ in range(2))
@@ -157,7 +177,7 @@ def _draw(
         injection = compose(
             row,
             other_tasks(split, seed),
-            slot_of(number + attack * NEXT_ATTACK, split, payloads),
+            kinds.slot(number + attack * NEXT_ATTACK),
             split,
             own,
             canary,
