@@ -77,8 +77,10 @@ class LossSection(Section):
     def _fill_from_preset(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             data = config_names.current_section("loss", data)
-            weights = LOSS_PRESETS.get(data.get("preset", "default"))
-            if weights is not None:
+            preset = data.get("preset", "default")
+            # What is no preset's name is refused by the field itself; it may be a list.
+            if isinstance(preset, str) and preset in LOSS_PRESETS:
+                weights = LOSS_PRESETS[preset]
                 terms = cls.terms()
                 return {**{_WEIGHT + t: weights.get(t, 0.0) for t in terms}, **data}
         return data

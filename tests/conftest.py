@@ -17,6 +17,17 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
+# A time limit finds what hangs. A test of a minute takes half an hour on a machine that others use:
+# a slow one has more time than pyproject.toml gives the fast ones.
+_SLOW_SECONDS = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECONDS), append=False)
+
+
 @pytest.fixture(autouse=True)
 def ray_variables() -> Iterator[None]:
     """Ray reads its variables once, when it is imported, and its servers read them at each start:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 _MARK = "CAUSAL_RAY_TEST_NODE"
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 600.0  # for what hangs; on a machine that others use, a start takes minutes
 
 
 class RayNodes:
@@ -45,7 +45,7 @@ class RayNodes:
             self._start(
                 "head", 0, "--head", f"--port={self._gcs_port}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}",
-                f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder / 'ray'}",
+                f"--ray-client-server-port={free_port()}",
             )  # fmt: skip
             self._wait(lambda: self.http_status("/api/version", self.token) == 200, "the head")
         except BaseException:
@@ -59,17 +59,15 @@ class RayNodes:
         self._folder.cleanup()
 
     @property
-    def session(self) -> Path:
-        """Ray's session directory, with its logs."""
-        return (self.folder / "ray" / "session_latest").resolve()
+    def sessions(self) -> list[Path]:
+        """Ray's session directory of every node there has been, with its logs."""
+        return [path for path in self.folder.glob("*/session_*") if not path.is_symlink()]
 
     def add_node(self, name: str, cpus: int = 1, accelerator_type: str | None = None) -> None:
         """Starts a worker node and waits until the head knows it."""
-        # All nodes share one session directory here; one of them reads its logs.
-        log_monitor = "--include-log-monitor=False"
         typed = {f"accelerator_type:{accelerator_type}": 1} if accelerator_type else {}
         self._start(
-            name, cpus, f"--address=127.0.0.1:{self._gcs_port}", log_monitor,
+            name, cpus, f"--address=127.0.0.1:{self._gcs_port}",
             f"--resources={json.dumps(typed)}",
         )  # fmt: skip
         self._wait(lambda: name in self.alive(), f"node {name}")
@@ -149,6 +147,8 @@ class RayNodes:
     def _start(self, name: str, cpus: int, *options: str) -> None:
         empty = self.folder / "cwd"  # Ray's processes import from their working directory
         empty.mkdir(exist_ok=True)
+        # A session directory for each, as on machines apart: in one of all nodes, each unpacks a
+        # job's upload by taking away the one that the job runs from.
         environment = {
             **self.environment(),
             **self._variables,
@@ -166,7 +166,7 @@ class RayNodes:
                 [str(Path(sys.executable).with_name("ray")), "start", "--block",
                  f"--num-cpus={cpus}", f"--node-name={name}", "--object-store-memory=100000000",
                  "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-                 "--disable-usage-stats", *options],
+                 "--disable-usage-stats", f"--temp-dir={self.folder / name}", *options],
                 stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=empty,
                 start_new_session=True,
             )  # fmt: skip

@@ -27,7 +27,7 @@ from causal_core.files import METRICS_FILE
 
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 FILES = ("adapter_model.safetensors", "causal_projection.safetensors", "optimizer.safetensors")
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 1200.0  # for what hangs; a machine that others use may need minutes
 # What no command prints into a file or a pipe: colours, and what is Ray's to say.
 RAYS_OWN = re.compile(
     r"\x1b|Traceback|\(raylet|pid=\d|ray::|\[\d{4}-\d\d-\d\d|site-packages|docs\.ray\.io|Trial run_"

@@ -120,6 +120,7 @@ def run_exercises(
     """Runs exercises on `workers` processes and returns worker 0's result of each.
 
     Where a process dies or hangs, the exercise it was in fails and the rest goes on in new ones.
+    It hangs when `timeout` seconds bring no result of any exercise.
     The trained weights of an exercise are in `directory/<name>.safetensors`, the result of each
     worker in `directory/<name>.<rank>.json`.
 
@@ -173,7 +174,7 @@ def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str 
             )
             for rank in range(workers)
         ]
-        deadline = time.monotonic() + timeout
+        answers, deadline = _answers(job.parent), time.monotonic() + timeout
         why = None
         try:
             while why is None and any(process.poll() is None for process in running):
@@ -181,6 +182,8 @@ def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str 
                 codes = [process.poll() for process in running]
                 if failed := [code for code in codes if code not in (None, 0)]:
                     why = f"a worker ended with exit code {failed[0]}"
+                elif (found := _answers(job.parent)) != answers:
+                    answers, deadline = found, time.monotonic() + timeout
                 elif time.monotonic() > deadline:
                     why = f"no answer for {timeout:.0f} s"
         finally:  # none outlives the job: not after a failure, not after Ctrl-C
@@ -191,6 +194,11 @@ def _run_processes(job: Path, workers: int, timeout: float, module: str) -> str 
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.strip()]
     return why and f"{why}: {lines[-1].strip() if lines else 'it said nothing'}"
+
+
+def _answers(directory: Path) -> int:
+    """How many results of workers there are."""
+    return sum(1 for _ in directory.glob("*.json"))
 
 
 def _is_finished(directory: Path, name: str, workers: int) -> bool:

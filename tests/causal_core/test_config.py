@@ -292,6 +292,20 @@ def test_what_no_name_or_amount_can_be_is_refused(override, reason):
     assert str(caught.value).replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize(
+    "value", ["[]", "{}", "[[1]]", "[{a: 1}]", "{a: [1]}", "null", "true", "x"]
+)
+def test_a_value_of_any_kind_is_taken_or_refused_in_words(value):
+    refused = 0
+    for key in Config().flat():
+        try:
+            load_config(None, [f"{key}={value}"])
+        except ConfigError as error:
+            assert key.partition(".")[0] in str(error)
+            refused += 1
+    assert refused > 20
+
+
 def test_without_a_home_the_setting_that_moves_the_cache_is_named(monkeypatch):
     monkeypatch.setenv("CAUSAL_RAY_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(UnwritableError, match=r"data\.cache_dir"):

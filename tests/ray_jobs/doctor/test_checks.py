@@ -100,7 +100,8 @@ def test_a_worker_that_dies_fails_its_setting_alone(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_engine_works_here():
+def test_every_engine_works_here(monkeypatch):
+    monkeypatch.setattr(exercises, "_TIMEOUT", 1800.0)  # a busy machine is not a broken one
     checks = list(exercises.engine_checks())
     assert len(checks) == 11
     assert all(check.status == "ok" for check in checks), checks

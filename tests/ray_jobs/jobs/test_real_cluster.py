@@ -26,7 +26,7 @@ from tests.run_process import PATIENCE_SECONDS, assert_same_course, last_step, w
 from tests.tiny_run import tiny_config, write_tiny_model
 from tune_spaces.budget import Gate
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
@@ -306,7 +306,7 @@ def test_no_secret_is_written_anywhere(nodes, files, tmp_path):
     folder, _ = files
     secrets = [value.encode() for value in (*SECRETS.values(), nodes.token)]
     scanned = 0
-    for root in (folder, nodes.session):
+    for root in (folder, *nodes.sessions):
         for path in root.rglob("*"):
             if not path.is_file() or path.is_symlink():
                 continue

@@ -21,7 +21,7 @@ from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
 from tests.run_process import CONTROLLER, WORKER, Command, assert_same_course
 from tests.tiny_run import tiny_config, write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 from tests.run_process import WORKER, Command
 from tests.tiny_run import tiny_config, write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture
