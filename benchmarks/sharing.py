@@ -2,10 +2,11 @@
 
     python -m benchmarks.sharing [FILE] [--triplets 4] [--rounds 5] [--minutes 10] [--json OUT]
 
-One process per way of waiting (`causal_core/openmp.py`) holds the demo model, and all take a step
-in turns: with nothing beside it, beside one busy program of two threads, and beside one of eight,
-which this program starts and ends. Those threads compute without pause, and every thread has the
-same claim to a core: with t threads on c cores beside b others, c / (t + b) of the speed is fair.
+One process per way of waiting (`causal_core/openmp.py`), and one with a single thread, which has
+nobody to wait for, hold the demo model, and all take a step in turns: with nothing beside it,
+beside one busy program of two threads, and beside one of eight, which this program starts and ends.
+Those threads compute without pause, and every thread has the same claim to a core: with t threads
+on c cores beside b others, c / (t + b) of the speed is fair.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.step import LOSS, models, sample, tree_step
-from causal_core.device import available_cores
+from causal_core.device import available_cores, prepare_device
 from causal_core.model import matmul
 from causal_core.model.device_costs import processor_name
 from causal_core.model.matmul import fastest_library
 from causal_core.openmp import SETTINGS
 
-OURS, LIBRARY = "ours", "libgomp's own"
+OURS, LIBRARY, ONE_THREAD = "ours", "libgomp's own", "one thread"
 BUSY_THREADS = (0, 2, 8)
 _LIBGOMP_SPINS = "300000"  # its default, which it documents
 _ALONE = 3  # steps in a row with nothing beside them: they are short
@@ -57,10 +58,12 @@ os._exit(0)
 class Stepper:
     """A process that takes training steps when it is told to."""
 
-    def __init__(self, options: argparse.Namespace, environment: dict[str, str]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, environment: dict[str, str], threads: int
+    ) -> None:
         file = [] if options.file is None else [options.file]
         arguments = [*file, "--step", "--triplets", str(options.triplets)]
-        arguments += ["--threads", str(options.threads)]
+        arguments += ["--threads", str(threads)]
         inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.sharing", *arguments],
@@ -93,7 +96,7 @@ class Stepper:
 
 def take_steps(options: argparse.Namespace) -> None:
     """The process of a `Stepper`."""
-    torch.set_num_threads(options.threads)
+    prepare_device(torch.device("cpu"), options.threads)
     triplets, _ = sample(options.file, options.triplets)
     model, _ = models()
     matmul.use(fastest_library())
@@ -130,13 +133,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """All measurements as one JSON-able tree."""
     ways: dict[str, dict[str, str]] = {OURS: {}, LIBRARY: {"GOMP_SPINCOUNT": _LIBGOMP_SPINS}}
     ways |= {f"{spins} spins": {"GOMP_SPINCOUNT": spins} for spins in options.spins}
+    if options.threads > 1:
+        ways[ONE_THREAD] = {}
     load = os.getloadavg()[0]
     steppers: dict[str, Stepper] = {}
     seconds: dict[str, dict[int, list[float]]] = {}
     cpu: dict[str, dict[int, list[float]]] = {}
     try:
         for name, environment in ways.items():
-            steppers[name] = Stepper(options, environment)
+            threads = 1 if name == ONE_THREAD else options.threads
+            steppers[name] = Stepper(options, environment, threads)
             steppers[name].wait()
             seconds[name], cpu[name] = ({b: [] for b in BUSY_THREADS} for _ in range(2))
         with Progress(console=Console(stderr=True)) as progress:
@@ -148,6 +154,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 for beside in BUSY_THREADS:
                     with busy(beside):
                         for name, stepper in steppers.items():
+                            if name == OURS:
+                                stepper.step()  # it finds out in this one who is beside it
                             for _ in range(1 if beside else _ALONE):
                                 wall, own = stepper.step()
                                 seconds[name][beside].append(wall)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from causal_core.errors import UserError
+from causal_core.openmp import watch_neighbours
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,8 +46,15 @@ def prepare_device(
         torch.set_float32_matmul_precision("highest")
         if 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus, device)
-    elif threads is not None:
-        torch.set_num_threads(threads)
+    else:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        share_cores()
+
+
+def share_cores() -> None:
+    """Lets torch's threads make way while other programs have their cores, from now on."""
+    watch_neighbours(torch.get_num_threads(), available_cores())
 
 
 # What torch and cuBLAS read when CUDA starts. Micro-batches have ever new lengths: segments that

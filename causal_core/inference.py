@@ -20,7 +20,7 @@ from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.checkpoints.contents import MANIFEST, verify_checkpoint
 from causal_core.config import Config
 from causal_core.config_file import recorded_config
-from causal_core.device import at_least_float32
+from causal_core.device import at_least_float32, share_cores
 from causal_core.errors import ForeignCheckpointError, UserError
 from causal_core.evaluation.generation import end_tokens
 from causal_core.evaluation.guard_file import FOLDER, WEIGHTS, Guard, read_guard
@@ -62,6 +62,8 @@ def load(
     # The checkpoint's own config, which its manifest vouches for.
     config = recorded_config(checkpoint, trust_remote_code)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cpu":
+        share_cores()
     encoder = load_encoder(config)
     base = load_base(config.model, place)
     source = resolve_model(config.model)
