@@ -1,14 +1,10 @@
-"""The worker of an exercise (see `causal_core.run.exercise`) that alone sees what is not finite.
+"""A worker (see `odd_exercises.py`) that alone sees what is not finite.
 
 In exercises whose name begins with `poisoned` the last worker's loss is NaN in step 2, and in
 step 4 infinite by a constant, which leaves all gradients finite.
 """
 
 from __future__ import annotations
-
-import json
-import sys
-from pathlib import Path
 
 from causal_core.run import exercise as exercise_module
 from causal_core.step import train_step as step_module
@@ -42,10 +38,3 @@ def poison_last_worker() -> None:
 
     exercise_module.run_exercise, step_module.TrainStep.run = run_exercise, run_step
     step_module.micro_batch_loss = micro_batch_loss
-
-
-if __name__ == "__main__":
-    job, rank = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
-    if rank == job["workers"] - 1:
-        poison_last_worker()
-    exercise_module.run_worker(job, rank)

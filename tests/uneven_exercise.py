@@ -1,16 +1,13 @@
-"""The worker of an exercise (see `causal_core.run.exercise`) with long answers on one worker alone.
+"""Workers (see `odd_exercises.py`) of which one alone has long answers.
 
-Of each global batch one worker gets a triplet with a long prompt, the other one two triplets whose
-answers need a chunk of labels each.
+In exercises whose name begins with `uneven`, of each global batch one worker gets a triplet with a
+long prompt, the other one two triplets whose answers need a chunk of labels each.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 from causal_core.run import exercise as exercise_module
 from causal_core.trees.labels import LABELS_AT_ONCE
@@ -34,8 +31,15 @@ def uneven_triplets(attacks: int = 1):
     return triplets
 
 
-plain_triplets = exercise_module._triplets
+def lengthen() -> None:
+    plain_exercise = exercise_module.run_exercise
 
-if __name__ == "__main__":
-    exercise_module._triplets = uneven_triplets
-    exercise_module.run_worker(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]))
+    def run_exercise(exercise, *arguments):
+        uneven = exercise.name.startswith("uneven")
+        exercise_module._triplets = uneven_triplets if uneven else plain_triplets
+        return plain_exercise(exercise, *arguments)
+
+    exercise_module.run_exercise = run_exercise
+
+
+plain_triplets = exercise_module._triplets

@@ -6,11 +6,13 @@
    the same one bit-identically.
 3. When one worker alone sees a loss that is not finite, all skip the step and go on together.
 4. No checkpoint gets a manifest while a tensor is missing, empty or partial.
+5. Workers that differ in what they begin with, or in how much they have, end where one does.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,8 +40,12 @@ from causal_core.config import TrainSection
 from causal_core.engines.base import EngineState
 from causal_core.engines.plain import PlainEngine
 from causal_core.errors import CheckpointError, StorageError
+from causal_core.loss.objective import needs_of
+from causal_core.run import exercise as exercise_module
 from causal_core.run.exercise import (
     CLIP_NORM,
+    HIDDEN,
+    Exercise,
     exercise_config,
     run_exercise,
     run_exercises,
@@ -47,12 +53,21 @@ from causal_core.run.exercise import (
     worker_result,
     write_base,
 )
+from causal_core.trees.packing import FLAT, cut_micro_batches
 from tests.poisoned_exercise import INFINITE_STEP, NAN_STEP
 from tests.tiny import tiny_model
+from tests.uneven_exercise import uneven_triplets
+
+pytestmark = pytest.mark.long
 
 FLOAT32_LIMIT = 1e-5  # beyond what rounding does, below what errors do: see `test_rounding.py`
 DDP, ZERO_1, ZERO_2, ZERO_3 = ENGINES[1:]
 TWO_WORKERS = (DDP, ZERO_1, ZERO_2, ZERO_3)
+# The engines whose forward is another one; all of them are a slow test.
+WITH_EVERY_TERM = tuple(case for case in EVERY_TERM if case.stage in (None, 3))
+CPU = torch.device("cpu")
+PERSISTENCE_THRESHOLD = 100_000  # elements up to which DeepSpeed keeps a parameter whole
+LARGE_VOCABULARY = 2048
 # (saved under, resumed under); the whole matrix is a slow test.
 RESUMED = (
     (PLAIN, ZERO_2), (ZERO_2, PLAIN), (DDP, ZERO_3), (ZERO_3, DDP), (ZERO_3, PLAIN),
@@ -66,8 +81,30 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(base, tmp_path_factory):
-    """Straight, halved, resumed and poisoned runs of all engines: results by name, directory.
+def unlike(base):
+    """A worker begins with other weights."""
+    return Exercise("unlike", exercise_config(base, engine="ddp"), last=HALF, double=True)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A worker has more chunks of labels than the other. ZeRO-3 gathers the output embedding for
+    each chunk, and a worker that asks for it more often would wait for the others in an operation
+    that they are not in."""
+    assert LARGE_VOCABULARY * HIDDEN > PERSISTENCE_THRESHOLD
+    config = exercise_config(
+        write_base(tmp_path_factory.mktemp("large"), vocabulary=LARGE_VOCABULARY),
+        loss={"lambda_anchor": 0.3},  # asks for the embedding once more a chunk
+        train={"micro_batch_tokens": 4000},  # each worker's share is one micro-batch
+        engine="deepspeed", deepspeed={"zero_stage": 3},
+    )  # fmt: skip
+    return Exercise("uneven", config, last=HALF, double=True)
+
+
+@pytest.fixture(scope="module")
+def runs(base, unlike, uneven, tmp_path_factory):
+    """Straight, halved, resumed and poisoned runs of all engines, and those of workers that differ:
+    results by name, directory.
 
     One plain worker runs in this process; two workers are processes, the same for all cases.
     """
@@ -92,19 +129,21 @@ def runs(base, tmp_path_factory):
         ]
 
     def here(exercises):
-        return [run_exercise(t, directory, torch.device("cpu"), 0, 1) for t in exercises]
+        return [run_exercise(t, directory, CPU, 0, 1) for t in exercises]
 
     results = here([straight(PLAIN), half(PLAIN), straight(EVERY_TERM_PLAIN)])
     results += run_exercises(
         [
-            *map(straight, (*TWO_WORKERS, *EVERY_TERM)),
+            *map(straight, (*TWO_WORKERS, *WITH_EVERY_TERM)),
             *map(half, TWO_WORKERS),
             *resumed(2),
             *map(poisoned, TWO_WORKERS),
+            unlike,
+            uneven,  # last: where its workers wait for each other for ever, no other case does
         ],
         directory,
         workers=2,
-        module="tests.poisoned_exercise",
+        module="tests.odd_exercises",
     )
     results += here(resumed(1))
     return {result.name: result for result in results}, directory
@@ -129,7 +168,7 @@ def _name(saved_under, resumed_under):
     return f"{saved_under.name} to {resumed_under.name}"
 
 
-@pytest.mark.parametrize("case", (*TWO_WORKERS, *EVERY_TERM), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", (*TWO_WORKERS, *WITH_EVERY_TERM), ids=lambda c: c.name)
 def test_every_engine_ends_where_one_plain_worker_does(runs, case):
     results, directory = runs
     plain = EVERY_TERM_PLAIN if case in EVERY_TERM else PLAIN
@@ -187,11 +226,54 @@ def test_all_workers_skip_what_one_of_them_finds_not_finite(runs, case):
     assert difference(weights, directory / f"poisoned-{DDP.name}.safetensors") < tolerance(case)
 
 
+def alone(exercise, directory):
+    """The same exercise by one plain worker, as its result and the file of its weights."""
+    config = exercise.config.model_copy(update={"engine": "plain"})
+    plain = replace(exercise, name=f"{exercise.name}, plain", config=config)
+    return run_exercise(plain, directory, CPU, 0, 1), directory / f"{plain.name}.safetensors"
+
+
+def test_ddp_begins_with_what_rank_0_trains_and_leaves_the_base_where_it_is(runs, unlike):
+    results, directory = runs
+    expected, weights = alone(unlike, directory)
+    assert results["unlike"].error is None
+    assert results["unlike"].losses == pytest.approx(expected.losses, rel=1e-10)
+    assert difference(directory / "unlike.safetensors", weights) < 1e-10
+    moved = float((directory / "base.txt").read_text())
+    assert moved == pytest.approx(1.0)  # nobody sent another
+
+
+def test_workers_with_more_chunks_of_labels_than_others_train_under_zero_3(
+    runs, uneven, monkeypatch
+):
+    results, directory = runs
+    monkeypatch.setattr(exercise_module, "_triplets", uneven_triplets)
+    expected, weights = alone(uneven, directory)
+    assert results["uneven"].error is None
+    assert results["uneven"].losses == pytest.approx(expected.losses, rel=1e-6)  # float32 gradients
+    assert difference(directory / "uneven.safetensors", weights) < FLOAT32_LIMIT
+
+
+def test_the_uneven_triplets_are_uneven(uneven):
+    needs = needs_of(uneven.config.loss)
+    chunks = [
+        len(micro.batch.labels)
+        for share in (uneven_triplets()[:1], uneven_triplets()[1:3])
+        for micro in cut_micro_batches(share, needs, 4000, FLAT)
+    ]
+    assert chunks == [1, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "cases"),
-    [(PLAIN, VARIANTS), (NF4_PLAIN, NF4), (EIGHT_BIT_PLAIN, EIGHT_BIT)],
-    ids=["variants", "nf4", "8bit"],
+    [
+        (PLAIN, VARIANTS),
+        (EVERY_TERM_PLAIN, EVERY_TERM),
+        (NF4_PLAIN, NF4),
+        (EIGHT_BIT_PLAIN, EIGHT_BIT),
+    ],
+    ids=["variants", "every term", "nf4", "8bit"],
 )
 def test_parity_of_every_supported_setting(base, tmp_path, reference, cases):
     found = parity(reference, cases, base, tmp_path)
