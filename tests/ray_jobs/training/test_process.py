@@ -1,7 +1,7 @@
 """A run's only worker as a process of its own: what Ray gives is there without Ray.
 
-1. It is killed in the middle of a run, started again, and ends bit-identical to a run of this
-   process that nothing happened to; one process does several jobs.
+1. It is killed in the middle of a run, started again, and goes on, with real training (slow) to
+   the same bits as a run of this process that nothing happened to; one process does several jobs.
 2. What a user can act on comes back as it was raised; anything else is told in a line and its
    traceback kept, after as many failures as are allowed.
 3. It ends with its driver.
@@ -24,8 +24,11 @@ from causal_core.errors import RunFailedError, UserError
 from ray_jobs.evaluate import evaluated_rows
 from ray_jobs.training.process import WorkerFailedError, runs_alone, worker_process
 from ray_jobs.training.trainer import fit
+from tests.ray_jobs.training import light_worker
 from tests.run_process import last_step, train_lines, wait_until
 from tests.tiny_run import tiny_config
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +55,45 @@ def state_of(run):
     return {name: f.sha256 for name, f in files.items() if name != "config.yaml"}
 
 
-def test_a_killed_worker_goes_on_and_ends_bit_identical(config_of, tmp_path, caplog):
+def killed_at(step, run, process):
+    """Kills the worker as soon as it has logged a step; its number."""
+    pid = process.pid
+
+    def kill():
+        wait_until(lambda: last_step(run) >= step, "a step")
+        os.kill(pid, signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    return pid
+
+
+def test_a_killed_worker_is_started_again_and_does_the_job_and_further_ones(
+    config_of, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("ray_jobs.training.process.MODULE", light_worker.__name__)
+    config = config_of("run")
+    with worker_process(config) as process:
+        first = killed_at(light_worker.STOP, tmp_path / "run", process)
+        assert fit(config)["steps_now"] == light_worker.STEPS - light_worker.STOP
+        second = process.pid
+        assert second != first
+        pids = [record["pid"] for record in train_lines(tmp_path / "run")]
+        assert pids == [first] * light_worker.STOP + [second] * 2
+        options = {"max_failures": 0, "retry_errors": True, "look": lambda: None}
+        assert process.run("evaluate", {}, **options) == second
+    assert "killed by SIGKILL" in caplog.text and "failure 1" in caplog.text
+    assert not psutil.pid_exists(second)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_and_ends_bit_identical(config_of, tmp_path):
+    """Faster: the test above, and of a cut run `test_loop.py`."""
     longer = {"train": {"epochs": 4}, "checkpoint": {"every_steps": 3}}
     straight, killed = config_of("straight", 0, **longer), config_of("killed", **longer)
     assert fit(straight)["finished"]
     with worker_process(killed) as process:
-        first = process.pid
-
-        def kill():
-            wait_until(lambda: last_step(tmp_path / "killed") >= 4, "a step")
-            os.kill(first, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+        first = killed_at(4, tmp_path / "killed", process)
         summary = fit(killed)
-        killer.join()
         assert summary["finished"] and process.pid != first
         assert 3 <= summary["steps"] - summary["steps_now"] < summary["steps"]  # it went on
         second = process.pid
@@ -78,9 +105,13 @@ def test_a_killed_worker_goes_on_and_ends_bit_identical(config_of, tmp_path, cap
 
 
 def test_errors_come_back_as_what_they_are(config_of, tmp_path):
-    config = config_of("run", train={"max_steps": 2}, ray={"max_failures": 0})
+    quick = {"limit": 2, "max_new_tokens": 1}
+    config = config_of("run", train={"max_steps": 2}, ray={"max_failures": 0}, evaluation=quick)
     with worker_process(config) as process:
         assert fit(config, stop_at=1)["steps"] == 1
+        pid = process.pid
+        assert len(evaluated_rows(config, {"base": None})["base"]["seen"]) == 2
+        assert process.pid == pid
         config.lora.rank = 3
         with pytest.raises(UserError, match=r"lora\.rank: 2 -> 3"):
             fit(config)
