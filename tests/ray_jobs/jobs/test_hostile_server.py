@@ -105,6 +105,14 @@ def test_an_answer_of_any_kind_is_one_harmless_line(kind, serve, monkeypatch):
         assert all(path != "/elsewhere" for _, path, _ in server.seen)
 
 
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "needs a token, none is set"), (403, "refused this environment's")]
+)
+def test_a_token_that_is_missing_or_wrong_is_told_apart(status, says, serve):
+    with pytest.raises(UserError, match=f"{says}.*Set RAY_AUTH_TOKEN"):
+        connect(serve(lambda handler: handler.send(status)).url)
+
+
 def test_silence_and_a_trickle_end(serve, monkeypatch):
     monkeypatch.setattr(bounded, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(bounded, "ANSWER_SECONDS", 1.0)

@@ -1,9 +1,10 @@
-"""`causal jobs list|logs|stop` against a job server that knows one job; a real one: slow, in
-test_real_cluster.py."""
+"""`causal submit` and `causal jobs list|logs|stop` against a job server that is none; a real one:
+slow, in test_real_cluster.py."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +12,7 @@ from ray.job_submission import JobStatus
 
 from ray_jobs.cli import main
 from ray_jobs.jobs import client as connection
+from ray_jobs.jobs import submit
 from ray_jobs.jobs.follow import RUN_DIR
 from tests.command_line import command
 
@@ -51,6 +53,16 @@ class Server:
     def get_job_logs(self, name: str) -> str:
         return f"error: no finished run ({name})\n\x1b]0;title\x07"
 
+    async def tail_job_logs(self, name: str):
+        yield self.get_job_logs(name)
+
+    def submit_job(self, *, entrypoint, runtime_env, metadata) -> str:
+        with zipfile.ZipFile(runtime_env["working_dir"]) as archive:
+            self.uploaded = archive.namelist()
+        failed = Details("mine", JobStatus.FAILED, 4_000, 1, 5_000, entrypoint, metadata)
+        self.jobs.append(failed)
+        return "mine"
+
     def stop_job(self, name: str) -> None:
         self.stopped.append(name)
 
@@ -59,6 +71,9 @@ class Server:
 def server(monkeypatch):
     made = Server()
     monkeypatch.setattr(connection, "connect", lambda address: made)
+    monkeypatch.setattr(submit, "connect", lambda address: made)
+    monkeypatch.setattr(submit, "cluster_nodes", lambda address: [])
+    monkeypatch.setattr(submit, "exposure", lambda address: [])
     return made
 
 
@@ -88,3 +103,19 @@ def test_only_a_job_that_runs_is_stopped(server):
     assert server.stopped == []
     assert "was asked to stop" in jobs("stop", "new").stdout
     assert server.stopped == ["new"]
+
+
+def test_a_submitted_command_leaves_with_the_exit_code_of_its_job(server):
+    outcome = command(main, "submit", "--", "evaluate", "/shared/another")
+    assert outcome.returncode == 1 and "no finished run (mine)" in outcome.stdout
+    job = server.get_job_info("mine")
+    assert job.entrypoint == "python -m ray_jobs.cli evaluate /shared/another"
+    assert job.metadata == {RUN_DIR: "/shared/another", "command": "evaluate"}
+    assert "ray_jobs/cli.py" in server.uploaded
+
+
+def test_of_two_jobs_that_would_write_a_run_the_second_is_refused(server):
+    server.jobs[-1].metadata[RUN_DIR] = "/shared/another"
+    outcome = command(main, "submit", "--", "evaluate", "/shared/another")
+    assert outcome.returncode == 1 and "job new is writing /shared/another" in outcome.stderr
+    assert len(server.jobs) == 3

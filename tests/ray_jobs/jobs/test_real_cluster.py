@@ -87,7 +87,9 @@ def command(nodes, tmp_path, say):
 SUBMIT = ("causal", "submit", "--", "evaluate", "/nowhere")
 
 
+@pytest.mark.slow
 def test_only_the_token_submits_and_the_exit_code_is_the_jobs(nodes, command):
+    """Faster, with servers that are none: test_hostile_server.py, test_jobs_command.py."""
     assert nodes.http_status("/api/jobs/") == 401
     assert nodes.http_status("/api/jobs/", "0" * 64) == 403
     assert "needs a token" in command(*SUBMIT, token="", code=1)
