@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # The fast tests, file by file, on all cores; the slow ones kill processes by the clock and run alone.
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+# In our own order (tests/conftest.py): xdist's would leave the longest files to the end.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo check test test-all mutants isa lint types bench gpu clean help

@@ -23,9 +23,15 @@ _SLOW_SECONDS = 3600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, those with Ray before all: none of them is begun at the end, when
+    other cores have nothing left to do."""
+    place: dict[Path, int] = {}
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(_SLOW_SECONDS), append=False)
+        own = 0 if item.get_closest_marker("ray") else 1 if item.get_closest_marker("long") else 2
+        place[item.path] = min(own, place.get(item.path, 2))
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.tiny_run import tiny_config
 
+pytestmark = pytest.mark.long
+
 TORCH = {"torch", "numpy", "pyarrow"}
 TRAINING = {"transformers.modeling_utils", "peft"}
 QUANTISED = {"bitsandbytes", "torch._inductor.compile_fx"}
@@ -71,34 +73,27 @@ def test_a_plan_that_is_known_and_data_that_are_tokenised_need_no_transformers(c
     assert not {name for name in again if name.partition(".")[0] == "transformers"}
 
 
-def test_a_plain_float32_model_and_its_optimizer_need_no_bitsandbytes(config, tmp_path):
+def test_a_plain_float32_model_needs_no_bitsandbytes_and_a_quantised_one_after_it_does(
+    config, tmp_path
+):
+    """PEFT keeps its answer whether bitsandbytes is there: it must be asked again."""
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     code = (
-        "import sys, torch\nfrom causal_core.config_file import load_config\n"
-        "from causal_core.run.session import open_session\n"
-        "session = open_session(load_config(sys.argv[1], []), torch.device('cpu'))\n"
-        "assert session.engine.parameters"
-    )
-    found = modules_after(code, str(path))
-    assert found >= TRAINING
-    assert not found & QUANTISED
-
-
-def test_a_quantised_model_after_a_plain_one_is_adapted_as_such(tiny_model_directory):
-    """PEFT keeps its answer whether bitsandbytes is there: it must be asked again."""
-    code = (
-        "import sys, torch\n"
-        "from causal_core.config import LoraSection, ModelSection\n"
+        "import json, sys, torch\n"
+        "from causal_core.config_file import load_config\n"
         "from causal_core.model.causal_model import build_model\n"
         "from causal_core.pretrained.loading import load_base\n"
+        "from causal_core.run.session import open_session\n"
         "cpu = torch.device('cpu')\n"
-        "plain = ModelSection(name_or_path=sys.argv[1])\n"
-        "build_model(load_base(plain, cpu), LoraSection(), 0)\n"
-        "assert 'bitsandbytes' not in sys.modules\n"
-        "nf4 = plain.model_copy(update={'quantization': 'nf4'})\n"
-        "model = build_model(load_base(nf4, cpu), LoraSection(), 0)\n"
+        "config = load_config(sys.argv[1], [])\n"
+        "session = open_session(config, cpu)\n"  # with its optimizer
+        "assert session.engine.parameters\n"
+        f"assert sys.modules.keys() >= {TRAINING!r}\n"
+        f"assert not sys.modules.keys() & {QUANTISED!r}\n"
+        "nf4 = config.model.model_copy(update={'quantization': 'nf4'})\n"
+        "model = build_model(load_base(nf4, cpu), config.lora, 0)\n"
         "from peft.tuners.lora.bnb import Linear4bit\n"
         "assert any(isinstance(m, Linear4bit) for m in model.modules())\n"
     )
-    assert "bitsandbytes" in modules_after(code, str(tiny_model_directory))
+    assert "bitsandbytes" in modules_after(code, str(path))
