@@ -16,7 +16,7 @@ import pyarrow as pa
 from causal_core.data.column_paths import ColumnPaths
 from causal_core.data.formats.table import FORMATS
 from causal_core.data.problems import Problems
-from causal_core.data.reading import BadRow, Reading
+from causal_core.data.reading import BadRow, HopelessFileError, Reading
 from causal_core.data.schema import DataError, RowProblem, Triplet
 from causal_core.data.sources import Source, resolve_sources
 
@@ -91,6 +91,9 @@ def read_into(reading: Reading, sources: Iterable[Source]) -> None:
     """Reads files one after the other (`DataError` for one that cannot be read as a whole)."""
     for source in sources:
         reading.start(source)
-        FORMATS[source.suffix](source, reading)
+        try:
+            FORMATS[source.suffix](source, reading)
+        except HopelessFileError as stopped:  # told before the rows that it is about
+            reading.errors.extend(stopped.problems, stopped.count)
         reading.finish()
     reading.close()

@@ -28,12 +28,19 @@ BATCH_ROWS = 4096
 _BATCH_CHARS = 16 * 2**20
 # No row is as long. A line of brackets takes about a hundred times its length when parsed.
 MAX_ROW_BYTES = 4 * 2**20
+# A file of 300 KB can hold 40 million bad rows. Where so many, and hardly any other, were bad, the
+# rest is not looked at.
+MOST_BAD_ROWS, _BAD_TO_GOOD = 200_000, 100
 _NO_ANSWER = (
     "there is no answer; give it, or let a model write it with causal data targets, which reads "
     "rows of this layout"
 )
 # Distinct unknown keys remembered per file: a hostile file may have a new one in every row.
 _MAX_UNKNOWN_KEYS = 50
+
+
+class HopelessFileError(DataError):
+    """Next to all of very many rows of a file were bad."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,7 @@ class Reading:
         self._keys: dict[str, None] = {}  # of the rows, the first of them
         self._met = 0
         self._kept = 0
+        self._bad = 0
         self._shape: str | None = None  # what the last bad row looks like where it holds rows
 
     def finish(self) -> None:
@@ -246,17 +254,22 @@ class Reading:
         self._refuse(line, [("", reason)], text)
 
     def _refuse(self, line: int, findings: Sequence[Finding], text: str) -> None:
-        for problem in self._leave_out(line, findings, text):
-            self._file_errors.add(problem)
+        for field_name, reason in findings:
+            self._file_errors.add(RowProblem(self.source.name, line, field_name, reason))
+        self._leave_out(line, findings, text)
 
-    def _leave_out(
-        self, line: int, findings: Sequence[Finding], text: str
-    ) -> tuple[RowProblem, ...]:
+    def _leave_out(self, line: int, findings: Sequence[Finding], text: str) -> None:
         self.bad_rows += 1
-        problems = tuple(RowProblem(self.source.name, line, *finding) for finding in findings)
         if self._on_bad_row is not None:
+            problems = tuple(RowProblem(self.source.name, line, *finding) for finding in findings)
             self._on_bad_row(BadRow(self.source.name, line, problems, text))
-        return problems
+        self._bad += 1
+        if self._bad >= MOST_BAD_ROWS and self._bad > _BAD_TO_GOOD * (self._kept - self._bad):
+            raise HopelessFileError.in_file(
+                self.source.name,
+                f"{self._bad:,} of its first {self._kept:,} rows are bad; nothing is read from "
+                f"line {line + 1:,} on",
+            )
 
     def _earlier_line(self, row_id: Any, line: int) -> str | None:
         """Where an id was first used, or None and remember it."""

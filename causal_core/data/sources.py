@@ -25,7 +25,8 @@ TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
 COMPRESSED_SUFFIXES = tuple(suffix + COMPRESSED for suffix in TEXT_SUFFIXES)
 
 _SEPARATED = (".csv", ".tsv")
-_UTF16 = "is UTF-16 text; save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
+_WIDE = "is {0} text; save it as UTF-8, e.g. with iconv -f {0} -t UTF-8"
+_UTF32_MARKS = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 _HEAD_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LOCATION = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -245,7 +246,9 @@ def _no_text(head: bytes, suffix: str) -> str | None:
         return "is an Arrow file; name it .arrow"
     if head.startswith(_GZIP):
         return f"is compressed with gzip; name it {suffix}{COMPRESSED}"
-    return _UTF16 if _is_utf16(head) else None
+    if head.startswith(_UTF32_MARKS):
+        return _WIDE.format("UTF-32")
+    return _WIDE.format("UTF-16") if _is_utf16(head) else None
 
 
 def _no_json(head: bytes) -> str | None:

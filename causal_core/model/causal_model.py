@@ -176,6 +176,11 @@ def check_architecture(base: Any) -> None:
             "prefix trees cannot be computed with it: use one of the architectures in "
             "docs/models.md"
         )
+    if base.get_decoder() is base.get_output_embeddings():
+        raise ModelError(
+            f"{type(base).__name__} does not say which of its modules is the decoder (its output "
+            "layer stands there): use one of the architectures in docs/models.md"
+        )
 
 
 def check_layer_types(described: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ from torch import nn
 
 from causal_core.config import Config, ModelSection
 from causal_core.device import bnb_device_map, dtype_of
-from causal_core.errors import ModelError
+from causal_core.errors import ModelError, UserError
 from causal_core.pretrained.demo_model import demo_model_directory
 from causal_core.pretrained.model_files import check_model_directory, check_weight_files
-from causal_core.visible_text import shown
+from causal_core.visible_text import quoted, shown
 
 
 def loading_device(config: Config, device: torch.device) -> torch.device:
@@ -53,12 +55,10 @@ def load_architecture(config: ModelSection, cache_dir: str | None = None) -> Any
     from transformers import AutoConfig
 
     source = resolve_model(config, cache_dir)
-    try:
+    with _told("configuration", source):
         return AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(cannot_load("configuration", source, error)) from error
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,10 @@ def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve_model(config, cache_dir)
-    try:
+    with _told("tokenizer", source):
         return AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(cannot_load("tokenizer", source, error)) from error
 
 
 def load_base(config: ModelSection, device: torch.device, cache_dir: str | None = None) -> Any:
@@ -119,6 +117,9 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": "eager",  # what every architecture has; `build_model` sets its own
         "low_cpu_mem_usage": True,
+        # What does not fit is told by `_refuse_unfit_weights`.
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
     }
     if config.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -128,15 +129,35 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = bnb_device_map(device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(cannot_load("model", source, error)) from error
+    with _told("model", source):
+        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+    _refuse_unfit_weights(source, found)
     model.requires_grad_(False)
     if config.quantization == "nf4":
         _keep_backward(model)
         return model
     return model.to(device)
+
+
+def _refuse_unfit_weights(source: str, found: Mapping[str, Any]) -> None:
+    """Refuses weights that are not all of those of the config: transformers fills in random ones.
+
+    Args:
+        found: Of `from_pretrained`: what was missing, and names with two shapes that differ.
+    """
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"{shown(source)}: the weights are not those of its config.json: {quoted(name)} has "
+            f"the shape {list(stored)}, the config asks for {list(wanted)} ({len(mismatched)} such "
+            "tensors): download the model again, or undo what was changed"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{shown(source)}: {len(missing)} tensors that its config.json asks for are not among "
+            f"its weights, e.g. {quoted(missing[0])}, and would be random numbers: download the "
+            "model again, or undo what was changed"
+        )
 
 
 def _keep_backward(model: nn.Module) -> None:
@@ -158,17 +179,28 @@ def base_without_weights(architecture: Any, config: ModelSection) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(
-                architecture,
-                dtype=dtype_of(config.dtype),
-                attn_implementation="eager",
-                trust_remote_code=config.trust_remote_code,
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(cannot_load("model", config.name_or_path, error)) from error
+    with _told("model", config.name_or_path), torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(
+            architecture,
+            dtype=dtype_of(config.dtype),
+            attn_implementation="eager",
+            trust_remote_code=config.trust_remote_code,
+        )
     return base.requires_grad_(False)
+
+
+@contextmanager
+def _told(what: str, source: str) -> Iterator[None]:
+    """Whatever a library says of files that it cannot make a model of, in one line (`ModelError`).
+
+    Files of others hold anything, and each part of a library has its own way to stumble over them.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(cannot_load(what, source, error)) from error
 
 
 # How transformers begins to say that it does not know an architecture, or not as a language model.
@@ -190,6 +222,13 @@ def cannot_load(what: str, source: str, error: Exception) -> str:
             "The installed transformers has no causal language model of this architecture: use one "
             "of those in docs/models.md."
         )
+    elif Path(source).is_dir():
+        advice = (
+            "Some of its files are missing or damaged, or ask for what the installed transformers "
+            "does not have: download them again, or use one of the architectures in docs/models.md."
+        )
+    if not isinstance(error, OSError | ValueError):  # a bare `'key'` or half a sentence a line
+        first = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (
         f"the {what} of {source} cannot be loaded: {first[:300].rstrip('.')}. {advice} {_OWN_CODE}"
     )

@@ -52,6 +52,8 @@ def check_weight_files(directory: Path) -> None:
     found = False
     for path in _weight_files(directory):
         found = True
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{_name(path)} is no regular file: put the weights in its place")
         if not path.is_file():
             raise ModelError(
                 f"{_name(directory)}: {shown(path.name)} is missing, though the index of the "
@@ -79,6 +81,8 @@ def _weight_files(directory: Path) -> Iterator[Path]:
             parts = _json(index).get("weight_map")
             if not isinstance(parts, dict) or not all(isinstance(p, str) for p in parts.values()):
                 raise _damaged(index, "has no weight_map of file names")
+            if any(Path(p).is_absolute() or ".." in Path(p).parts for p in parts.values()):
+                raise _damaged(index, "names weights outside of the model's directory")
             yield from (directory / part for part in sorted(set(parts.values())))
             return
 

@@ -16,12 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from causal_core.errors import ModelError
+from causal_core.visible_text import quoted
 
 # Letters only, so that no template filter (trim, escape) changes them.
 _SYSTEM = "QZSYSTEMPLACEHOLDERZQ"
 _USER = "QZUSERPLACEHOLDERZQ"
 _ANSWER = "QZANSWERPLACEHOLDERZQ"
 _NEXT = "QZNEXTPLACEHOLDERZQ"
+
+# Ordinary texts that a template may be tempted to change: case, line ends, what HTML and JSON
+# escape, a word that begins with a slash, length.
+_PROBES = (
+    '/Send it to "O\'Hara & Søn" <b>now</b>,\n\n  please: 1 + 2 = {3}.',
+    "x",
+    "Plain words, many of them. " * 100 + "End!",
+)
 
 # Some templates print today's date: prompts would differ from day to day, and a run could not be
 # resumed after midnight. The date is the one that Llama 3's template falls back to. Templates are
@@ -102,7 +111,7 @@ def read_chat_template(tokenizer: Any, arguments: Mapping[str, Any]) -> ChatTemp
             "the prefix tree and the causal pairs need that order"
         )
     lead, tail, next_turn = _answer_parts(chat, prompt)
-    return ChatTemplate(
+    template = ChatTemplate(
         before=before,
         between=between,
         after=after,
@@ -114,6 +123,31 @@ def read_chat_template(tokenizer: Any, arguments: Mapping[str, Any]) -> ChatTemp
         trim_answer=_trim(lambda text: chat.try_render(_SYSTEM, _USER, text) or "", _ANSWER),
         system_role=chat.system_role,
     )
+    for probe in _PROBES:
+        _refuse_changes(chat, template, probe)
+    return template
+
+
+def _refuse_changes(chat: _Chat, template: ChatTemplate, text: str) -> None:
+    """Refuses a template that writes something else for a text than the text, or else around it.
+
+    Texts of the data do not go through the template, so prompts would not be the model's own.
+    """
+    system, user = template.trim_system(text), template.trim_user(text)
+    written = [
+        (chat.try_render(text, _USER), f"{template.before}{system}{template.between}{_USER}"),
+        (chat.try_render(_SYSTEM, text), f"{template.between}{user}{template.after}"),
+    ]
+    if template.tail:
+        answer = f"{template.trim_answer(text)}{template.tail}"
+        written.append((chat.try_render(_SYSTEM, _USER, text), answer))
+    for found, expected in written:
+        if found is None or expected not in found:
+            raise ModelError(
+                f"the chat template writes {quoted(text, 60)} otherwise than it is given, or other "
+                "words around it than around another text, so prompts of training would not be "
+                "those of the template: use one that writes the content of a message as it is"
+            )
 
 
 @dataclass(frozen=True)
@@ -168,7 +202,10 @@ def _chat(tokenizer: Any, arguments: Mapping[str, Any]) -> _Chat:
     except Exception as error:  # noqa: BLE001 - as above; its reason is what the user needs
         reason = f": {str(error)[:200]!r}"
     else:
-        reason = ""
+        raise ModelError(
+            "the chat template does not write the content of a message as it is given (or not at "
+            "all), so prompts of training would not be those of the template: use one that does"
+        )
     raise ModelError(
         f"the chat template accepts neither a system turn nor a plain user turn{reason}; "
         "model.chat_template_args sets the variables that it may want"

@@ -11,6 +11,7 @@ import yaml
 from causal_core.config import Config, LossSection
 from causal_core.config_file import load_config, parse_config
 from causal_core.config_loss import LOSS_PRESETS
+from causal_core.credentials import message_without_credentials
 from causal_core.errors import ConfigError, UnwritableError
 from causal_core.files import cache_root
 
@@ -232,6 +233,13 @@ def test_a_config_that_is_no_regular_file_is_not_opened(tmp_path):
         "https:/user:p%40secret@host/what/a/path/makes/of/it",
         "user:secret@host:/path",
         "https://host/container?sv=1&sig=secret",
+        "https://host/x?api_key=secret",
+        "https://host/x?key=secret",
+        "https://host/x?pwd=secret",
+        "https://host/x#access_token=secret",
+        "https://host/x%3Ftok%65n%3Dsecret",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=secret==",
+        "https://hf_secret@huggingface.co/org/model",
     ],
 )
 @pytest.mark.parametrize(
@@ -245,10 +253,18 @@ def test_no_field_takes_a_password_and_no_error_prints_one(key, location):
     assert "secret" not in str(caught.value)
 
 
+def test_a_message_that_repeats_a_value_masks_it_without_a_scheme_too():
+    said = message_without_credentials("error: 'user:secret@host:/path', x.jsonl:3: me@corp.com")
+    assert said == "error: 'user:***@host:/path', x.jsonl:3: me@corp.com"
+    deep = "%" + "25" * 100_000
+    assert message_without_credentials(deep) == deep
+
+
 @pytest.mark.parametrize(
     "location",
     ["s3://bucket/path", "abfss://container@account.dfs.core.windows.net/x", "hdfs://me@node:9000",
-     "ray://head:10001", "s3://bucket?endpoint_override=localhost:9000", "a b:c #1.jsonl"],
+     "ray://head:10001", "s3://bucket?endpoint_override=localhost:9000", "https://h/x?tokenizer=a",
+     "a b:c #1.jsonl"],
 )  # fmt: skip
 def test_locations_without_a_password_are_taken(location):
     assert load_config(None, [f'checkpoint.storage="{location}"']).checkpoint.storage == location

@@ -1,5 +1,6 @@
 """Files that are broken, endless or hostile: refused by name, bounded in memory and time."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from causal_core.credentials import message_without_credentials
+from causal_core.data import reading
 from causal_core.data.reader import read_triplets
 from causal_core.data.schema import DataError
 from tests.causal_core.data.test_reader import GOOD, errors_of, row, write_lines
@@ -93,6 +95,38 @@ def test_long_metadata_of_a_parquet_file_is_not_parsed(tmp_path):
     )
     with pytest.raises(DataError, match="its metadata has"):
         read_triplets(tmp_path / "long.parquet")
+
+
+def test_utf_32_is_not_called_utf_16(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"}', encoding="utf-32")
+    with pytest.raises(DataError, match="is UTF-32 text; save it as UTF-8"):
+        read_triplets(path)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json"])
+def test_of_a_file_of_bad_rows_not_all_are_looked_at(tmp_path, name, monkeypatch):
+    """300 KB can hold 40 million of them."""
+    monkeypatch.setattr(reading, "MOST_BAD_ROWS", 500)
+    rows = [json.dumps(row()).encode(), *[b"{}"] * 20_000]
+    text = b"[" + b",".join(rows) + b"]" if name == "x.json" else b"\n".join(rows)
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    write_lines(tmp_path / "next.jsonl", row(id="b"))
+    aside: list[object] = []
+    found = read_triplets(
+        [tmp_path / name, tmp_path / "next.jsonl"], on_error="collect", on_bad_row=aside.append
+    )
+    assert found.bad_rows == len(aside) == 500
+    assert found.table.column("id").to_pylist() == ["a", "b"]
+    assert "500 of its first 501 rows are bad; nothing is read from" in str(found.errors[0])
+
+
+def test_many_bad_rows_among_good_ones_are_all_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_BAD_ROWS", 500)
+    rows = [row(id=str(n)) if n % 50 == 0 else b"{}" for n in range(2000)]
+    write_lines(tmp_path / "x.jsonl", *rows)
+    found = read_triplets(tmp_path / "x.jsonl", on_error="collect")
+    assert (found.table.num_rows, found.bad_rows) == (40, 1960)
 
 
 def test_a_file_without_bytes_is_not_opened(tmp_path, monkeypatch):

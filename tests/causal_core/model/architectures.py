@@ -140,6 +140,10 @@ ARCHITECTURES = (
         refused="AttentionInterface",
     ),
     Architecture(
+        "ModernBERT decoder", "modernbert-decoder", "its output layer in its decoder's place",
+        {"local_attention": 2 * WINDOW}, ["Wo"], refused="which of its modules is the decoder",
+    ),
+    Architecture(
         "Jamba", "jamba", "layers of a state space model, experts",
         {"use_mamba_kernels": False, "mamba_d_state": 4, "mamba_dt_rank": 4, "num_experts": 2},
         ATTENTION_ONLY, refused="linear_attention",

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from causal_core.config import ModelSection
 from causal_core.errors import ModelError, UserError
 from causal_core.pretrained.loading import (
+    base_without_weights,
     check_weights,
+    load_architecture,
     load_base,
     load_tokenizer,
     model_limits,
@@ -52,6 +54,70 @@ def in_parts(model):
         )
     index = {"metadata": {}, "weight_map": where}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", {"num_attention_heads": 0}, "ZeroDivisionError"),
+        ("config.json", {"hidden_size": "32"}, "Field 'hidden_size' expected int"),
+        ("config.json", {"rope_parameters": [1]}, "rope_parameters"),
+        ("config.json", {"model_type": ["llama"]}, "TypeError"),
+        ("config.json", {"hidden_act": "system"}, "'system'"),
+        ("config.json", {"dtype": "float999"}, "float999"),
+        ("config.json", {"text_config": {"hidden_size": 4}}, "missing or damaged"),
+        ("tokenizer.json", {"model": {"type": "BPE"}}, "missing or damaged"),
+        ("tokenizer.json", {"added_tokens": 3}, "missing or damaged"),
+        ("tokenizer_config.json", {"eos_token": [1]}, "missing or damaged"),
+    ],
+)
+def test_odd_files_are_one_line_whatever_the_library_says_of_them(model, name, change, said):
+    described = json.loads((model / name).read_text())
+    (model / name).write_text(json.dumps({**described, **change}))
+    section = ModelSection(name_or_path=str(model))
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        if name == "config.json":
+            base_without_weights(load_architecture(section), section)
+        load_tokenizer(section)
+    told = str(caught.value)
+    assert said in told and "network" not in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"vocab_size": 100}, "has the shape"),
+        ({"num_hidden_layers": 3}, "would be random numbers"),
+        ({"attention_bias": True}, "would be random numbers"),
+        ({"tie_word_embeddings": True}, None),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_no_random_numbers(model, option, said):
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**described, **option}))
+    section = ModelSection(name_or_path=str(model))
+    if said is None:
+        load_base(section, torch.device("cpu"))
+        return
+    with pytest.raises(ModelError, match=said):
+        load_base(section, torch.device("cpu"))
+
+
+def test_a_layer_that_is_not_among_the_weights_is_no_random_numbers(model):
+    weights = load_file(model / WEIGHTS)
+    kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, model / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ModelError, match="3 tensors that its config"):
+        load_base(ModelSection(name_or_path=str(model)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("place", ["../elsewhere/part.safetensors", "/etc/part.safetensors"])
+def test_weights_outside_of_the_directory_are_not_read(model, place):
+    in_parts(model)
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": place}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="outside of the model's directory"):
+        check_weights(ModelSection(name_or_path=str(model)))
 
 
 def test_whole_models_pass(model):

@@ -132,6 +132,31 @@ def test_role_markers_are_read_off_the_templates_own_literals(template, expected
     assert set(encoder_of("llama_legacy", template).plain.markers) == expected
 
 
+_AROUND = (
+    "{{% for m in messages %}}{{{{ '<|start|>' + m['role'] + '\n' }}}}{content}"
+    "{{{{ '<|end|>\n' }}}}{{% endfor %}}"
+    "{{% if add_generation_prompt %}}{{{{ '<|start|>assistant\n' }}}}{{% endif %}}"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{{ m.content|upper }}", "{{ m.content|lower }}", "{{ m.content|e }}",
+     "{{ m.content|tojson }}", "{{ m.content|replace('\n', ' ') }}", "{{ m.content[:200] }}",
+     "{{ m.content|truncate(500) }}", "{{ m.content|indent(2) }}", "{{ m.content.strip('.!') }}",
+     "{{ m.content.split()|join(' ') }}", "{{ m.content|length }} {{ m.content }}",
+     "{% if m.content|length > 60 %}LONG {% endif %}{{ m.content }}",
+     "{% if m.content[0] == '/' %}command {% endif %}{{ m.content }}"],
+)  # fmt: skip
+def test_a_template_that_changes_texts_is_refused(content):
+    tokenizer = copy.copy(zoo_tokenizer("byte_level", "chatml"))
+    tokenizer.chat_template = _AROUND.format(content="{{ m.content }}")
+    build_prompt_encoder(tokenizer)
+    tokenizer.chat_template = _AROUND.format(content=content)
+    with pytest.raises(ModelError, match="prompts of training would not be those of the template"):
+        build_prompt_encoder(tokenizer)
+
+
 def test_a_date_in_the_template_is_fixed():
     encoder = encoder_of("byte_level", "today")
     assert "26 July 2024" in encoder.template.before
