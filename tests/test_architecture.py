@@ -15,7 +15,7 @@ PACKAGES = ("causal_core", "ray_jobs", "tune_spaces")  # each may import those b
 GROUND = (
     "errors", "credentials", "visible_text", "device", "config", "config_file", "config_names",
     "config_lora", "config_loss", "config_data", "config_reference", "config_sections",
-    "yaml_file", "amounts", "files", "remembered", "openmp",
+    "yaml_file", "amounts", "files", "remembered", "openmp", "quantised",
 )  # fmt: skip
 ROOMS = (
     "data", "generator", "pretrained", "tokens", "trees", "model", "loss", "engines", "step",

@@ -97,3 +97,40 @@ def test_a_plain_float32_model_needs_no_bitsandbytes_and_a_quantised_one_after_i
         "assert any(isinstance(m, Linear4bit) for m in model.modules())\n"
     )
     assert "bitsandbytes" in modules_after(code, str(path))
+
+
+def test_a_plan_and_an_8_bit_optimizer_do_without_torch_s_compiler(config, tmp_path):
+    """bitsandbytes would import it for functions that are decorated and not called."""
+    config.data.cache_dir = str(tmp_path / "cache")  # where no other test has planned
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    code = (
+        "\nimport torch\nfrom causal_core.config import TrainSection\n"
+        "from causal_core.engines.optimizer import build_optimizer\n"
+        "parameters = {'one': torch.nn.Parameter(torch.zeros(2, 2))}\n"
+        "train = TrainSection(optimizer='adamw_8bit')\n"
+        "build_optimizer(parameters, train, torch.device('cpu'))"
+    )
+    found = modules_after(command("plan", str(path)) + code)
+    assert "bitsandbytes" in found
+    assert "torch._inductor.compile_fx" not in found
+
+
+def test_what_bitsandbytes_wants_compiled_is_compiled_when_it_is_called():
+    code = (
+        "import torch\nfrom causal_core.quantised import bitsandbytes\n"
+        "asked = []\n"
+        "def compiled(function, **options):\n"
+        "    asked.append((function.__name__, options))\n"
+        "    return function\n"
+        "torch.compile = compiled\n"
+        "bitsandbytes()\n"
+        "assert torch.compile is compiled and not asked\n"
+        "from bitsandbytes.backends.default.ops import _dequantize_blockwise_compute as read\n"
+        "lowest = torch.zeros(256, dtype=torch.uint8), 3 * torch.ones(1)\n"
+        "for _ in range(2):\n"
+        "    found = read(*lowest, torch.linspace(-1, 1, 256), 256, torch.float32)\n"
+        "    assert (found == -3).all()\n"
+        "    assert asked == [('_dequantize_blockwise_compute', {'dynamic': False})]\n"
+    )
+    modules_after(code)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from causal_core.config import TrainSection
 from causal_core.errors import CheckpointError
+from causal_core.quantised import bitsandbytes
 from causal_core.visible_text import quoted
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def build_optimizer(
     groups = parameter_groups(parameters, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-    import bitsandbytes as bnb
+    bnb = bitsandbytes()
 
     if config.optimizer == "paged_adamw_8bit" and device.type == "cuda":
         return bnb.optim.PagedAdamW8bit(groups, lr=config.learning_rate)

@@ -35,6 +35,7 @@ from causal_core.model.causal_model import (
     check_layer_types,
 )
 from causal_core.pretrained.loading import base_without_weights
+from causal_core.quantised import bitsandbytes
 from causal_core.step.train_step import TrainStep
 from causal_core.tokens.triplet import InjectionTokens, TripletTokens
 from causal_core.trees.packing import MicroBatch
@@ -191,7 +192,7 @@ def quantize_nf4(base: nn.Module, compute: torch.dtype) -> None:
 
     `Params4bit.to("meta")` would leave the weight as it is, so the quantisation is asked for.
     """
-    import bitsandbytes as bnb
+    bnb = bitsandbytes()
 
     # The library keeps this table for the whole process, on whatever device first asked for it.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from causal_core.memory.meta_results import run
+
 # What a storage is for. A tensor that is made gets the tracker's current category.
 COMPONENTS = (
     "base_weights",
@@ -127,7 +129,7 @@ class StorageTracker(TorchDispatchMode):
             return 1.0  # a meta tensor has no value; any finite one takes the ordinary path
         kwargs = kwargs or {}
         held = self._hold(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = run(func, args, kwargs) if self._device == "meta" else func(*args, **kwargs)
         if isinstance(out, Tensor):
             self._see(out)
         elif isinstance(out, tuple | list):

@@ -53,10 +53,11 @@ def _jobs(quantized: bool) -> dict[str, Job]:
     import causal_core.evaluation.rows
     import causal_core.run.loop  # noqa: F401
     from causal_core.model.plain_peft import without_bitsandbytes
+    from causal_core.quantised import bitsandbytes
     from ray_jobs.training.worker import evaluation_worker, train_alone
 
     if quantized:
-        import bitsandbytes  # noqa: F401
+        bitsandbytes()
     with without_bitsandbytes(None):
         import peft  # noqa: F401
     return {"train": train_alone, "evaluate": evaluation_worker}
