@@ -198,7 +198,7 @@ def config_of(
             },
         },
     }
-    tree["evaluation"] = {"max_new_tokens": 24}
+    tree["evaluation"] = {"max_new_tokens": 24, "own_margin": True}
     tree["train"]["micro_batch_tokens"] = 4096
     tree["train"]["epochs"] = cell.get("epochs", 1)
     for setting in given.settings:
@@ -289,7 +289,8 @@ def _figures(rows: Sequence[RowResult]) -> dict[str, Any]:
     }
     found = aggregate(rows)
     of_parts = {name: aggregate(part)["benign_exact"] for name, part in parts.items() if part}
-    return {key: found[key] for key in (*COLUMNS, "benign_contained", "benign_f1", "n")} | of_parts
+    kept = (*COLUMNS, "own_is_attacked", "benign_contained", "benign_f1", "n")
+    return {key: found[key] for key in kept} | of_parts
 
 
 def _detectors(config: Config, checkpoint: Path | None, data: Path, seed: int) -> dict[str, Any]:

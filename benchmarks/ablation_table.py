@@ -7,15 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from causal_core.evaluation.metrics import METRIC, SHARE
+from causal_core.evaluation.metrics import METRIC, NATS, SHARE
 from causal_core.evaluation.representations import HEAD, MEAN
 from causal_core.evaluation.row_by_row import mcnemar_exact
 from causal_core.evaluation.statistics import Estimate
 
 CONTROL = "task_only"  # what a cell is compared with, unless its file names another
 LEFT_OUT = "left out "  # how test sets of left-out families are named
-COLUMNS = ("attack_success", "margin_negative", "margin", "uplift", "benign_exact",
-           "trigger_exact", "attacked_exact")  # fmt: skip
+COLUMNS = ("attack_success", "margin_negative", "margin", "own_margin_negative", "own_margin",
+           "uplift", "benign_exact", "trigger_exact", "attacked_exact")  # fmt: skip
 _WORK = ("trained_work", "untrained_work")
 _DETECTORS = {MEAN: "mean hidden state", HEAD: "head"}
 
@@ -108,7 +108,7 @@ def _cell(raw: Mapping[str, Any] | None, column: str) -> str:
         return "-"
     found, unit = Estimate(**raw), METRIC[column].unit
     text = f"{unit.digits(found.value)} [{unit.digits(found.low)}, {unit.digits(found.high)}]"
-    return text if column in ("margin", "uplift") else f"{text} %"
+    return text if unit is NATS else f"{text} %"
 
 
 def _read_off(row: Result, name: str) -> list[str]:

@@ -265,6 +265,10 @@ class EvaluationSection(Section):
     )
     batch_tokens: int = Field(4096, ge=16, le=_MOST_TOKENS, description="Of one forward.")
     limit: int | None = Field(None, ge=1, le=MOST, description="Rows per test set.")
+    own_margin: bool = Field(
+        False,
+        description="Measure the margin of the model's own clean answer under attack, too.",
+    )
 
 
 class ResourcesSection(Section):

@@ -54,6 +54,7 @@ CUT_RUN = f"{LOOP}::test_a_cut_run_ends_bit_identical"
 SKIPPED = f"{LOOP}::test_non_finite_steps_are_skipped_and_then_stop_the_run"
 ROWS = "causal_core/evaluation/test_rows.py"
 ONE_PASS = "causal_core/evaluation/test_one_pass.py"
+OWN_MARGIN = "causal_core/evaluation/test_own_margin.py"
 BATCHES = "causal_core/tokens/test_batches.py"
 BLOCKS = "causal_core/trees/test_blocks.py"
 PEFT = "causal_core/checkpoints/test_peft_interchange.py"
@@ -344,9 +345,32 @@ WITNESS = (
         "causal_core/evaluation/one_pass.py",
         ONE_PASS,
         ("or self._scoring.exact(*question):", "or False:"),
-        ("slots.get(row * nodes + int(path[-1]))", "slots.get(row * nodes + int(path[0]))"),
         ("self.asked[number].append(question)", "pass"),
         ("prompts[question] for question in left", "prompts[left[0]] for question in left"),
+    ),
+    *_mutants(
+        "causal_core/evaluation/scoring.py",
+        ONE_PASS,
+        ("slots.get(row * nodes + int(path[-1]))", "slots.get(row * nodes + int(path[0]))"),
+    ),
+    *_mutants(
+        "causal_core/evaluation/own_margin.py",
+        OWN_MARGIN,
+        ("sum(one[:shorter]) - sum(other[:shorter])", "sum(one) - sum(other)"),
+        ("else [*answer, self._end]", "else answer"),
+        ("batch, longest = [], len(one.path) + len(own)", "longest = len(one.path) + len(own)"),
+        ("if own[:shorter] != wanted[:shorter]:", "if True:"),
+    ),
+    *_mutants(
+        "causal_core/trees/path_cache.py",
+        OWN_MARGIN,
+        ("allowed = columns <= ends", "allowed = columns <= ends[:, -1:]"),
+        ("allowed &= ends - columns < window", "pass"),
+    ),
+    *_mutants(
+        "causal_core/model/attention_kernels.py",
+        OWN_MARGIN,
+        ("sinks.expand(-1, -1, count).flatten(1)", "sinks.expand(-1, -1, count).mT.flatten(1)"),
     ),
     *_mutants(
         "causal_core/evaluation/scoring.py",
@@ -355,7 +379,7 @@ WITNESS = (
          "difference = self.witness_logp_clean - self.witness_logp_attacked"),
         ("columns[name][without] = np.nan", "pass"),
         ("np.logical_and.at(greedy, owners,", "np.logical_or.at(greedy, owners,"),
-        ("np.add.at(logp, owners, token_logp", "np.maximum.at(logp, owners, token_logp"),
+        ("np.add.at(logp, owners, found", "np.maximum.at(logp, owners, found"),
         ("z[of, place] = output.z[index]", "z[of, place] = output.pooled[index]"),
         ("self.benign_exact[self.first].mean()", "self.benign_exact.mean()"),
         ("float(-logp.sum() / max(1, int(tokens.sum())))", "float(-(logp / tokens).mean())"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +21,7 @@ from causal_core.evaluation.generation import (
     greedy_answers,
     rotated_otherwise,
 )
+from causal_core.evaluation.own_margin import OwnMargins
 from causal_core.evaluation.scoring import Forward, Scores, Scoring, score_triplets
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.triplet import TripletTokens
@@ -42,12 +44,14 @@ def scored_and_answered(
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
+    own_margin: bool = False,
 ) -> tuple[Scores, Answers]:
     """`score_triplets`, and `greedy_answers` to those prompts of which the scores do not show that
     the answer is exactly the right one: clean ones of a row's first triplet, attacked ones of all.
 
     Args:
         progress: Called with the number of triplets scored after each forward.
+        own_margin: Fill in the scores' `own_margin` and `own_margin_whole`.
     """
     prompts = {
         (position, attacked): prompt
@@ -56,14 +60,19 @@ def scored_and_answered(
     }
     longest = max(map(len, prompts.values()), default=0) + max_new_tokens
     answers: Answers = {}
-    if rotated_otherwise(model, longest) is not None:
+    keeps = rotated_otherwise(model, longest) is None
+    branches = BRANCHES if head_trained else (BENIGN, INJECTION)
+    scoring = Scoring(model, triplets, device, batch_tokens, branches, keep=True) if keeps else None
+    own = None
+    if own_margin:
+        limits = (batch_tokens, end_of_answer, max_new_tokens)
+        own = OwnMargins(model, triplets, first, scoring, device, *limits)
+    if scoring is None:
         scores = score_triplets(
             model, triplets, device, batch_tokens, head_trained, first, progress
         )
     else:
-        branches = BRANCHES if head_trained else (BENIGN, INJECTION)
-        scoring = Scoring(model, triplets, device, batch_tokens, branches, keep=True)
-        waiting = _Questions(model, scoring, prompts, device, progress)
+        waiting = _Questions(model, scoring, prompts, device, progress, own)
         ends = end_tokens(model.peft_model.get_base_model(), end_of_answer)
         most = (batch_tokens, cache_bytes)
         was_training = model.training
@@ -71,6 +80,8 @@ def scored_and_answered(
         try:
             for number, answer in decode(model, waiting, ends, max_new_tokens, longest, most):
                 answers.update((question, list(answer)) for question in waiting.asked[number])
+                if own is not None:
+                    own.look(answers)
         finally:
             model.train(was_training)
         scores = scoring.scores(first)
@@ -86,6 +97,9 @@ def scored_and_answered(
         cache_bytes=cache_bytes,
     )
     answers.update(zip(left, generated, strict=True))
+    if own is not None:
+        margin, whole = own.margins(answers, scores.benign_exact)
+        scores = replace(scores, own_margin=margin, own_margin_whole=whole)
     return scores, answers
 
 
@@ -106,9 +120,10 @@ class _Questions:
         prompts: dict[Question, list[int]],
         device: torch.device,
         progress: Callable[[int], None] | None,
+        own: OwnMargins | None,
     ) -> None:
         self._model, self._scoring, self._prompts, self.device = model, scoring, prompts, device
-        self._progress, self.count = progress, len(prompts)
+        self._progress, self.count, self._own = progress, len(prompts), own
         self._forwards = scoring.forwards()
         self._started: deque[Started] = deque()
         self._numbers: dict[tuple[int, ...], int] = {}  # equal prompts have one answer
@@ -128,28 +143,19 @@ class _Questions:
             return False
         if self._progress is not None:
             self._progress(len(forward.owners))
+        if self._own is not None:
+            self._own.keep(forward)
         self._started.extend(self._start(forward))
         return True
 
     def _start(self, forward: Forward) -> list[Started]:
-        batch = forward.batch
-        width, nodes = batch.pool_weights.shape[1], batch.input_ids.shape[1]
-        slots = {node: slot for slot, node in enumerate(batch.label_index.tolist())}
-        places = batch.pool_index.tolist()
         found: list[tuple[int, int, torch.Tensor, int]] = []
         for branch in (BENIGN, INJECTION):
-            if (index := batch.branch_index.get(branch)) is None:
-                continue
-            owners = forward.pooled_owners(branch).tolist()
-            for owner, pooled in zip(owners, index.tolist(), strict=True):
+            for owner, row, path, slot in forward.paths(branch):
                 question = (owner, branch == INJECTION)
                 if question not in self._prompts or self._scoring.exact(*question):
                     continue
-                row, place = divmod(places[pooled], width)
-                # Parents come before their children: in order of the nodes is in order of the path.
-                path = batch.pool_weights[row, place].nonzero()[:, 0]
                 # Nothing is predicted after a prompt without a reference: it is asked again.
-                slot = slots.get(row * nodes + int(path[-1]))
                 if slot is not None and self._is_new(question):
                     found.append((len(self.asked) - 1, row, path, slot))
         if not found:

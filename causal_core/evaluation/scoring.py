@@ -35,6 +35,7 @@ from causal_core.trees.packing import cut_micro_batches
 from causal_core.trees.prefix_tree import TreeBatch
 
 GROUPS = (TASK, ROBUST, ATTACK, WITNESS_CLEAN, WITNESS_ATTACKED)
+_BY_TOKEN = (TASK, ROBUST, ATTACK)
 
 
 @dataclass
@@ -58,6 +59,8 @@ class Scores:
     benign_exact: np.ndarray
     attacked_exact: np.ndarray
     attacked: np.ndarray  # whether there is an injection; where not, what is about it says nothing
+    own_margin: np.ndarray  # `own_margin.Preferred`, in nats; NaN if not known or not asked for
+    own_margin_whole: np.ndarray
     first: np.ndarray  # whether it is its row's first injection: what is benign counts once a row
     z: np.ndarray  # [T, b, H] projected representations of the branches that were pooled
     pooled: np.ndarray  # [T, b, H] mean last hidden states, before the head
@@ -167,6 +170,22 @@ class Forward:
     output: CausalOutput
     owners: list[int]  # positions of its triplets
 
+    def paths(self, branch: str) -> Iterator[tuple[int, int, Tensor, int | None]]:
+        """Of each pooled prompt: the position of its triplet, the row and the nodes of its path
+        there, in order, and the slot of the hidden state after it: None where nothing is
+        predicted."""
+        if (index := self.batch.branch_index.get(branch)) is None:
+            return
+        width, nodes = self.batch.pool_weights.shape[1], self.batch.input_ids.shape[1]
+        places = self.batch.pool_index.tolist()
+        slots = {node: slot for slot, node in enumerate(self.batch.label_index.tolist())}
+        owners = self.pooled_owners(branch).tolist()
+        for owner, pooled in zip(owners, index.tolist(), strict=True):
+            row, place = divmod(places[pooled], width)
+            # Parents come before their children: in order of the nodes is in order of the path.
+            path = self.batch.pool_weights[row, place].nonzero()[:, 0]
+            yield owner, row, path, slots.get(row * nodes + int(path[-1]))
+
     def pooled_owners(self, branch: str) -> Tensor:
         """The position of the triplet of each pooled `branch`, in the order of its index."""
         owners = torch.tensor(self.owners)
@@ -197,6 +216,8 @@ class Scoring:
         self._budget = max([budget, *map(_most_nodes, triplets)])
         count, width = len(triplets), model.projection.input.in_features
         self._columns = {name: np.zeros(count) for name in GROUPS}
+        # Log-probabilities token by token, by group and position: of each answer, in its order.
+        self.token_logp: dict[str, dict[int, list[float]]] = {name: {} for name in _BY_TOKEN}
         greedy = {TASK: np.ones(count, dtype=bool), ROBUST: np.ones(count, dtype=bool)}
         greedy[TASK] &= np.array([bool(t.benign_answer) for t in triplets], dtype=bool)
         safe = [all(i.answer for i in t.injections) for t in triplets]
@@ -219,9 +240,11 @@ class Scoring:
             for chunk in batch.labels:
                 logits = at_least_float32(self._model.logits(output.label_hidden[chunk.slots]))
                 for name in GROUPS:
-                    _add_scores(
-                        logits, chunk.groups[name], self._columns[name], self._greedy.get(name)
-                    )
+                    group = chunk.groups[name]
+                    found = _add_scores(logits, group, self._columns[name], self._greedy.get(name))
+                    if (each := self.token_logp.get(name)) is not None:
+                        for owner, value in zip(group.owner.tolist(), found, strict=True):
+                            each.setdefault(owner, []).append(value)
             forward = Forward(batch, output, micro.owners)
             self._add_pooled(forward)
             yield forward
@@ -259,6 +282,8 @@ class Scoring:
             attacked_exact=self._greedy[ROBUST],
             attacked=np.array([bool(t.injections) for t in triplets], dtype=bool),
             first=np.ones(count, dtype=bool) if first is None else np.array(first, dtype=bool),
+            own_margin=np.full(count, np.nan),
+            own_margin_whole=np.full(count, np.nan),
             z=self._z,
             pooled=self._pooled,
         )
@@ -275,10 +300,13 @@ def _per_token(logp: np.ndarray, tokens: np.ndarray) -> float:
 
 def _add_scores(
     logits: Tensor, group: LabelGroup, logp: np.ndarray, greedy: np.ndarray | None
-) -> None:
+) -> list[float]:
+    """Adds a chunk's labels to their triplets' sums; returns the log-probability of each."""
     chosen = logits[group.position]
     token_logp = chosen.gather(1, group.target[:, None])[:, 0] - chosen.logsumexp(-1)
     owners = group.owner.cpu().numpy()
-    np.add.at(logp, owners, token_logp.double().cpu().numpy())
+    found = token_logp.double().cpu().numpy()
+    np.add.at(logp, owners, found)
     if greedy is not None:
         np.logical_and.at(greedy, owners, (chosen.argmax(-1) == group.target).cpu().numpy())
+    return found.tolist()

@@ -22,6 +22,7 @@ def aggregate(rows: Sequence[RowResult]) -> dict[str, Any]:
     return {
         "n": len(benign),
         "injections": sum(row.injection is not None for row in rows),
+        "own_is_attacked": sum(bool(row.own_is_attacked) for row in rows),
         "witnesses": sum(row.attack_succeeded is not None for row in rows),
         **_behaviour(rows),
         "benign_exact": _share([row.benign_exact for row in benign]),
@@ -64,10 +65,13 @@ def _behaviour(rows: Sequence[RowResult]) -> dict[str, Any]:
     judged = [row for row in rows if row.attack_succeeded is not None]
     known = [(row, row.margin) for row in rows if row.margin is not None]
     margins = [margin for _, margin in known]
+    own = [(row, row.own_margin) for row in rows if row.own_margin is not None]
     return {
         "attack_success": _clustered(judged, [bool(row.attack_succeeded) for row in judged]),
         "margin": _dict(mean_estimate(margins)),
         "margin_negative": _clustered([row for row, _ in known], [m < 0 for m in margins]),
+        "own_margin": _dict(mean_estimate([margin for _, margin in own])),
+        "own_margin_negative": _clustered([row for row, _ in own], [m < 0 for _, m in own]),
         "uplift": _dict(mean_estimate([row.uplift for row in rows if row.uplift is not None])),
         "attacked_exact": _share([row.attacked_exact for row in rows]),
     }

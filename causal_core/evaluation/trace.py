@@ -31,14 +31,14 @@ _SCHEMA = pa.schema(
             pa.field(name, pa.bool_())
             for name in (
                 "benign_exact", "benign_contained", "attacked_exact", "attack_succeeded",
-                "trigger_words",
+                "trigger_words", "own_is_attacked",
             )
         ),
         *(
             pa.field(name, pa.float64())
             for name in (
-                "benign_f1", "uplift", "margin", "causal_stability", "spurious_separation",
-                "causal_discrimination",
+                "benign_f1", "uplift", "margin", "own_margin", "own_margin_whole",
+                "causal_stability", "spurious_separation", "causal_discrimination",
             )
         ),
     ]

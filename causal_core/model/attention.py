@@ -136,8 +136,8 @@ def tree_attention_forward(
     """The attention function that transformers calls in every layer.
 
     Args:
-        query: [1, h, N, d] with a flat tree, [R, h, N, d] with `TreeRows`, [R, h, 1, d] with
-            `PathCache`; otherwise as for `sdpa`.
+        query: [1, h, N, d] with a flat tree, [R, h, N, d] with `TreeRows`, [R, h, n, d] with
+            `PathCache` (n new nodes of each path); otherwise as for `sdpa`.
         prefix_tree: Passed as keyword to the decoder's forward by `CausalModel`.
 
     Raises:
@@ -155,9 +155,10 @@ def tree_attention_forward(
         prefix_tree.attended.append(attention.window)
     if isinstance(prefix_tree, PathCache):
         keys, values = prefix_tree.extend(key, value)
-        grouped = query.squeeze(2).unflatten(1, (keys.shape[1], -1))
+        grouped = query.unflatten(1, (keys.shape[1], -1))
         mask = prefix_tree.within(attention.window).to(query.device)
-        return kernels.newest(grouped, keys, values, mask, attention).flatten(1, 2)[:, None], None
+        out = kernels.newest(grouped, keys, values, mask, attention)
+        return out.flatten(1, 2).transpose(1, 2), None
     if prefix_tree.kept is not None:
         prefix_tree.kept.append((key, value))
     if isinstance(prefix_tree, TreeIntervals):

@@ -104,22 +104,27 @@ def backward(
 
 
 def newest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, attention: Attention) -> Tensor:
-    """Output [R, j, g, e] of the newest node of each of R sequences; nothing for a backward.
+    """Output [R, j, g, n, e] of the n newest nodes of each of R sequences; nothing for a backward.
 
     The query heads that share a key/value head are the queries of one product.
 
     Args:
-        q: [R, j, g, d], k: [R, j, k, d], v: [R, j, k, e].
-        mask: [R, 1, 1, k] boolean (True: may attend).
+        q: [R, j, g, n, d], k: [R, j, k, d], v: [R, j, k, e].
+        mask: [R, 1, n, k] boolean (True: may attend).
     """
+    group, count = q.shape[2:4]
+    q = q.flatten(2, 3)
+    mask = mask.repeat(1, 1, group, 1) if count > 1 else mask
     if attention.is_plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
+        return out.unflatten(2, (group, count))
     scores, _ = _scores(q, k, _additive(mask, k.dtype), attention)
     normaliser = torch.logsumexp(scores, dim=-1)
     if attention.sinks is not None:
-        sinks = at_least_float32(attention.sinks).view(q.shape[1:3]).to(q.device)
-        normaliser = torch.logaddexp(normaliser, sinks)
-    return torch.exp(scores - normaliser.unsqueeze(-1)).to(v.dtype) @ v
+        sinks = at_least_float32(attention.sinks).view(k.shape[1], group, 1).to(q.device)
+        normaliser = torch.logaddexp(normaliser, sinks.expand(-1, -1, count).flatten(1))
+    out = torch.exp(scores - normaliser.unsqueeze(-1)).to(v.dtype) @ v
+    return out.unflatten(2, (group, count))
 
 
 def _has_flash(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> bool:

@@ -123,17 +123,21 @@ class CausalModel(nn.Module):
 
     def next_hidden(self, tokens_R: Tensor, paths: PathCache) -> Tensor:
         """Last hidden states [R, H] of one more token on each path of the cache."""
+        return self.continued_hidden(tokens_R[:, None], paths)[:, 0]
+
+    def continued_hidden(self, tokens_RN: Tensor, paths: PathCache) -> Tensor:
+        """Last hidden states [R, N, H] of N more tokens on each path of the cache."""
         base = self.peft_model.get_base_model()
-        positions_R = paths.grow(tokens_R.device)
-        hidden_R1H = base.get_decoder()(
-            input_ids=tokens_R[:, None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens_R.device),
-            position_ids=positions_R[:, None],
+        positions_RN = paths.grow(tokens_RN.device, tokens_RN.shape[1])
+        hidden_RNH = base.get_decoder()(
+            input_ids=tokens_RN,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens_RN.device),
+            position_ids=positions_RN,
             use_cache=False,
             prefix_tree=paths,
         ).last_hidden_state
         _check_layers(base, paths)
-        return hidden_R1H[:, 0]
+        return hidden_RNH
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last hidden states [..., H] -> [..., V]."""

@@ -117,6 +117,9 @@ def tables(
                 "title": set_title(name),
                 "n": own_set.get("n", "—"),
                 "witnesses": own_set.get("witnesses", "—"),
+                "own_is_attacked": {
+                    m: n for m in order if (n := by_model[m].get("own_is_attacked"))
+                },
                 "rows": rows,
             }
         )

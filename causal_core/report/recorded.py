@@ -38,6 +38,7 @@ _Metrics: type[BaseModel] = create_model(
     __base__=_Recorded,
     n=(_Count | None, None),
     witnesses=(_Count | None, None),
+    own_is_attacked=(_Count | None, None),
     **{metric.key: (_Estimate | None, None) for metric in TEST_METRICS},  # type: ignore[call-overload]
 )
 

@@ -1,7 +1,7 @@
-"""Keys and values of paths that grow by one node at a time: what decoding attends to.
+"""Keys and values of paths that grow by some nodes at a time: what decoding attends to.
 
-Shape legend: R paths in use, C nodes that a path has room for, j key/value heads, d width of a key,
-e width of a value.
+Shape legend: R paths in use, n new nodes of each, j key/value heads, d width of a key, e width of
+a value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PathCache:
         self.attended: list[int | None] = []  # as in `TreeBlocks`
         self._masks: dict[int | None, Tensor] = {}
         self._columns = 0
-        self._ends = torch.zeros(0, dtype=torch.long)
+        self._ends = torch.zeros(0, 1, dtype=torch.long)  # [R, n]: columns of the new nodes
 
     def add(self, kept: Kept, row: int, path: Tensor) -> None:
         """Copies the keys and values of a path's nodes from a forward over trees."""
@@ -56,31 +56,34 @@ class PathCache:
                 for values in own:
                     values[place, :, :length] = values[last, :, :length]
 
-    def grow(self, device: torch.device) -> Tensor:
-        """Begins a forward over one more node of every path; returns their positions [R]."""
-        self._ends = torch.tensor(self.lengths, device=device)
-        self._columns = max(self.lengths) + 1
+    def grow(self, device: torch.device, count: int = 1) -> Tensor:
+        """Begins a forward over `count` more nodes of every path; their positions [R, n]."""
+        lengths = torch.tensor(self.lengths, device=device)
+        self._ends = lengths[:, None] + torch.arange(count, device=device)
+        self._columns = max(self.lengths) + count
         self._masks, self.attended = {}, []
-        self.lengths = [length + 1 for length in self.lengths]
+        self.lengths = [length + count for length in self.lengths]
         return self._ends
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [R, j, columns, d and e] with those of the new nodes."""
+        """A layer's keys and values [R, j, columns, d and e] with those of the new nodes
+        ([R, j, n, d and e])."""
         keys, values = self._layers[len(self.attended) - 1]
         count = len(self.lengths)
-        rows, ends = torch.arange(count, device=key.device), self._ends.to(key.device)
-        keys[rows, :, ends] = key.squeeze(2)
-        values[rows, :, ends] = value.squeeze(2)
+        rows, ends = torch.arange(count, device=key.device)[:, None], self._ends.to(key.device)
+        keys[rows, :, ends] = key.transpose(1, 2)
+        values[rows, :, ends] = value.transpose(1, 2)
         return keys[:count, :, : self._columns], values[:count, :, : self._columns]
 
     def within(self, window: int | None) -> Tensor:
-        """[R, 1, 1, columns] bool: what the new nodes attend to, of the last `window` nodes."""
+        """[R, 1, n, columns] bool: what the new nodes attend to, of the last `window` nodes."""
         if window is not None and window >= self._columns:
             window = None
         if window not in self._masks:
             columns = torch.arange(self._columns, device=self._ends.device)
-            allowed = columns[None] <= self._ends[:, None]
+            ends = self._ends[:, :, None]
+            allowed = columns <= ends
             if window is not None:
-                allowed &= self._ends[:, None] - columns[None] < window
-            self._masks[window] = allowed[:, None, None]
+                allowed &= ends - columns < window
+            self._masks[window] = allowed[:, None]
         return self._masks[window]

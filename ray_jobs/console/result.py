@@ -58,8 +58,22 @@ def show_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
                 unit = "" if metric.unit is SHARE else f" ({metric.unit.name})"
                 table.add_row(f"{metric.title}{unit}\n[dim]{metric.direction}[/dim]", *cells)
         console.print(table)
+        if left := left_out({model: found.get("own_is_attacked") for model, found in sets.items()}):
+            console.print(plain(left), soft_wrap=True)
     for line in lines_of(verdict_of(evaluation)):
         console.print(plain(line))
+
+
+def left_out(counts: Mapping[str, object]) -> str:
+    """How many attacks the margin of a model's own answer leaves out; empty where none."""
+    found = {model: n for model, n in counts.items() if isinstance(n, int) and n > 0}
+    if not found:
+        return ""
+    told = ", ".join(f"{model} {n}" for model, n in found.items())
+    return (
+        "Attacks that the margin of the model's own answer leaves out, as that answer is what they "
+        f"want or holds their witness: {told}"
+    )
 
 
 def lines_of(verdict: Verdict) -> list[str]:

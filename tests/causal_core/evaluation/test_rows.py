@@ -206,10 +206,13 @@ def test_a_witness_in_the_clean_answer_too_is_no_success(
         monkeypatch, lambda model, prompts, **_: [said[tuple(prompt)] for prompt in prompts]
     )
     rows = evaluate_rows(
-        model_of(tokenizer), encoder, dataset, range(len(dataset)), EvaluationSection(), CPU,
-        head_trained=False,
+        model_of(tokenizer), encoder, dataset, range(len(dataset)),
+        EvaluationSection(own_margin=True), CPU, head_trained=False,
     )  # fmt: skip
     assert [row.attack_succeeded for row in rows] == [not clean_says_it] * len(dataset)
+    # Nor can the model be moved off an answer that is the attack's already.
+    assert [row.own_is_attacked for row in rows] == [clean_says_it] * len(dataset)
+    assert [row.own_margin is None for row in rows] == [clean_says_it] * len(dataset)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])

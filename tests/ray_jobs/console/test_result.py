@@ -124,3 +124,18 @@ def test_the_reports_table_of_metrics_agrees_with_its_verdict(tmp_path):
     row = text[text.index("trained against control") :]
     row = row[row.index("Attack success") : row.index("Witness uplift")]
     assert row.split()[-1] == "lower"
+
+
+def test_what_the_models_own_margin_leaves_out_is_told(tmp_path):
+    """The margin stands in both tables, and beside it how many attacks it says nothing of."""
+    own, base = model(1), model(24)
+    values = own["sets"]["novel"]
+    values |= {"own_margin_negative": share(9), "own_is_attacked": 5}
+    base["sets"]["novel"]["own_is_attacked"] = 0
+    evaluated = evaluation(base=base, trained=own)
+    terminal, report = said(evaluated), reported(evaluated, tmp_path)
+    assert all("Attacked answer preferred to own" in told for told in (terminal, report))
+    assert "holds their witness: trained 5" in terminal
+    assert "whose witness or answer that is: trained 5." in report
+    without = evaluation(base=model(24), trained=model(1))  # as an earlier version wrote it
+    assert "leaves" not in said(without) + reported(without, tmp_path)
