@@ -189,6 +189,10 @@ def _explain(problem: Any, section: type[BaseModel], at: str) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(known)}"
         return f"  {path}: unknown key{hint}"
+    if problem["type"] == "union_tag_invalid":  # pydantic's own words hold what was found
+        said = problem["ctx"]
+        kind = said["discriminator"].strip("'")
+        return f"  {path}.{kind}: found {quoted(said['tag'])}, expected {said['expected_tags']}"
     message = visible(problem["msg"].removeprefix("Value error, "))
     if isinstance(found, Mapping | BaseModel):
         return f"  {path}: {message}"

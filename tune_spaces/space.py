@@ -23,10 +23,13 @@ from pydantic import Field, RootModel, model_validator
 from causal_core.config import Config, Section
 from causal_core.config_file import apply_override, parse_config
 from causal_core.errors import ConfigError
+from causal_core.visible_text import quoted, shown
 
 # No field of a config: the adapter's scale alpha / rank, which is what a rank should be compared
 # at. It sets `lora.alpha`.
 ALPHA_RATIO = "lora.alpha_ratio"
+
+_LONGEST_SOURCE = 500  # characters of a point that an error names
 
 Point = dict[str, Any]  # a value by path; paths whose condition does not hold are absent
 
@@ -159,12 +162,16 @@ class SearchSpace(RootModel[dict[str, Dimension]]):
     def apply(self, config: Config, point: Point) -> Config:
         """The run's config at a point (`ConfigError` where the values do not go together)."""
         tree = config.model_dump(mode="json")
+        source = f"search space: {shown(describe(point)[:_LONGEST_SOURCE])}"
         for path, value in point.items():
-            if path != ALPHA_RATIO:
-                apply_override(tree, f"{path}={json.dumps(value)}")
-        if ALPHA_RATIO in point:
-            tree["lora"]["alpha"] = float(point[ALPHA_RATIO]) * tree["lora"]["rank"]
-        return parse_config(tree, f"search space: {describe(point)}")
+            apply_override(tree, f"{path}={json.dumps(value)}")
+        if ALPHA_RATIO not in point:
+            return parse_config(tree, source)
+        ratio = tree["lora"].pop(ALPHA_RATIO.rpartition(".")[2])
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            raise ConfigError(f"{source}: {ALPHA_RATIO} is a number, found {quoted(ratio)}")
+        tree["lora"]["alpha"] = ratio * parse_config(tree, source).lora.rank
+        return parse_config(tree, source)
 
     def check_against(self, config: Config) -> None:
         """Tries each dimension's extreme values in the config.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from causal_core.config import Config, run_directory
+from causal_core.errors import RunFailedError
 
 # Settings that Ray reads when it is imported or started. Each is a default: a value that the
 # user has set in the environment wins.
@@ -76,7 +77,8 @@ def _connect(config: Config, address: str | None) -> None:
     said = {"log_to_driver": False, "logging_level": "WARNING", "logging_format": FORM}
     if address:
         ray.init(address=address, **said)
-    else:
+        return
+    try:
         ray.init(
             address="local",
             num_cpus=max(available_cores(), _cpus_needed(config)),
@@ -86,6 +88,15 @@ def _connect(config: Config, address: str | None) -> None:
             dashboard_host="127.0.0.1",
             **said,
         )
+    except Exception as error:
+        # Ray raises `Exception` itself where its processes are not up within its 30 s.
+        if "timed out during startup" not in str(error):
+            raise
+        raise RunFailedError(
+            "Ray's own processes were not up on this machine within 30 s, which Ray does not wait "
+            "beyond: the machine is busy, or short of memory. Run the same command again when it "
+            "is not; resources.workers=1 needs no Ray"
+        ) from error
 
 
 def cluster_address(config: Config) -> str | None:

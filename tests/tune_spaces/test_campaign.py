@@ -357,6 +357,10 @@ def test_one_trial_that_does_not_fit_the_cluster_is_refused():
         ({"space": {"loss.margin": {"kind": "uniform", "low": 0, "high": 1,
                                     "when": {"loss.contrastive": "triplet"}}}},
          "no unconditional choice"),
+        ({"space": {"lora.alpha_ratio": {"kind": "choice", "values": [[1]]}}}, "is a number"),
+        ({"space": {"lora.rank": {"kind": "choice", "values": ["x"]}, "lora.alpha_ratio":
+                    {"kind": "choice", "values": [1], "when": {"lora.rank": "x"}}}}, "integer"),
+        ({"space": {"lora.rank": {"kind": "a\tb"}}}, r"rank\.kind: found 'a\\tb', expected 'ch"),
     ],
 )  # fmt: skip
 def test_a_bad_tune_section_is_refused(section, message, tiny_model_directory, tiny_data, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from causal_core.errors import RunFailedError, UserError
 from ray_jobs.training.context import STOP_FILE
-from ray_jobs.training.ray_session import no_gpu_here
+from ray_jobs.training.ray_session import no_gpu_here, ray_session
 from ray_jobs.training.trainer import fit
 from ray_jobs.training.waiting import WAITING_FILE, Wait, workers_are_up
 from tests.tiny_run import tiny_config
@@ -94,3 +94,16 @@ def test_a_request_to_stop_ends_the_wait(no_cpu_free, config_of, tmp_path):
     threading.Thread(target=ask_to_stop, daemon=True).start()
     with pytest.raises(RunFailedError, match="stopped as asked while waiting for 1 worker"):
         fit(config_of())
+
+
+def test_a_ray_that_is_not_up_in_time_is_told_in_words(config_of, monkeypatch):
+    import ray
+
+    def init(**_):
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunFailedError, match="not up on this machine"), ray_session(config_of()):
+        pass
