@@ -36,7 +36,8 @@ def plan_command(
     """The `plan` command: steps and tokens where the data can be read, memory in any case.
 
     Raises:
-        UserError: the config is not valid, or the run does not fit the device.
+        UserError: the config is not valid, the run does not fit the device, or training will
+            refuse the model's tokenizer or template, or what the data ask of the model.
     """
     from causal_core.amounts import gib
     from ray_jobs.plan.memory import report_memory, show_memory
@@ -46,7 +47,7 @@ def plan_command(
     if budget is not None and config.resources.gpu_memory_bytes != budget:
         resources = config.resources.model_copy(update={"gpu_memory": str(budget)})
         config = config.model_copy(update={"resources": resources})
-    data, why_not = _data(config)
+    data, why_not, refused = _data(config)
     profile = None
     if data is not None:
         from causal_core.loss.objective import needs_of
@@ -67,7 +68,7 @@ def plan_command(
         console = Console()
         if data is not None:
             show_plan(console, planned)
-        else:
+        elif refused is None:
             console.print(plain(f"steps and tokens are not planned: {why_not}"), soft_wrap=True)
         show_memory(console, config, memory)
         if (missing := no_gpu_here(config)) is not None:
@@ -78,6 +79,8 @@ def plan_command(
             f"{gib(memory.budget_bytes or 0)}"
             + (f"; with {' '.join(memory.nearest)} it does" if memory.nearest else "")
         )
+    if refused is not None:
+        raise refused
 
 
 def _with_tokens(config: Config, budget: int | None, data: DataProfile | None) -> Config:
@@ -115,8 +118,9 @@ def _budget(config: Config, gpu_memory: str | None, gpu: str | None) -> int | No
     return None
 
 
-def _data(config: Config) -> tuple[RunData | None, str]:
-    """The run's data, or why there is none: a plan of the memory needs none."""
+def _data(config: Config) -> tuple[RunData | None, str, ModelError | None]:
+    """The run's data, or why there is none (a plan of the memory needs none), and the error that
+    training will end with where there is one."""
     from causal_core.data.sources import matching
 
     files = [file.path.partition("#")[0] for file in config.data.weighted_files()]
@@ -126,15 +130,15 @@ def _data(config: Config) -> tuple[RunData | None, str]:
         if "://" not in name and not Path(name).exists() and not matching(Path(name))
     ]
     if not files:
-        return None, "data.train is empty"
+        return None, "data.train is empty", None
     if missing:
-        return None, f"no such file: {', '.join(missing)}"
+        return None, f"no such file: {', '.join(missing)}", None
     from causal_core.tokens.run_data import load_run_data
 
     try:
-        return load_run_data(config), ""
+        return load_run_data(config), "", None
     except ModelError as error:
-        return None, str(error)
+        return None, str(error), error
 
 
 def plan_of(config: Config, data: RunData) -> dict[str, Any]:

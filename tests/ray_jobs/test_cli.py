@@ -7,6 +7,7 @@ what must not be imported and, slow, a whole training.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def test_plan_counts_without_weights(config_file):
     assert outcome.returncode == 0, outcome.stderr
     plan = json.loads(outcome.stdout)
     assert plan["optimizer_steps"] == 10 and plan["samples"] == 36
+
+
+def test_plan_refuses_a_model_whose_template_training_will_refuse(config_file, tmp_path):
+    described = yaml.safe_load(config_file.read_text())
+    model = shutil.copytree(described["model"]["name_or_path"], tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for m in %}")
+    outcome = causal("plan", config_file, f"model.name_or_path={model}", "--json")
+    assert outcome.returncode == 1 and "the chat template" in outcome.stderr
+    assert json.loads(outcome.stdout)["memory"]
 
 
 def test_help_is_quick_to_import():
