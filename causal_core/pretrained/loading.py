@@ -205,6 +205,7 @@ def _told(what: str, source: str) -> Iterator[None]:
 
 # How transformers begins to say that it does not know an architecture, or not as a language model.
 UNKNOWN_ARCHITECTURE = ("Unrecognized configuration class", "Unrecognized model", "The checkpoint")
+_CUSTOM_CODE = "custom code"
 _OWN_CODE = (
     "A model that needs its own Python code wants model.trust_remote_code=true on the command line "
     "(of evaluate: --trust-remote-code), after you have read that code."
@@ -222,6 +223,8 @@ def cannot_load(what: str, source: str, error: Exception) -> str:
             "The installed transformers has no causal language model of this architecture: use one "
             "of those in docs/models.md."
         )
+    elif _CUSTOM_CODE in first:
+        advice = "It is not run unless you say so."
     elif Path(source).is_dir():
         advice = (
             "Some of its files are missing or damaged, or ask for what the installed transformers "

@@ -83,6 +83,17 @@ def test_odd_files_are_one_line_whatever_the_library_says_of_them(model, name, c
     assert said in told and "network" not in told and "\n" not in told
 
 
+def test_code_of_a_model_is_not_run_and_its_files_are_not_called_damaged(model, tmp_path):
+    described = json.loads((model / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (model / "config.json").write_text(json.dumps({**described, **own}))
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelError, match="custom code") as caught:
+        load_architecture(ModelSection(name_or_path=str(model)))
+    assert "damaged" not in str(caught.value) and "trust_remote_code" in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
