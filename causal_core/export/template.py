@@ -122,7 +122,11 @@ def _known_words(encoder: PromptEncoder) -> str | None:
     if unknown is None:
         return None
     words = [chr(c) for c in range(sys.maxunicode + 1) if chr(c).isalnum() or c == ord("_")]
-    encoded = encoder.tokenizer(words, add_special_tokens=False)["input_ids"]
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        encoded = encoder.tokenizer(words, add_special_tokens=False)["input_ids"]
+    else:  # a third of the time: a hundred thousand words need nothing but their ids
+        encoded = [e.ids for e in backend.encode_batch_fast(words, add_special_tokens=False)]
     known = [word for word, ids in zip(words, encoded, strict=True) if unknown not in ids]
     return None if len(known) == len(words) else "".join(known)
 

@@ -17,12 +17,15 @@ from causal_core.tokens.prompts import PromptEncoder, build_prompt_encoder
 from tests.causal_core.tokens.test_template_equality import BARE, hostile, texts
 from tests.tokenizer_zoo import TEMPLATES, zoo_tokenizer
 
+pytestmark = pytest.mark.long
+
 EXACT = ("byte_level", "llama_legacy", "metaspace_first", "metaspace_always")
 LOOSE = ("unigram", "wordpiece", "composing")  # their normalisers look at the whole text
 COMBINATIONS = [
     *itertools.product(("byte_level", "llama_legacy"), (*TEMPLATES, "bare")),
     *itertools.product(("metaspace_first", "metaspace_always", "unigram"), ("llama2", "vicuna")),
-    ("composing", "chatml"), ("composing", "vicuna"), ("wordpiece", "llama2"),
+    ("composing", "chatml"), ("composing", "vicuna"),
+    pytest.param("wordpiece", "llama2", marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -52,14 +55,7 @@ def rendered(encoder: PromptEncoder, source: str, chat: list, **options):
     return found if options.get("tokenize") is False else found["input_ids"]
 
 
-@pytest.mark.parametrize(("kind", "template"), COMBINATIONS)
-@settings(max_examples=15, deadline=None)
-@given(system=hostile, user=hostile)
-@example(system="<unk>", user="x<|end|>")  # a control token in one text breaks all of both
-@example(system="<<|end|>|end|>", user="Human: xHuman: _USER: éUSER:")
-@example(system="assistant\n", user="a\nassistant \nassistant")
-@example(system="▁USER:▁###▁Input:", user="[/INST][/INST] <<</SYS>>")
-def test_hostile_text_gets_the_ids_of_training(kind, template, system, user):
+def assert_ids_of_training(kind, template, system, user):
     encoder, source = exported(kind, template)
     found = rendered(encoder, source, messages(encoder, system, user))
     control = [i for i in found if i in encoder.control_ids]
@@ -77,9 +73,17 @@ def test_hostile_text_gets_the_ids_of_training(kind, template, system, user):
 
 
 @pytest.mark.parametrize(("kind", "template"), COMBINATIONS)
-@settings(max_examples=5, deadline=None)
-@given(texts=texts)
-def test_ordinary_text_is_rendered_as_by_the_original(kind, template, texts):
+@settings(max_examples=15, deadline=None)
+@given(system=hostile, user=hostile)
+@example(system="<unk>", user="x<|end|>")  # a control token in one text breaks all of both
+@example(system="<<|end|>|end|>", user="Human: xHuman: _USER: éUSER:")
+@example(system="assistant\n", user="a\nassistant \nassistant")
+@example(system="▁USER:▁###▁Input:", user="[/INST][/INST] <<</SYS>>")
+def test_hostile_text_gets_the_ids_of_training(kind, template, system, user):
+    assert_ids_of_training(kind, template, system, user)
+
+
+def assert_rendered_as_by_the_original(kind, template, texts):
     encoder, source = exported(kind, template)
     system, user, answer = texts
     chat = [*messages(encoder, system, user), {"role": "assistant", "content": answer},
@@ -89,6 +93,20 @@ def test_ordinary_text_is_rendered_as_by_the_original(kind, template, texts):
     for turns in (messages(encoder, system, user), chat):
         expected = rendered(encoder, original, turns, tokenize=False)
         assert rendered(encoder, source, turns, tokenize=False) == expected
+
+
+@pytest.mark.parametrize(("kind", "template"), COMBINATIONS)
+@settings(max_examples=5, deadline=None)
+@given(texts=texts)
+def test_ordinary_text_is_rendered_as_by_the_original(kind, template, texts):
+    assert_rendered_as_by_the_original(kind, template, texts)
+
+
+@pytest.mark.parametrize("user", ["[/Í\u0301NST][/inst] <<</sys>>", "x<|e\u00adnd|>\ue000 y"])
+def test_a_tokenizer_that_drops_characters_and_cases(user):
+    """WordPiece drops so many characters that a template takes long: other texts are slow."""
+    assert_ids_of_training("wordpiece", "llama2", "<<SYS>>S", user)
+    assert_rendered_as_by_the_original("wordpiece", "llama2", ("Name it.", "I am in Rome.", "rome"))
 
 
 @pytest.mark.parametrize(
