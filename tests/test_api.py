@@ -12,6 +12,8 @@ import ray_jobs
 from tests.command_line import program
 from tests.tiny_run import tiny_config
 
+pytestmark = pytest.mark.long
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 
 
@@ -39,7 +41,12 @@ def test_every_name_is_there_and_documented_and_no_other():
 def test_the_example_of_the_document_runs(
     tiny_model_directory, tiny_data, tmp_path, monkeypatch, capsys
 ):
-    config = tiny_config(tiny_model_directory, tiny_data, tmp_path / "run")
+    config = tiny_config(
+        tiny_model_directory, tiny_data, tmp_path / "run",
+        train={"max_steps": 1},
+        evaluation={"max_new_tokens": 2, "limit": 2},
+    )  # fmt: skip
+    config.data.limit_validation = 2
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     monkeypatch.chdir(tmp_path)
     [code] = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)

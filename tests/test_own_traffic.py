@@ -15,6 +15,8 @@ from causal_core.yaml_file import read_yaml
 from ray_jobs.cli import main
 from tests.command_line import command
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own-traffic.md"
 CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Paris", "Tokyo")
 # What makes it quick; the page's config says everything else.

@@ -16,6 +16,8 @@ from causal_core.yaml_file import read_yaml
 from ray_jobs.cli import main
 from tests.command_line import command
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "walkthrough.md"
 # What makes it quick where the model is a tiny one; the page's config says everything else.
 TINY = {

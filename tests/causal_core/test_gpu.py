@@ -22,6 +22,8 @@ from causal_core.trees.packing import FLAT, ROWS, cut_micro_batches
 from causal_core.trees.staging import moved, staged
 from tests.tiny import gradients, random_triplets, relative_error, tiny_model
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 NEEDS_CUDA = (
     pytest.mark.gpu,

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from causal_core.attack.kinds import KINDS
 from causal_core.attack.search import Search
@@ -20,9 +21,12 @@ from causal_core.errors import UserError
 from causal_core.report import attacks
 from causal_core.report.attacks import read_attacks
 from ray_jobs import attack
+from ray_jobs.attack_given import universal_suffix
 from ray_jobs.run import run_training
 from ray_jobs.subjects import Asked
 from tests.tiny_run import tiny_config
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +90,26 @@ def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(r
         attacked(run, seed=1)  # another search
 
 
-@pytest.mark.parametrize("damage", ["{", '{"key": 1}', "[]"])
-def test_a_damaged_record_is_searched_again(run, damage):
-    result = attacked(run)
-    (run / "attack" / "words-trained.json").write_text(damage)
-    assert attacked(run) == result
-
-
-def test_a_record_of_other_rows_is_not_believed(run):
+def test_a_damaged_record_or_one_of_other_rows_is_searched_again(run):
     result = attacked(run)
     record = run / "attack" / "words-trained.json"
-    kept = json.loads(record.read_text())
-    kept["rows"] = [{**row, "id": "another"} for row in kept["rows"]]
-    record.write_text(json.dumps(kept))
+    words = KINDS["words"]
+    ids = [row["id"] for row in json.loads(record.read_text())["rows"]]
+
+    def believed(content):
+        """The levels that are taken from such a record."""
+        record.write_text(content)
+        return attack._recorded(Search, record, kept["key"], words, ids)[1]
+
+    whole = record.read_text()
+    kept = json.loads(whole)
+    assert believed(whole) == [1, 4]
+    for damage in ("{", "[]", '{"key": 1}', json.dumps({**kept, "rows": [1, 2]})):
+        assert believed(damage) == []
+    other = {**kept, "rows": [{**row, "id": "another"} for row in kept["rows"]]}
+    assert believed(json.dumps(other)) == []
     assert attacked(run) == result
-    assert "another" not in record.read_text()
+    assert json.loads(record.read_text()) == kept
 
 
 def test_a_budget_that_there_is_none_of_is_refused(run):
@@ -112,14 +121,18 @@ def test_a_budget_that_there_is_none_of_is_refused(run):
         attacked(run, kind="luck")
 
 
-@pytest.mark.parametrize("kind", ["delimiters", "suffix", "universal", "warm"])
-def test_every_kind_leaves_its_curve_and_the_report_shows_it(run, kind):
-    result = attacked(run, report=True, kind=kind, level=4 if kind == "delimiters" else 0)
-    assert result["kind"] == kind and set(result["curves"]) == {"base", "trained"}
-    assert json.loads((run / "attack" / f"attack-{kind}.json").read_text()) == result
-    page = (run / "report.html").read_text()
+def test_every_kind_leaves_its_curve_and_the_report_shows_it(run):
+    kinds = [kind for kind in KINDS if kind != "words"]
+    titles = []
+    for kind in kinds:
+        level = 4 if kind == "delimiters" else 0
+        result = attacked(run, report=kind == kinds[-1], kind=kind, level=level)
+        assert result["kind"] == kind and set(result["curves"]) == {"base", "trained"}
+        assert json.loads((run / "attack" / f"attack-{kind}.json").read_text()) == result
+        titles.append(result["title"].capitalize())
+    page = html.unescape((run / "report.html").read_text())
     assert "An attacker that adapts" in page
-    assert result["title"].capitalize() in html.unescape(page)
+    assert len(set(titles)) == 4 and all(title in page for title in titles)
 
 
 def test_a_run_is_tuned_along_from_base_to_best_and_a_universal_suffix_is_a_start(
@@ -151,12 +164,15 @@ def test_a_run_is_tuned_along_from_base_to_best_and_a_universal_suffix_is_a_star
     assert [list(given.start) for given in made] == [found, found]
     assert json.loads((out / "warm-trained.json").read_text())["key"]["start"] == found
 
+    tokens = len(AutoTokenizer.from_pretrained(run / "best"))
+    assert list(universal_suffix(out, "trained", kept["key"]["model"], tokens)) == found
     for damage in ([-1], [10**6], ["a"], [1] * 99, 7):
         kept["rows"][0]["suffix"] = damage
         record.write_text(json.dumps(kept))
-        made.clear()
-        attacked_into("warm")
-        assert [list(given.start) for given in made] == [found, []]
+        assert list(universal_suffix(out, "trained", kept["key"]["model"], tokens)) == []
+    made.clear()
+    attacked_into("warm")
+    assert [list(given.start) for given in made] == [found, []]
 
 
 def test_what_has_no_checkpoints_on_its_way_is_refused_before_a_model_is_loaded(

@@ -27,6 +27,8 @@ from tests.command_line import command
 from tests.tiny import tiny_base
 from tests.tiny_run import CHAT_TEMPLATE, tiny_config, tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 CONSOLE = Console(quiet=True)
 QUICK = ("resources.workers=0", "evaluation.max_new_tokens=2", "evaluation.limit=2",
          "resources.threads=1")  # fmt: skip

@@ -24,6 +24,8 @@ from tune_spaces.results import write_best, write_results
 from tune_spaces.space import show
 from tune_spaces.table import show_table
 
+pytestmark = pytest.mark.long
+
 RANKS = {
     "lora.rank": {"kind": "choice", "values": [2, 512]},
     "loss.lambda_robust": {"kind": "log_uniform", "low": 0.1, "high": 10, "zero": 0.3},

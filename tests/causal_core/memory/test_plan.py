@@ -29,6 +29,8 @@ from causal_core.run.loop import train
 from causal_core.trees.packing import FLAT, INTERVALS, ROWS
 from tests.tiny_run import tiny_config
 
+pytestmark = pytest.mark.long
+
 
 def planned(**sections):
     tree = {

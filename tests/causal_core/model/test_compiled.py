@@ -39,8 +39,11 @@ from tests.tiny import (
 )
 from tests.tiny_run import write_tiny_model
 
+pytestmark = pytest.mark.long
+
 LOSS = LossSection(**ALL_TERMS)
 CPU = torch.device("cpu")
+LAYERS = 4  # more than one graph for the first layer and one for the rest
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ def compiled(model):
 
 
 def layered_model(checkpointing):
-    base, lora = tiny_base(layers=12), LoraSection(rank=4, alpha=8, dropout=0.0)
+    base, lora = tiny_base(layers=LAYERS), LoraSection(rank=4, alpha=8, dropout=0.0)
     model = build_model(base, lora, 0, checkpointing)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.trainable_parameters().values():
@@ -74,7 +77,18 @@ def computed(model, packing, budget):
     return total, gradients(model), {micro.batch.input_ids.shape for micro in cut}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def one_micro_batch(packing):
+    (micro,) = cut_micro_batches(random_triplets(2, seed=1), needs_of(LOSS), 10_000, packing)
+    return micro.batch
+
+
+@pytest.mark.parametrize(
+    "checkpointing",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="kept"),
+        pytest.param(True, id="checkpointed"),  # what is kept as well is computed twice there
+    ],
+)
 @pytest.mark.parametrize(
     "packing",
     [
@@ -83,9 +97,13 @@ def computed(model, packing, budget):
     ],
 )
 def test_layers_compile_whole_and_compute_the_same(packing, checkpointing):
+    """In training mode; in evaluation mode, and taken back, the layers are as they were."""
     model = layered_model(checkpointing)
     expected, by_layers, shapes = computed(model, packing, 150)
-    found, by_compiled, _ = computed(compiled(model), packing, 150)
+    compiled(model).eval()
+    model(one_micro_batch(packing))
+    assert not counters["stats"]
+    found, by_compiled, _ = computed(model.train(), packing, 150)
     assert not counters["graph_break"]
     assert found == pytest.approx(expected, rel=1e-10)
     assert relative_error(by_compiled, by_layers) < 1e-10
@@ -94,6 +112,10 @@ def test_layers_compile_whole_and_compute_the_same(packing, checkpointing):
     assert 0 < graphs <= 2 < len(model.compiled_layers)
     _, _, others = computed(model, packing, 300)
     assert others - shapes and counters["stats"]["unique_graphs"] == graphs
+    leave_layers(model)
+    counters.clear()
+    model(one_micro_batch(packing))
+    assert not counters["stats"] and model.training
 
 
 @pytest.mark.slow
@@ -105,22 +127,6 @@ def test_four_bit_layers_with_dropout_compile_whole(tmp_path):
     _, found, _ = computed(compiled(model), INTERVALS, 150)
     assert not counters["graph_break"] and 0 < counters["stats"]["unique_graphs"] <= 2
     assert all(gradient.isfinite().all() for gradient in found.values())
-
-
-def test_in_evaluation_the_layers_are_as_they_were():
-    model = compiled(tiny_model().train())
-    (micro,) = cut_micro_batches(random_triplets(2, seed=1), needs_of(LOSS), 10_000, INTERVALS)
-    model.eval()
-    with torch.no_grad():
-        model(micro.batch)
-    assert not counters["stats"]
-    model.train()
-    model(micro.batch)
-    assert counters["stats"]["unique_graphs"] > 0
-    leave_layers(model)
-    counters.clear()
-    model(micro.batch)
-    assert not counters["stats"] and model.training
 
 
 CONFIG = parse_config({"train": {"micro_batch_tokens": 200}, "loss": {"preset": "contrastive"}})

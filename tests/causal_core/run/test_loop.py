@@ -33,6 +33,8 @@ from causal_core.run.context import LocalContext
 from causal_core.step import reference
 from tests.tiny_run import metric_lines, tiny_config
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 
 
@@ -59,15 +61,22 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("whole")
 
 
+def short(model, data, directory):
+    """What is judged on the way is a few tokens of a few rows: here it counts that it is."""
+    config = tiny_config(model, data, directory, evaluation={"max_new_tokens": 2})
+    config.data.limit_validation = 2
+    return config
+
+
 @pytest.fixture
 def config(tiny_model_directory, tiny_data, place):
-    return tiny_config(tiny_model_directory, tiny_data, place / "run")
+    return short(tiny_model_directory, tiny_data, place / "run")
 
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_model_directory, tiny_data, place):
     """The summary of the run of `config`, which is computed once."""
-    return run(tiny_config(tiny_model_directory, tiny_data, place / "run"), place)
+    return run(short(tiny_model_directory, tiny_data, place / "run"), place)
 
 
 @pytest.fixture
@@ -200,7 +209,8 @@ def test_a_config_that_changes_no_result_is_accepted(config, tmp_path):
 def test_other_data_is_refused(config, tiny_model_directory, tiny_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
-    own = tiny_config(tiny_model_directory, data, tmp_path / "run")
+    own = short(tiny_model_directory, data, tmp_path / "run")
+    own.train.max_steps = 2
     run(own, tmp_path)
     lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
     (data / "train.jsonl").write_text("".join(lines[:-1]))
