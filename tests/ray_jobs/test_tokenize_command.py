@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -20,9 +21,14 @@ RUNNER = CliRunner()
 
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory) -> list[Path]:
-    """Two Parquet files, the first of more than one shard."""
+    """Two Parquet files, the first of more than one shard: a few texts under ids of their own."""
     folder = tmp_path_factory.mktemp("many")
-    rows = read_triplets(write_tiny_data(folder, {"train": 5000}) / "train.jsonl").table
+    few = read_triplets(write_tiny_data(folder, {"train": 50}) / "train.jsonl").table
+    rows = pa.concat_tables([few] * 100)
+    ids = pa.array(
+        [f"row-{number}" for number in range(rows.num_rows)], rows.schema.field("id").type
+    )
+    rows = rows.set_column(rows.schema.get_field_index("id"), rows.schema.field("id"), ids)
     paths = [folder / "a.parquet", folder / "b.parquet"]
     pq.write_table(rows[:4500], paths[0], row_group_size=1000)
     pq.write_table(rows[4500:], paths[1])

@@ -3,8 +3,8 @@
 Each start of workers takes seconds, so that one run shows as much as it can.
 
 1. Ray changes nothing: one Ray worker continues a run of this process and ends bit-identical to it;
-   with another config the run is refused as the user's error.
-2. Two workers end where one does (I2), up to float rounding.
+   with another config the run is refused as the user's error (slow).
+2. Two workers continue a run of this process and end where one does (I2), up to float rounding.
 3. What a user can act on is told from what broke in an evaluation's workers; neither shows a trace.
 """
 
@@ -60,8 +60,13 @@ def metric_lines_of(config):
     return metric_lines(run_directory(config))
 
 
+@pytest.mark.slow
 def test_one_ray_worker_continues_this_process_and_ends_bit_identical(local_ray, config_of):
-    """Saved here, read there; and what Ray saved is what refuses another config."""
+    """Saved here, read there; and what Ray saved is what refuses another config.
+
+    Faster: the next test of going on, `test_process.py` of what is refused, and `test_loop.py` of
+    bits.
+    """
     here, on_ray = config_of("here", 0), config_of("ray", 0)
     assert fit(here)["steps"] == 5
     assert fit(on_ray, stop_at=2)["steps"] == 2
@@ -84,8 +89,11 @@ def test_two_workers_end_where_one_does(local_ray, config_of):
     loss = {"loss": {"lambda_causal": 0.5, "lambda_spurious": 0.5}}
     one, two = config_of("one", 0, **exact, **loss), config_of("two", 2, **exact, **loss)
     fit(one)
+    two.resources.workers = 0
+    assert fit(two, stop_at=2)["steps"] == 2  # where both validate
+    two.resources.workers = 2
     summary = fit(two)
-    assert summary["workers"] == 2
+    assert summary["workers"] == 2 and summary["steps_now"] == 3
     for record, other in zip(metric_lines_of(one), metric_lines_of(two), strict=True):
         assert record.keys() == other.keys()
         for key, value in record.items():
