@@ -45,7 +45,7 @@ from ray_jobs.attack_given import (
 from ray_jobs.console.plain import plain
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.subjects import Asked, evaluation_config, subjects_asked_for
-from ray_jobs.training.ray_session import no_gpu_here
+from ray_jobs.training.ray_session import refused_here
 
 _FORMAT = 2
 _ATTACKS = Path("runs") / "attacks"  # of what is no run
@@ -91,7 +91,7 @@ def run_attack(
     if reported and asked.run is not None:
         read_summary(asked.run)  # what the report needs beside the curves: known before the work
     config = evaluation_config(asked)
-    if (missing := no_gpu_here(config)) is not None:
+    if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)
     place = (out or _place(asked)).expanduser().resolve()

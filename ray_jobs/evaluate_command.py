@@ -170,7 +170,7 @@ def run_any_evaluation(
     from ray_jobs.console.quiet import quiet_libraries
     from ray_jobs.run import put_on_record
     from ray_jobs.subjects import evaluation_config, subjects_asked_for
-    from ray_jobs.training.ray_session import no_gpu_here
+    from ray_jobs.training.ray_session import refused_here
 
     quiet_libraries()
     _refuse_no_record(asked, record)
@@ -185,7 +185,7 @@ def run_any_evaluation(
     canonical = {name: place / TESTS / f"{name}.parquet" for name in read}
     tests = {**asked.tests, **{name: [str(path)] for name, path in canonical.items()}}
     config = evaluation_config(replace(asked, tests=tests))
-    if (missing := no_gpu_here(config)) is not None:
+    if (missing := refused_here(config)) is not None:
         where = f" in {asked.run / CONFIG}" if asked.run is not None else ""
         raise UserError(f"{missing}{where} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)

@@ -37,7 +37,7 @@ from ray_jobs.evaluate import (
 )
 from ray_jobs.plan.command import plan_of, show_plan
 from ray_jobs.training.process import worker_process
-from ray_jobs.training.ray_session import no_gpu_here
+from ray_jobs.training.ray_session import refused_here
 from ray_jobs.training.trainer import fit
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def run_training(
     quiet_libraries()
     config = config.with_absolute_paths()
     check_trackers(config.logging.trackers)
-    if (missing := no_gpu_here(config)) is not None:
+    if (missing := refused_here(config)) is not None:
         raise UserError(missing)
     with only_writer(run_directory(config), fresh=fresh) as moved:
         if moved is not None:
@@ -138,7 +138,7 @@ def run_evaluation(
     quiet_libraries()
     read_summary(directory, ended=True)
     config = recorded_config(directory, trust_remote_code)
-    if (missing := no_gpu_here(config)) is not None:
+    if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} in {directory / CONFIG}")
     with only_writer(directory):
         return _evaluated_for_the_record(config, directory, console, against)

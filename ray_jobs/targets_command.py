@@ -105,7 +105,7 @@ def _answered(
     from ray_jobs.console.quiet import quiet_libraries
     from ray_jobs.own_answers import own_answers, with_answers
     from ray_jobs.subjects import Asked, evaluation_config, subjects_asked_for
-    from ray_jobs.training.ray_session import no_gpu_here
+    from ray_jobs.training.ray_session import refused_here
 
     assert isinstance(console, Console)
     if model is None and adapter is None and run is None:
@@ -120,7 +120,7 @@ def _answered(
         trust_remote_code=trust_remote_code,
     )
     config = evaluation_config(asked)
-    if (missing := no_gpu_here(config)) is not None:
+    if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subject = subjects_asked_for(asked, config)[-1]  # what was trained, else the base
     with console.status("loading the model") as status:

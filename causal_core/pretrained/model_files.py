@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -19,12 +20,17 @@ _POINTER_BYTES = 1024  # a pointer is some 130 bytes long
 _MOST_HEADER_BYTES = 100 * 2**20  # the limit of safetensors itself
 _MOST_JSON_BYTES = 64 * 2**20  # an index names every tensor, some hundred bytes each
 
+# Parts that a model is described one by one of, in lists and modules: their number costs time.
+_PARTS = re.compile(r"(?:^|_)(?:layers?|blocks?|experts?)$")
+_MOST_PARTS = 10_000  # the largest models have some hundred
+
 
 def check_model_directory(directory: Path) -> None:
     """Whether a directory describes a model, in Hugging Face layout; its weights are not looked at.
 
     Raises:
-        ModelError: an adapter, no config.json, or one that is no JSON object.
+        ModelError: an adapter, no config.json, one that is no JSON object, or one that asks for
+            more layers than any model has.
     """
     if (adapter := directory / _ADAPTER).is_file():
         base = _json(adapter).get("base_model_name_or_path")
@@ -38,7 +44,7 @@ def check_model_directory(directory: Path) -> None:
             f"{_name(directory)}: no model there (no config.json in it); give a directory in "
             "Hugging Face layout, a hub id, or `demo`"
         )
-    _json(config)
+    _refuse_too_many(config, _json(config))
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         _refuse_pointer(directory / name)
 
@@ -115,6 +121,17 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise _damaged(path, "is no JSON object")
     return described
+
+
+def _refuse_too_many(path: Path, described: dict[str, Any]) -> None:
+    # One with several parts describes its text model within.
+    parts = [described, *(value for value in described.values() if isinstance(value, dict))]
+    for name, value in (item for part in parts for item in part.items()):
+        if isinstance(value, int) and value > _MOST_PARTS and _PARTS.search(name):
+            raise ModelError(
+                f"{_name(path)} asks for {quoted(name)}: {quoted(value)}, and no model has more "
+                f"than {_MOST_PARTS:,}: correct it, or download it again"
+            )
 
 
 def _refuse_pointer(path: Path) -> None:

@@ -25,7 +25,7 @@ from causal_core.errors import UserError
 from causal_core.files import cache_root
 from ray_jobs.console.plain import plain
 from ray_jobs.doctor.check import Check, Status
-from ray_jobs.training.ray_session import no_gpu_here
+from ray_jobs.training.ray_session import refused_here
 
 GB = 10**9
 _FEW_DISK, _NO_DISK = 10 * GB, 1 * GB
@@ -173,7 +173,7 @@ def _machine(config: Config) -> Iterator[Check]:
             "install the CUDA build of torch, or look at nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
     elif not count:
-        missing = no_gpu_here(config)
+        missing = refused_here(config)
         yield Check(
             "machine", "GPU", "warning" if missing else "ok", "none: runs on CPU", missing or ""
         )

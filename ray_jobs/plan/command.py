@@ -19,7 +19,7 @@ from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
 from ray_jobs.console.plain import plain
 from ray_jobs.training.process import runs_alone
-from ray_jobs.training.ray_session import no_gpu_here, worker_threads
+from ray_jobs.training.ray_session import refused_here, worker_threads
 
 if TYPE_CHECKING:
     from causal_core.memory.shapes import DataProfile
@@ -60,7 +60,7 @@ def plan_command(
     planned = (
         plan_of(config, data)
         if data is not None
-        else {"data": why_not, "refused_here": no_gpu_here(config)}
+        else {"data": why_not, "refused_here": refused_here(config)}
     )
     if as_json:
         print(json.dumps({**planned, "memory": memory.to_dict()}))
@@ -71,7 +71,7 @@ def plan_command(
         elif refused is None:
             console.print(plain(f"steps and tokens are not planned: {why_not}"), soft_wrap=True)
         show_memory(console, config, memory)
-        if (missing := no_gpu_here(config)) is not None:
+        if (missing := refused_here(config)) is not None:
             console.print(plain(missing), style="yellow", soft_wrap=True)
     if memory.fits is False:
         raise UserError(
@@ -166,7 +166,7 @@ def plan_of(config: Config, data: RunData) -> dict[str, Any]:
         "gpus_per_worker": config.resources.gpus_per_worker,
         "threads_per_worker": worker_threads(config),
         "loss": {k: v for k, v in config.loss.weights().items() if v > 0},
-        "refused_here": no_gpu_here(config),
+        "refused_here": refused_here(config),
     }
 
 

@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+_WORKER_BYTES = 256 * 2**20  # of a worker that has imported torch and Ray: at least
 _OBJECT_STORE_BYTES = 200 * 2**20  # nothing large travels through it
 
 
@@ -104,24 +105,48 @@ def cluster_address(config: Config) -> str | None:
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
-def no_gpu_here(config: Config) -> str | None:
+def refused_here(config: Config) -> str | None:
     """Why this machine alone cannot run what a config asks for; None where it can, or need not."""
-    each, resources = config.resources.gpus_per_worker, config.resources
-    if each == 0 or cluster_address(config) is not None:
+    if cluster_address(config) is not None:
+        return None
+    asked = config.resources.workers
+    workers = max(1, asked if isinstance(asked, int) else asked[0])
+    return _no_gpu(config.resources.gpus_per_worker, workers) or _no_room(workers)
+
+
+def _no_gpu(each: float, workers: int) -> str | None:
+    if each == 0:
         return None
     import torch
 
-    workers = resources.workers if isinstance(resources.workers, int) else resources.workers[0]
-    wanted, found = max(1, workers) * each, torch.cuda.device_count()
+    wanted, found = workers * each, torch.cuda.device_count()
     if found >= wanted:
         return None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
-        f"no GPU here for this: resources.gpus_per_worker={each:g} on {max(1, workers)} worker(s) "
+        f"no GPU here for this: resources.gpus_per_worker={each:g} on {workers} worker(s) "
         f"asks for {wanted:g}, torch {torch.__version__} sees {found}"
         + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
         + ". Set resources.gpus_per_worker=0 to run on CPU, name a cluster in ray.address, or "
         "submit it to one: causal submit -- train ..."
+    )
+
+
+def _no_room(workers: int) -> str | None:
+    if workers == 1:
+        return None
+    import torch
+
+    from causal_core.device import device_memory_bytes
+
+    room = device_memory_bytes(torch.device("cpu"))
+    if workers * _WORKER_BYTES <= room:
+        return None
+    return (
+        f"no room here for resources.workers={workers}: each is a process that takes "
+        f"{_WORKER_BYTES / 2**20:.0f} MiB before it holds a model, and {room / 2**30:.1f} GiB are "
+        "free. Ask for fewer (more than the machine has cores or GPUs gain nothing), or name a "
+        "cluster in ray.address"
     )
 
 

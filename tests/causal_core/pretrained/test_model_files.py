@@ -179,6 +179,14 @@ def test_damaged_weights_are_named(model, damage, message):
         (lambda m: (m / "config.json").write_bytes(POINTER), r"config\.json is a Git LFS pointer"),
         (lambda m: (m / "config.json").write_text("{"), r"config\.json is not valid JSON"),
         (lambda m: (m / "config.json").write_text("[]"), r"config\.json is no JSON object"),
+        (
+            lambda m: (m / "config.json").write_text('{"num_hidden_layers": 10000000}'),
+            r"asks for 'num_hidden_layers': 10000000, and no model has more than 10,000",
+        ),
+        (
+            lambda m: (m / "config.json").write_text('{"text_config": {"n_layer": 20000}}'),
+            r"asks for 'n_layer': 20000",
+        ),
         (lambda m: (m / "tokenizer.json").write_bytes(POINTER), r"tokenizer\.json is a Git LFS"),
         (
             lambda m: (m / "adapter_config.json").write_text(

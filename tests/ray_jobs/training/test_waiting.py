@@ -9,7 +9,7 @@ import pytest
 
 from causal_core.errors import RunFailedError, UserError
 from ray_jobs.training.context import STOP_FILE
-from ray_jobs.training.ray_session import no_gpu_here, ray_session
+from ray_jobs.training.ray_session import ray_session, refused_here
 from ray_jobs.training.trainer import fit
 from ray_jobs.training.waiting import WAITING_FILE, Wait, workers_are_up
 from tests.tiny_run import tiny_config
@@ -45,11 +45,24 @@ def test_gpus_that_are_not_here_are_refused_before_ray_starts(config_of, monkeyp
     one, two = (
         config_of(resources={"workers": workers, "gpus_per_worker": 1.0}) for workers in (1, 2)
     )
-    assert no_gpu_here(one) is None
-    assert "asks for 2" in no_gpu_here(two) and "sees 1" in no_gpu_here(two)
-    assert no_gpu_here(config_of()) is None
+    assert refused_here(one) is None
+    assert "asks for 2" in refused_here(two) and "sees 1" in refused_here(two)
+    assert refused_here(config_of()) is None
     two.ray.address = "auto"  # the cluster's matter
-    assert no_gpu_here(two) is None
+    assert refused_here(two) is None
+
+
+def test_workers_for_which_memory_is_not_enough_are_refused_before_ray_starts(
+    config_of, monkeypatch
+):
+    monkeypatch.setattr("causal_core.device.device_memory_bytes", lambda device: 2**30)
+    assert refused_here(config_of(resources={"workers": 1})) is None
+    assert refused_here(config_of(resources={"workers": 4})) is None
+    many = config_of(resources={"workers": 1000})
+    said = refused_here(many)
+    assert "resources.workers=1000" in said and "1.0 GiB are free" in said
+    many.ray.address = "auto"  # the cluster's matter
+    assert refused_here(many) is None
 
 
 @pytest.mark.ray
