@@ -25,6 +25,7 @@ _RAY_LOG, _FAILURE_LOG = "ray.log", "failure.log"
 FORM = "%(asctime)s %(levelname)s %(message)s"
 _LOGGERS = ("ray", "ray.train")  # `quiet_libraries` lets nothing of Train pass to Ray's
 _GUESSES = " Some common causes include:"  # half a page of them
+_NO_STORAGE = "Unable to set up cluster storage"  # followed by advice on Ray's own options
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -95,7 +96,14 @@ def readable(text: str) -> str:
 
 def root_cause(error: BaseException) -> str:
     """The last line of an error of Ray, which tells of what its traceback ended in."""
-    lines = [line for line in readable(str(error)).splitlines() if line.strip()]
+    said = readable(str(error))
+    if _NO_STORAGE in said:
+        return (
+            "a worker does not find the run's folder where checkpoints are stored: it was removed "
+            "or unmounted, or another node does not have it (checkpoint.storage names a place that "
+            "all nodes reach)"
+        )
+    lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1].partition(_GUESSES)[0].strip().rstrip(".") if lines else type(error).__name__
 
 

@@ -196,6 +196,11 @@ def test_a_failure_of_ray_is_kept_whole_and_told_in_a_line(tmp_path, failed):
     assert "test_worker_log.py" in kept and "\x1b" not in kept
     assert first_line(failed) == "ray::worker() died" and root_cause(failed) == "it ended"
     assert first_line(RuntimeError()) == root_cause(RuntimeError()) == "RuntimeError"
+    gone = RuntimeError(
+        "Traceback ...\nRuntimeError: Unable to set up cluster storage with the following settings:"
+        "\nStorageContext<...>\nCheck that all nodes ... See: https://docs.ray.io/en/latest/train"
+    )
+    assert "checkpoint.storage" in root_cause(gone) and "ray.io" not in root_cause(gone)
 
 
 def test_a_failure_that_cannot_be_kept_is_shown(tmp_path, failed, capsys):
