@@ -84,27 +84,34 @@ class Command:
             lambda: next((s for s in self.steps()[-1:] if s >= step), None), f"step {step}"
         )
 
-    def processes(self, title: str, must_exist: bool = True) -> list[psutil.Process]:
+    def processes(self, title: str) -> list[psutil.Process]:
         """The Ray processes of this command with the given title."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         found = [p for p in children if any(title in part for part in _title(p))]
-        assert found or not must_exist, f"no {title} to kill"
+        assert found, f"no {title} to kill"
         return found
 
-    def wait_for_new(self, title: str, old: list[psutil.Process]) -> None:
-        """Waits for a process with this title that is none of the old ones."""
-        gone = {p.pid for p in old}
-        self.wait_until(
-            lambda: {p.pid for p in self.processes(title, must_exist=False)} - gone or None,
-            f"a new {title}",
-        )
-
     def kill(self, title: str, victims: list[psutil.Process] | None = None) -> None:
-        """kill -9; `victims` found beforehand where every millisecond counts."""
+        """kill -9 of `victims`; default: of all with this title."""
         for victim in victims or self.processes(title):
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGKILL)
         self.killed_at = time.monotonic()
+
+    def kill_in(self, title: str, happens: Callable[[], object], what: str) -> None:
+        """kill -9 in the middle of what may last milliseconds: the processes are stopped first, and
+        go on until the next time where it was over by then."""
+        victims = self.processes(title)
+        while True:
+            self.wait_until(lambda: happens() or None, what, interval=0.0002)
+            for victim in victims:
+                victim.suspend()
+            self.wait_until(lambda: all(map(_is_stopped, victims)), f"{title} to stand still")
+            if happens():
+                break
+            for victim in victims:
+                victim.resume()
+        self.kill(title, victims)
 
     def wait_for_recovery(self, last: int) -> None:
         """Waits until a step is logged again, after the kill truncated the log."""
@@ -152,6 +159,10 @@ def _title(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return process.cmdline()
     return []
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    return process.status() == psutil.STATUS_STOPPED
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
