@@ -35,6 +35,7 @@ def target_modules(base: Any, lora: LoraSection) -> list[str]:
         )
     chosen = lora.target_modules
     if chosen == ALL_LINEAR:
+        _refuse_ambiguous(base, linear)
         return linear
     if chosen == AUTO:
         for names in (_from_peft(base), *_QUERY_AND_VALUE):
@@ -47,6 +48,7 @@ def target_modules(base: Any, lora: LoraSection) -> list[str]:
     wanted = [chosen] if isinstance(chosen, str) else chosen
     missing = [name for name in wanted if name not in linear]
     if not missing:
+        _refuse_ambiguous(base, wanted)
         return list(wanted)
     names_of_all = {n.rpartition(".")[2] for n, _ in base.named_modules()}
     untrainable = [name for name in missing if name in names_of_all]
@@ -59,6 +61,18 @@ def target_modules(base: Any, lora: LoraSection) -> list[str]:
         f"lora.target_modules: {why}; choose from {', '.join(linear)}, or give {ALL_LINEAR} or "
         f"{AUTO}"
     )
+
+
+def _refuse_ambiguous(base: Any, names: list[str]) -> None:
+    """Refuses names that modules of other kinds have, too: PEFT goes by names alone."""
+    for place, module in base.named_modules():
+        name = place.rpartition(".")[2]
+        if name in names and not isinstance(module, nn.Linear):
+            raise ModelError(
+                f"lora.target_modules: in {type(base).__name__} a linear module is named {name!r}, "
+                f"and so is {place} ({type(module).__name__}), which LoRA does not adapt: name "
+                f"modules that are told apart by their names instead of {ALL_LINEAR}"
+            )
 
 
 def _from_peft(base: Any) -> list[str] | None:

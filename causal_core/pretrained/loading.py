@@ -132,6 +132,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
     with _told("model", source):
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
     _refuse_unfit_weights(source, found)
+    _refuse_no_numbers(source, model)
     model.requires_grad_(False)
     if config.quantization == "nf4":
         _keep_backward(model)
@@ -158,6 +159,23 @@ def _refuse_unfit_weights(source: str, found: Mapping[str, Any]) -> None:
             f"its weights, e.g. {quoted(missing[0])}, and would be random numbers: download the "
             "model again, or undo what was changed"
         )
+
+
+def _refuse_no_numbers(source: str, model: nn.Module) -> None:
+    """Refuses weights of which one is NaN or infinite: no loss of such a model is a number.
+
+    The least and the largest value tell in one pass without a copy. Quantised weights are not
+    looked at.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.element_size() < 2 or not weight.numel():
+            continue
+        if not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+            raise ModelError(
+                f"{shown(source)}: the weights in {quoted(name)} are not all numbers (NaN or "
+                "infinite), so that no loss would be one: download the model again, or ask whoever "
+                "made it for one whose training did not diverge"
+            )
 
 
 def _keep_backward(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from causal_core.errors import ModelError
+from causal_core.tokens.template_limits import refuse_endless_template
 from causal_core.visible_text import quoted
 
 # Letters only, so that no template filter (trim, escape) changes them.
@@ -87,7 +88,8 @@ def read_chat_template(tokenizer: Any, arguments: Mapping[str, Any]) -> ChatTemp
         arguments: Variables for the template (`model.chat_template_args`).
 
     Raises:
-        ModelError: no template, one that does not place S before U, or arguments it cannot take.
+        ModelError: no template, one that does not place S before U or takes endless time or
+            memory, or arguments it cannot take.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
@@ -159,18 +161,13 @@ class _Chat:
 
     def render(self, system: str, *turns: str) -> str:
         """The template around alternating inputs and answers; open for the next answer."""
-        if self.system_role:
-            messages = [{"role": "system", "content": system}]
-        else:
-            messages, turns = [], (f"{system}\n\n{turns[0]}", *turns[1:])
-        roles = ("user", "assistant")
-        messages += [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+        messages, is_open = _messages(self.system_role, system, *turns)
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=self.source,
                 tokenize=False,
-                add_generation_prompt=len(turns) % 2 == 1,
+                add_generation_prompt=is_open,
                 **self.arguments,
             )
         )
@@ -183,6 +180,25 @@ class _Chat:
             return None
 
 
+def _messages(system_role: bool, system: str, *turns: str) -> tuple[list[dict[str, str]], bool]:
+    """Alternating inputs and answers as a template takes them, and whether an answer is to come."""
+    if system_role:
+        messages = [{"role": "system", "content": system}]
+    else:
+        messages, turns = [], (f"{system}\n\n{turns[0]}", *turns[1:])
+    roles = ("user", "assistant")
+    messages += [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+    return messages, len(turns) % 2 == 1
+
+
+def _first_chats() -> list[tuple[list[dict[str, str]], bool]]:
+    """Conversations of every form that a template is rendered around here."""
+    texts: list[tuple[str, ...]] = [(_SYSTEM, _USER, _ANSWER, _NEXT)]
+    for text in (_USER, *_PROBES):
+        texts += [(text, _USER), (_SYSTEM, text), (_SYSTEM, _USER, text)]
+    return [_messages(system_role, *said) for system_role in (True, False) for said in texts]
+
+
 def asks_for_time(source: str) -> bool:
     """Whether a template would print what the clock says, without `FIXED_CLOCK` before it."""
     return "strftime_now" in source
@@ -192,6 +208,7 @@ def _chat(tokenizer: Any, arguments: Mapping[str, Any]) -> _Chat:
     source = tokenizer.get_chat_template()
     if asks_for_time(source):
         source = f"{FIXED_CLOCK}\n{source}"  # the line break ends the block and is no text
+    refuse_endless_template(tokenizer, source, arguments, _first_chats())
     for system_role in (True, False):
         chat = _Chat(tokenizer, source, arguments, system_role)
         text = chat.try_render(_SYSTEM, _USER)

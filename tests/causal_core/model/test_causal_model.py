@@ -112,6 +112,15 @@ def test_a_model_without_linear_modules_is_told_so(word):
         target_modules(gpt2.base(), LoraSection(target_modules=word))
 
 
+@pytest.mark.parametrize("chosen", ["all-linear", ["0", "Wq"]])
+def test_linear_modules_named_as_others_are_told_so(chosen):
+    """CTRL's are numbered, as its layers are, and PEFT would adapt whatever has the name."""
+    ctrl = Architecture("", "ctrl", "", {"n_embd": 32, "dff": 64, "n_head": 4, "n_layer": 2}).base()
+    with pytest.raises(ModelError, match=r"named '0', and so is transformer\.h\.0 .EncoderLayer"):
+        target_modules(ctrl, LoraSection(target_modules=chosen))
+    assert target_modules(ctrl, LoraSection(target_modules=["Wq"])) == ["Wq"]
+
+
 def test_a_directory_without_a_model_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json in it"):
         resolve_model(ModelSection(name_or_path=str(tmp_path)))

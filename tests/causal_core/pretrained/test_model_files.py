@@ -122,6 +122,16 @@ def test_a_layer_that_is_not_among_the_weights_is_no_random_numbers(model):
         load_base(ModelSection(name_or_path=str(model)), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_no_numbers_are_refused_by_name(model, value, dtype):
+    weights = load_file(model / WEIGHTS)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(weights, model / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight.* not all numbers"):
+        load_base(ModelSection(name_or_path=str(model), dtype=dtype), torch.device("cpu"))
+
+
 @pytest.mark.parametrize("place", ["../elsewhere/part.safetensors", "/etc/part.safetensors"])
 def test_weights_outside_of_the_directory_are_not_read(model, place):
     in_parts(model)
