@@ -45,11 +45,11 @@ def target_modules(base: Any, lora: LoraSection) -> list[str]:
             f"lora.target_modules: {AUTO} has no choice for {type(base).__name__}; choose from "
             f"{', '.join(linear)}, or give {ALL_LINEAR}"
         )
-    wanted = [chosen] if isinstance(chosen, str) else chosen
+    wanted: list[str] = [chosen] if isinstance(chosen, str) else list(chosen)
     missing = [name for name in wanted if name not in linear]
     if not missing:
         _refuse_ambiguous(base, wanted)
-        return list(wanted)
+        return wanted
     names_of_all = {n.rpartition(".")[2] for n, _ in base.named_modules()}
     untrainable = [name for name in missing if name in names_of_all]
     why = (

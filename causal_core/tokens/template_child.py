@@ -47,7 +47,7 @@ def _environment() -> Any:
     class Generation(ext.Extension):
         """`{% generation %}`, which marks the model's words, without the mark."""
 
-        tags = frozenset(("generation",))
+        tags = {"generation"}  # noqa: RUF012 - as its base declares it
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
