@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from causal_core.openmp import wait_briefly
+from causal_core.openmp import set_waiting
 
 if TYPE_CHECKING:
     from causal_core.config_file import load_config as load_config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from causal_core.inference import load as load
     from causal_core.report.run_report import write_report as write_report
 
-wait_briefly()  # before any module of this package imports torch
+set_waiting()  # before any module of this package imports torch
 
 __version__ = "0.1.0"
 __all__ = ["ExportOptions", "export_run", "load", "load_config", "write_report"]

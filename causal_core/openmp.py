@@ -41,8 +41,8 @@ _LOOKS_ALONE = 4  # in a row, until threads spin again
 _GRAIN = 32768  # elements of an operation that torch gives to one thread at least
 
 
-def wait_briefly() -> None:
-    """Sets this in the environment of this process and of those that it starts.
+def set_waiting() -> None:
+    """Sets how long threads spin, in the environment of this process and of those that it starts.
 
     libgomp reads it once, when torch is imported; what the user has set stays.
     """
@@ -101,11 +101,14 @@ class ShortSpins:
         return bool(self._holders)
 
     def hold(self) -> None:
-        """Returns when all of them are there."""
+        """Returns when all of them are there; where no more threads are allowed, those that are."""
         there = threading.Semaphore(0)
         for _ in range(self._teams):
             holder = threading.Thread(target=self._hold, args=(there.release,), daemon=True)
-            holder.start()
+            try:
+                holder.start()
+            except RuntimeError:  # a limit on threads: to spin is slower, not wrong
+                break
             self._holders.append(holder)
         for _ in self._holders:
             there.acquire()
