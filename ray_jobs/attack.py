@@ -8,8 +8,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.status import Status
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from causal_core.attack.kinds import KINDS, Given, Kind
 from causal_core.attack.kit import bare_kit
-from causal_core.attack.target import Attacker, RowAttack, Target
+from causal_core.attack.target import Attacker, Progress, RowAttack, Target
 from causal_core.checkpoints.adapter import read_adapter
 from causal_core.config import Config
 from causal_core.data.schema import Triplet
@@ -26,7 +27,9 @@ from causal_core.errors import UserError
 from causal_core.evaluation.metrics import SHARE
 from causal_core.evaluation.statistics import Estimate, wilson
 from causal_core.evaluation.subject import Subject, in_memory
-from causal_core.files import read_small, whole_or_absent, write_whole
+from causal_core.files import cache_root, read_small, whole_or_absent, write_whole
+from causal_core.model.causal_model import CausalModel
+from causal_core.model.device_costs import measurements_of, takes_bfloat16
 from causal_core.pretrained.loading import base_fingerprint, resolve_model
 from causal_core.report.attacks import CAVEAT, FOLDER, attack_file, too_weak
 from causal_core.report.recorded import read_summary
@@ -47,7 +50,11 @@ from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.subjects import Asked, evaluation_config, subjects_asked_for
 from ray_jobs.training.ray_session import refused_here
 
+if TYPE_CHECKING:
+    import torch
+
 _FORMAT = 2
+_KEPT_SECONDS = 20  # after which what was found within a level is kept
 _ATTACKS = Path("runs") / "attacks"  # of what is no run
 
 
@@ -135,7 +142,9 @@ def _attacked(
         rows = [dataset.triplet(index) for index in chosen]
         count = len(rows)
         room = dataset.longest_of("benign_answer", "attack_answer") + 8
-        target = Target(model, encoder, device, config.evaluation.batch_tokens, room)
+        tokens = config.evaluation.batch_tokens
+        rounded = _in_bfloat16(config, model, device)
+        target = Target(model, encoder, device, tokens, room, rounded)
         key = {
             "format": _FORMAT,
             "kind": effort.kind,
@@ -144,10 +153,12 @@ def _attacked(
             "seed": effort.seed,
             "model": _digest(subject, model),
         }
+        if rounded:
+            key["products"] = "bfloat16"
         given, along = Given(tuning_rows(subject.config, kind)), ways[subject.name]
         if kind.along:
-            tokens = len(encoder.tokenizer)
-            start = universal_suffix(place, subject.name, str(key["model"]), tokens)
+            size = len(encoder.tokenizer)
+            start = universal_suffix(place, subject.name, str(key["model"]), size)
             given = Given(way=along.way, start=start)
             key |= {"way": along.weights, "start": start}
         attacker = kind.make(target, effort.seed, given)
@@ -171,6 +182,15 @@ def _attacked(
     }
     write_whole(attack_file(place, effort.kind), json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _in_bfloat16(config: Config, model: CausalModel, device: torch.device) -> bool:
+    """Whether `train.matmul` lets a search look for candidates by products in bfloat16 here."""
+    if (asked := config.frozen_products()) == "float32":
+        return False
+    cache = cache_root(config.data.cache_dir)
+    speed = measurements_of(model, device, cache, bfloat16=True).bfloat16_speed
+    return takes_bfloat16(asked, speed)
 
 
 def _digest(subject: Subject, model: Any) -> str:
@@ -209,6 +229,10 @@ def _searched(
     Args:
         passes: How often an attacker tells of each row.
     """
+
+    def out_of_time(what: str) -> None:
+        console.print(plain(f"{what}: out of time, not done"), style="yellow")
+
     last = kind.default if effort.level is None else effort.level
     found, done = _recorded(attacker, record, key, kind, [row.id for row in rows])
     if found is None:
@@ -216,16 +240,23 @@ def _searched(
     for level in kind.levels:
         if level in done or level > last:
             continue
-        if deadline is not None and time.monotonic() > deadline:
-            console.print(plain(f"{name}: out of time before {level} {kind.unit}"), style="yellow")
-            break
         what = f"{name}: {level} {kind.unit}"
+        if deadline is not None and time.monotonic() > deadline:
+            out_of_time(what)
+            break
         with console.status(plain(what)) as status:
-            counted = _counted(status, what, len(rows), passes)
-            attacker.spend(rows, found, level, counted)
+            # Where every row is searched on its own, a cut loses the last rows alone.
+            keep = None if kind.tuned or kind.along else partial(_keep, record, key, done, found)
+            counted = _counted(status, what, len(rows), passes, deadline, keep)
+            try:
+                attacker.spend(rows, found, level, counted)
+            except _OutOfTime:
+                if keep is not None:
+                    keep()
+                out_of_time(what)
+                break
         done = [*done, level]
-        kept = {"key": dict(key), "done": done, "rows": [s.to_record() for s in found]}
-        write_whole(record, json.dumps(kept))
+        _keep(record, key, done, found)
         broken = sum(row.broken_at is not None for row in found)
         console.print(
             plain(f"{name}: {broken} of {len(rows)} rows broken with {level} {kind.unit}")
@@ -233,14 +264,43 @@ def _searched(
     return found, [level for level in done if level <= last]
 
 
-def _counted(status: Status, what: str, rows: int, passes: int) -> Callable[[], None]:
-    """Tells of every row that is done, and with which model where a row takes several."""
+def _keep(
+    record: Path, key: Mapping[str, Any], done: Sequence[int], found: Sequence[RowAttack]
+) -> None:
+    kept = {"key": dict(key), "done": done, "rows": [row.to_record() for row in found]}
+    write_whole(record, json.dumps(kept))
+
+
+class _OutOfTime(Exception):
+    """A level takes longer than there was time."""
+
+
+def _counted(
+    status: Status,
+    what: str,
+    rows: int,
+    passes: int,
+    deadline: float | None,
+    keep: Callable[[], None] | None,
+) -> Progress:
+    """Tells of every row that is done, and with which model where a row takes several.
+
+    It calls `keep` now and then, and raises `_OutOfTime` after the deadline where more is to do.
+    """
     numbers = itertools.count()
+    kept = time.monotonic()
 
     def tell() -> None:
-        done, row = divmod(next(numbers), rows)
+        nonlocal kept
+        done, row = divmod(number := next(numbers), rows)
         on = f", model {done + 1} of {passes}" if passes > 1 else ""
         status.update(plain(f"{what}, of {rows} rows{on}: {row + 1} done"))
+        if keep is not None and time.monotonic() - kept >= _KEPT_SECONDS:
+            keep()
+            kept = time.monotonic()
+        more = number + 1 < rows * passes
+        if more and deadline is not None and time.monotonic() > deadline:
+            raise _OutOfTime
 
     return tell
 

@@ -42,7 +42,11 @@ def attack_command(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Begin no further budget after so many minutes.")
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="End after so many minutes, with what is done then; the same command goes on.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed searches elsewhere.")] = 0,
     settings: Settings = None,

@@ -10,6 +10,7 @@ attack. A level is the number of steps; level 0 is the attack with a suffix of n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -49,6 +50,14 @@ class Problem:
     wanted: str
 
 
+@dataclass
+class _Before:
+    """Keys and values of what stands before the suffix, good while that and the weights stay."""
+
+    ids: list[int] = field(default_factory=list)
+    cache: Any = None
+
+
 @dataclass(frozen=True)
 class SuffixTuner:
     """What every attack by suffixes does: a problem for each row, steps, and answers."""
@@ -72,9 +81,10 @@ class SuffixTuner:
         if not state.suffix:
             state.suffix = self._start(problems[0], Random(f"{self.seed}/{name}/start"))
             state.score = self._scores(problems, [state.suffix])[0]
+        before = [_Before() for _ in problems]
         while state.steps < level:
             rng = Random(f"{self.seed}/{name}/{state.steps}")
-            tried = self._candidates(problems, state.suffix, rng)
+            tried = self._candidates(problems, before, state.suffix, rng)
             state.steps += 1
             if not tried:
                 continue
@@ -121,10 +131,15 @@ class SuffixTuner:
         return [plain[0]] * LONGEST
 
     def _candidates(
-        self, problems: Sequence[Problem], suffix: list[int], rng: Random
+        self,
+        problems: Sequence[Problem],
+        before: Sequence[_Before],
+        suffix: list[int],
+        rng: Random,
     ) -> list[list[int]]:
         """Suffixes that differ in one token, by what the gradient suggests."""
-        gains = [gain for p in problems if (gain := self._gain(p, suffix)) is not None]
+        of_each = zip(problems, before, strict=True)
+        gains = [gain for p, b in of_each if (gain := self._gain(p, b, suffix)) is not None]
         if not gains:
             return []
         best = torch.stack(gains).sum(0).topk(min(_KEPT, len(self._allowed)), dim=1).indices
@@ -139,7 +154,7 @@ class SuffixTuner:
                 break
         return [list(new) for new in tried]
 
-    def _gain(self, problem: Problem, suffix: list[int]) -> Tensor | None:
+    def _gain(self, problem: Problem, before: _Before, suffix: list[int]) -> Tensor | None:
         """[L, A]: how much the target's log-probability would rise, to first order, with each
         allowed token at each place of the suffix."""
         found = self._place(problem, suffix)
@@ -149,24 +164,36 @@ class SuffixTuner:
         model, device = self.target.model, self.target.device
         base: Any = model.peft_model.get_base_model()
         answer = self.target.encoder.answer_ids(problem.wanted)
-        ids = torch.tensor([*prompt, *answer[:-1]], device=device)
         embedding = base.get_input_embeddings()
         was_training = model.training
         model.eval()
-        with torch.enable_grad():
-            fixed = embedding(ids).detach()
-            stop = start + len(suffix)
-            own = fixed[start:stop].clone().requires_grad_()
-            whole = torch.cat([fixed[:start], own, fixed[stop:]])
+        with torch.enable_grad(), self.target.searching():
+            cache = self._cache_of(prompt[:start], before)
+            fixed = embedding(torch.tensor([*prompt[start:], *answer[:-1]], device=device)).detach()
+            own = fixed[: len(suffix)].clone().requires_grad_()
             logits = base(
-                inputs_embeds=whole[None], use_cache=False, logits_to_keep=len(answer)
+                inputs_embeds=torch.cat([own, fixed[len(suffix) :]])[None],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=len(answer),
             ).logits[0]
             log_p = at_least_float32(logits).log_softmax(-1)
             wanted = torch.tensor(answer, device=device)
             (gradient,) = torch.autograd.grad(log_p.gather(1, wanted[:, None]).mean(), own)
         model.train(was_training)
-        vocabulary = at_least_float32(embedding.weight.detach())[self._allowed.to(device)]
-        return (at_least_float32(gradient) @ vocabulary.T).cpu()
+        vocabulary = at_least_float32(embedding.weight.detach())
+        return (at_least_float32(gradient) @ vocabulary.T)[:, self._allowed.to(device)].cpu()
+
+    @torch.no_grad()
+    def _cache_of(self, ids: list[int], before: _Before) -> Any:
+        """Keys and values of the prompt's beginning, for one forward after it; None if it is
+        empty."""
+        if ids and before.ids != ids:
+            decoder = self.target.model.peft_model.get_base_model().get_decoder()
+            new = torch.tensor([ids], device=self.target.device)
+            before.cache = decoder(input_ids=new, use_cache=True).past_key_values
+            before.ids = ids
+        return deepcopy(before.cache) if ids else None  # a forward adds its own to what it is given
 
     @cached_property
     def _allowed(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from causal_core.data.schema import Triplet, contains_witness
 from causal_core.evaluation.generation import greedy_answers
 from causal_core.evaluation.scoring import score_triplets
+from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel
 from causal_core.tokens.prompts import PromptEncoder
 from causal_core.tokens.triplet import InjectionTokens, TripletTokens
@@ -74,13 +76,23 @@ class Attacker(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """The model under attack, and what it takes to ask it."""
+    """The model under attack, and what it takes to ask it.
+
+    With `bfloat16` a search looks for candidates by products in bfloat16 (`train.matmul`), which
+    may rank them a little otherwise; what they are answered, and so what counts as a success, never
+    depends on it.
+    """
 
     model: CausalModel
     encoder: PromptEncoder
     device: torch.device
     batch_tokens: int
     max_new_tokens: int
+    bfloat16: bool = False
+
+    def searching(self) -> AbstractContextManager[None]:
+        """The products of a search while the context lasts."""
+        return matmul.using(matmul.in_use(), self.bfloat16)
 
     def prompt(self, row: Triplet, text: str) -> list[int]:
         """Tokens of the row's prompt with `text` as its input."""
@@ -132,9 +144,10 @@ class Target:
             ),
         )
         alone = [tokens.attacked(number) for number in range(len(candidates))]
-        scores = score_triplets(
-            self.model, alone, self.device, self.batch_tokens, head_trained=False
-        )
+        with self.searching():
+            scores = score_triplets(
+                self.model, alone, self.device, self.batch_tokens, head_trained=False
+            )
         return [
             float(total) / len(answer)
             for total, answer in zip(scores.attack_logp, wanted, strict=True)

@@ -67,7 +67,7 @@ def run(tiny_model_directory, short_data, tmp_path_factory):
 
 def attacked(run, report=False, **options):
     """With its results where those of a run are; its report is drawn only for who reads it."""
-    effort = attack.Effort(rows=2, **{"level": 4, **options})
+    effort = attack.Effort(**{"rows": 2, "level": 4, **options})
     out = None if report else run / "attack"
     return attack.run_attack(Asked(run=run), Console(quiet=True), effort, out)
 
@@ -110,6 +110,44 @@ def test_a_damaged_record_or_one_of_other_rows_is_searched_again(run):
     assert believed(json.dumps(other)) == []
     assert attacked(run) == result
     assert json.loads(record.read_text()) == kept
+
+
+def test_a_cut_or_the_end_of_its_time_loses_no_row_that_was_searched(run, tmp_path, monkeypatch):
+    def into(place, **options):
+        effort = attack.Effort(rows=2, **{"level": 4, **options})
+        return attack.run_attack(Asked(run=run), Console(file=said), effort, place)
+
+    said, queried, real = io.StringIO(), [], Search._query
+
+    def query(self, row, *of):
+        if queried.append(row.id) or len(queried) == cut:
+            raise KeyboardInterrupt
+        real(self, row, *of)
+
+    monkeypatch.setattr(Search, "_query", query)
+    monkeypatch.setattr(attack, "_KEPT_SECONDS", 0)
+    cut = None
+    whole = into(tmp_path / "whole")
+    per_level, cut = queried[:2], 4  # the base: both rows with 1 query, both with 4
+    queried.clear()
+    with pytest.raises(KeyboardInterrupt):
+        into(tmp_path / "cut")
+    cut = None
+    kept = json.loads((tmp_path / "cut" / "words-base.json").read_text())
+    assert kept["done"] == [1]
+    assert [len(row["tried"]) for row in kept["rows"]] == [4, 1]
+    assert into(tmp_path / "cut") == whole
+    for name in ("base", "trained"):
+        one, other = (json.loads((tmp_path / of / f"words-{name}.json").read_text())
+                      for of in ("whole", "cut"))  # fmt: skip
+        assert one == other
+
+    queried.clear()
+    short = into(tmp_path / "short", minutes=1e-9)
+    assert queried == []
+    assert short["curves"] == {"base": [], "trained": []}
+    assert "base: 1 queries for each row: out of time, not done" in said.getvalue()
+    assert per_level and into(tmp_path / "short") == whole
 
 
 def test_a_budget_that_there_is_none_of_is_refused(run):
@@ -214,9 +252,15 @@ def test_a_curve_that_is_none_is_refused_in_one_sentence(run, damage, tmp_path):
 
 
 def test_out_of_time_leaves_the_budgets_that_were_not_begun_out(run, monkeypatch):
-    clock = iter([0.0, 0.0, 1e9])
-    monkeypatch.setattr(attack.time, "monotonic", lambda: next(clock, 1e9))
-    result = attacked(run, seed=7, minutes=1.0)
+    now, spend = [0.0], Search.spend
+
+    def spent(*of):
+        now[0] = 61.0  # while the first level is searched: it is not cut after its last row
+        spend(*of)
+
+    monkeypatch.setattr(attack.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Search, "spend", spent)
+    result = attacked(run, seed=7, rows=1, minutes=1.0)
     assert [point["budget"] for point in result["curves"]["base"]] == [1]
     assert result["curves"]["trained"] == []
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 
-from causal_core.attack.suffix import RowSuffix, SuffixSearch, UniversalSuffix
+from causal_core.attack.suffix import RowSuffix, SuffixSearch, UniversalSuffix, _Before
 from causal_core.attack.target import Target
 from causal_core.generator.generate import generate_split
+from causal_core.model import matmul
 from causal_core.tokens.prompts import build_prompt_encoder
 from tests.causal_core.evaluation.test_rows import CPU, model_of
 from tests.tiny_run import tiny_tokenizer
@@ -38,7 +40,7 @@ def test_the_gain_is_the_derivative_of_the_score_along_each_token(target):
     search = SuffixSearch(target, seed=0)
     problem = search._problem(ROWS[0], ROWS)
     (state,) = [s for s in brought(search, 0) if s.id == ROWS[0].id]
-    gain = search._gain(problem, state.suffix)
+    gain = search._gain(problem, _Before(), state.suffix)
     prompt, start = search._place(problem, state.suffix)
     base = target.model.peft_model.get_base_model()
     weight = base.get_input_embeddings().weight
@@ -62,6 +64,38 @@ def test_the_gain_is_the_derivative_of_the_score_along_each_token(target):
             ) / 2e-4
             expected = float(gain[place, number] - gain[place, own])
             assert slope == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_what_was_kept_of_the_prompt_gives_the_same_gain_for_any_suffix(target):
+    """In float64, to its rounding: kept keys and values are used, never changed, and belong to the
+    tokens that they were computed from."""
+    search = SuffixSearch(target, seed=0)
+    states, before = brought(search, 0), _Before()
+    for row, state in zip(ROWS, states, strict=True):
+        problem = search._problem(row, ROWS)
+        for suffix in (state.suffix, state.suffix[::-1], state.suffix):
+            kept, anew = (search._gain(problem, b, suffix) for b in (before, _Before()))
+            torch.testing.assert_close(kept, anew, rtol=1e-12, atol=1e-14)
+
+
+def test_bfloat16_is_of_the_search_alone(target, monkeypatch):
+    plain = replace(target, model=model_of(target.encoder.tokenizer).eval())
+    rounded, products = replace(plain, bfloat16=True), []
+    made = matmul._rounded
+    monkeypatch.setattr(matmul, "_rounded", lambda *of: products.append(of) or made(*of))
+
+    def rounds(what):
+        products.clear()
+        what()
+        return bool(products)
+
+    for of, expected in ((plain, False), (rounded, True)):
+        search = SuffixSearch(of, seed=0)
+        problem = search._problem(ROWS[0], ROWS)
+        suffix = search._start(problem, Random(0))
+        assert rounds(lambda s=search, p=problem, x=suffix: s._gain(p, _Before(), x)) is expected
+        assert rounds(lambda s=search, p=problem, x=suffix: s._scores([p], [x])) is expected
+        assert not rounds(lambda t=of: t.answers([t.prompt(ROWS[0], ROWS[0].benign_input)]))
 
 
 def test_more_steps_never_lower_the_score_and_help_in_all(target):
