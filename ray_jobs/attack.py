@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     import torch
 
 _FORMAT = 2
+_PRODUCTS = "train.matmul"
 _KEPT_SECONDS = 20  # after which what was found within a level is kept
 _ATTACKS = Path("runs") / "attacks"  # of what is no run
 
@@ -97,7 +98,7 @@ def run_attack(
     reported = asked.run is not None and out is None
     if reported and asked.run is not None:
         read_summary(asked.run)  # what the report needs beside the curves: known before the work
-    config = evaluation_config(asked)
+    config = evaluation_config(asked, also=(_PRODUCTS,))
     if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)

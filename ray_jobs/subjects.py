@@ -46,8 +46,11 @@ class Asked:
     trust_remote_code: bool = False
 
 
-def evaluation_config(asked: Asked) -> Config:
+def evaluation_config(asked: Asked, also: Sequence[str] = ()) -> Config:
     """The config that all models share but for the model itself: the run's, or one of its own.
+
+    Args:
+        also: Settings that the command has beside those of every evaluation.
 
     Raises:
         UserError: nothing to evaluate, too much, no test set, or a setting that is none of this
@@ -67,9 +70,10 @@ def evaluation_config(asked: Asked) -> Config:
         own_model = key.startswith("model.") and asked.run is None
         if key == "model.trust_remote_code":
             raise UserError(f"--set {shown(key)}: say --trust-remote-code, after reading that code")
-        if key == "model.name_or_path" or not (own_model or key.startswith(_SET_ON_ALL)):
+        known = own_model or key in also or key.startswith(_SET_ON_ALL)
+        if key == "model.name_or_path" or not known:
             raise UserError(
-                f"--set {quoted(item)}: an evaluation has settings in {', '.join(_SET_ON_ALL)} "
+                f"--set {quoted(item)}: this has settings in {', '.join((*_SET_ON_ALL, *also))} "
                 "and, without a run, model. (quantization, dtype, revision, chat_template_args)"
             )
     if asked.run is not None:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from causal_core.attack.kinds import KINDS
 from causal_core.attack.search import Search
+from causal_core.attack.target import Target
 from causal_core.attack.warm import SuffixAlong
 from causal_core.checkpoints.contents import read_manifest
 from causal_core.errors import UserError
@@ -148,6 +149,22 @@ def test_a_cut_or_the_end_of_its_time_loses_no_row_that_was_searched(run, tmp_pa
     assert short["curves"] == {"base": [], "trained": []}
     assert "base: 1 queries for each row: out of time, not done" in said.getvalue()
     assert per_level and into(tmp_path / "short") == whole
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_search_in_bfloat16_is_asked_for_and_another_one(run, tmp_path, monkeypatch, faster):
+    targets = []
+    monkeypatch.setattr(attack, "Target", lambda *of: targets.append(Target(*of)) or targets[-1])
+    monkeypatch.setattr(attack, "takes_bfloat16", lambda asked, _: faster and asked == "auto")
+    asked = Asked(run=run, settings=["train.matmul=auto"])
+    attack.run_attack(asked, Console(quiet=True), attack.Effort(rows=1, level=1), tmp_path)
+    assert [target.bfloat16 for target in targets] == [faster, faster]
+    kept = json.loads((tmp_path / "words-trained.json").read_text())["key"]
+    assert ("products" in kept) is faster
+    targets.clear()
+    asked = Asked(run=run)
+    attack.run_attack(asked, Console(quiet=True), attack.Effort(rows=1, level=1), tmp_path)
+    assert [target.bfloat16 for target in targets] == [False, False]
 
 
 def test_a_budget_that_there_is_none_of_is_refused(run):

@@ -202,7 +202,7 @@ def test_an_adapter_goes_into_the_base_that_it_names(
         (["--model", "MODEL", "--test", "a=b.json:nothing"], "is no benchmark that can be read"),
         (["--model", "MODEL", "--test", "a=b.json:sep", "--test", "a=c.jsonl"], "of one format"),
         (["--model", "MODEL", "--test", "a=nowhere.jsonl"], "nowhere.jsonl"),
-        (["--model", "MODEL", "--test", "a=FILE", "--set", "train.epochs=1"], "has settings in"),
+        (["--model", "MODEL", "--test", "a=FILE", "--set", "train.matmul=auto"], "has settings in"),
         (
             ["--model", "MODEL", "--test", "a=FILE", "--set", "model.trust_remote_code=true"],
             "say --trust-remote-code",
