@@ -39,14 +39,17 @@ from causal_core.tokens.run_data import load_encoder, load_split
 from ray_jobs.attack_given import (
     MOST_BYTES,
     Along,
+    Looked,
     evenly,
     record_of,
+    refuse_smaller,
     tuning_rows,
     universal_suffix,
     ways_of,
 )
 from ray_jobs.console.plain import plain
 from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.earlier_results import refuse_directory_of_a_run
 from ray_jobs.subjects import Asked, evaluation_config, subjects_asked_for
 from ray_jobs.training.ray_session import refused_here
 
@@ -71,7 +74,12 @@ class Effort:
 
 
 def run_attack(
-    asked: Asked, console: Console, effort: Effort, out: Path | None = None
+    asked: Asked,
+    console: Console,
+    effort: Effort,
+    out: Path | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Attacks what was asked for, its base and others with the same rows and levels.
 
@@ -81,6 +89,7 @@ def run_attack(
     Args:
         asked: Its last test set holds the rows.
         out: Where results go; None: the run's `attack/`, or a directory named after the model.
+        force: Whether a smaller or another attack of the kind may replace what is there.
 
     Returns:
         Curves by model: for each level the share of rows broken, with its interval.
@@ -103,6 +112,11 @@ def run_attack(
         raise UserError(f"{missing} (or --set resources.gpus_per_worker=0)")
     subjects = subjects_asked_for(asked, config)
     place = (out or _place(asked)).expanduser().resolve()
+    refuse_directory_of_a_run(place, "leave --out out, and results go to its attack/")
+    if not force:
+        last = kind.default if effort.level is None else effort.level
+        found = Looked(list(config.data.test)[-1], effort.rows, effort.seed, last)
+        refuse_smaller(place, effort.kind, found, {subject.name for subject in subjects})
     with ways_of(subjects, kind) as ways, only_writer(place, moved_by="--out"):
         result = _attacked(config, subjects, ways, place, console, kind, effort)
     if reported and asked.run is not None:

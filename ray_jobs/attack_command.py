@@ -57,6 +57,9 @@ def attack_command(
             help="Where results go; default: attack/ of the run, or runs/attacks/ without one.",
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a larger or another attack that is there.")
+    ] = False,
     any_base: AnyBase = False,
     trust_remote_code: TrustModel = False,
     as_json: Json = False,
@@ -91,7 +94,7 @@ def attack_command(
     )
     console = Console(stderr=as_json)
     effort = Effort(kind=kind, level=budget, rows=rows, minutes=minutes, seed=seed)
-    result = run_attack(asked, console, effort, out)
+    result = run_attack(asked, console, effort, out, force=force)
     if as_json:
         print(json.dumps(result))
     else:

@@ -19,6 +19,7 @@ from causal_core.data.schema import Triplet
 from causal_core.errors import UserError
 from causal_core.evaluation.subject import Subject
 from causal_core.files import read_small
+from causal_core.report.attacks import read_attack
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.run_data import load_encoder, load_split
 from causal_core.visible_text import shown
@@ -32,6 +33,38 @@ class Along:
 
     way: Way = ()
     weights: tuple[str, ...] = ()  # sha256 of each checkpoint's, the base left out
+
+
+@dataclass(frozen=True)
+class Looked:
+    """How far a search looks."""
+
+    data: str  # the test set
+    rows: int  # at most
+    seed: int
+    level: int  # the last one
+
+
+def refuse_smaller(place: Path, kind: str, now: Looked, models: set[str]) -> None:
+    """Keeps the result of a larger attack, or of other rows, from a quick look.
+
+    Raises:
+        UserError: what is there is of other rows, of more, or of models that are not attacked now.
+    """
+    earlier = read_attack(place, kind)
+    if earlier is None:
+        return
+    levels = [point["budget"] for points in earlier["curves"].values() for point in points]
+    was = Looked(earlier["data"], earlier["rows"], earlier["seed"], max(levels, default=0))
+    left_out = sorted(earlier["curves"].keys() - models)
+    other = (was.data, was.seed) != (now.data, now.seed)
+    if other or now.rows < was.rows or now.level < was.level or left_out:
+        lost = f", {', '.join(map(shown, left_out))} among its models" if left_out else ""
+        raise UserError(
+            f"{shown(str(place))} holds an attack of this kind on {was.rows} rows of "
+            f"{shown(was.data)} with a budget of {was.level} and seed {was.seed}{lost}, which this "
+            "one would replace: name another directory with --out, or give --force"
+        )
 
 
 def record_of(place: Path, kind: str, subject: str) -> Path:

@@ -37,6 +37,9 @@ EVALUATION = "evaluation.json"
 _TRAINED_HERE = Path("runs")
 TESTS = "tests"  # in its directory: test sets of others in canonical form
 _FORMAT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# How a result of record is computed; other settings change which rows or answers are judged.
+_SET_FOR_THE_RECORD = ("resources.", "ray.", "data.cache_dir", "evaluation.batch_tokens",
+                       "evaluation.own_margin")  # fmt: skip
 
 
 def named_tests(given: list[str] | None) -> list[str]:
@@ -168,6 +171,7 @@ def run_any_evaluation(
     from causal_core.run.lock import only_writer
     from ray_jobs.console.plain import plain
     from ray_jobs.console.quiet import quiet_libraries
+    from ray_jobs.earlier_results import replacing
     from ray_jobs.run import put_on_record
     from ray_jobs.subjects import evaluation_config, subjects_asked_for
     from ray_jobs.training.ray_session import refused_here
@@ -192,7 +196,7 @@ def run_any_evaluation(
     with ExitStack() as locks:
         if record and asked.run is not None:
             locks.enter_context(only_writer(asked.run))
-        locks.enter_context(only_writer(place, moved_by="--out"))
+        locks.enter_context(replacing(place, (place / EVALUATION).exists()))
         for name, rows in read.items():
             write_triplets(rows.table, canonical[name], overwrite=True)
             for line in told_of(name, rows):
@@ -219,16 +223,27 @@ def _refuse_no_run(directory: Path) -> None:
 
 def _refuse_what_is_there(place: Path, force: bool) -> None:
     """Neither earlier results nor the report of a run are replaced by mistake."""
-    from causal_core.files import BEST, CONFIG, SUMMARY
+    from causal_core.evaluation.trace import ROWS
+    from causal_core.files import LOG
+    from causal_core.report.run_report import REPORT
+    from causal_core.run.lock import LOCK
+    from ray_jobs.earlier_results import refuse_directory_of_a_run
+    from ray_jobs.evaluate import PROGRESS
 
     if place.exists() and not place.is_dir():
         raise UserError(f"{shown(str(place))} is a file; name a directory with --out")
-    if (place / EVALUATION).exists() and not force:
-        raise UserError(f"{place} holds an evaluation already; give --force to replace it")
-    if of_a_run := [name for name in (CONFIG, BEST, SUMMARY) if (place / name).exists()]:
+    refuse_directory_of_a_run(place, "leave --out out, and results go to its evaluations/")
+    if not place.exists():
+        return
+    ours = {EVALUATION, ROWS, TESTS, LOG, LOCK, PROGRESS}
+    if (place / EVALUATION).exists():
+        if not force:
+            raise UserError(f"{place} holds an evaluation already; give --force to replace it")
+        ours.add(REPORT)
+    if others := sorted({path.name for path in place.iterdir()} - ours):
         raise UserError(
-            f"{shown(str(place))} is the directory of a run (it has {of_a_run[0]}), whose report "
-            "would be replaced: leave --out out, and results go to its evaluations/"
+            f"{shown(str(place))} holds something else than one evaluation ({shown(others[0])}): "
+            "results have a directory of their own, name a new one with --out"
         )
 
 
@@ -238,11 +253,14 @@ def _refuse_no_record(asked: Asked, record: bool) -> None:
         return
     if asked.run is None:
         raise UserError("--record changes the record of a run: give its directory")
-    other = any(setting.startswith("evaluation.limit=") for setting in asked.settings)
+    keys = [setting.partition("=")[0].strip() for setting in asked.settings]
+    other = [key for key in keys if not key.startswith(_SET_FOR_THE_RECORD)]
     if asked.tests or other:
+        what = "--test" if asked.tests else f"--set {shown(other[0])}"
+        what = "--limit" if what == "--set evaluation.limit" else what
         raise UserError(
-            "--record takes a run's own test sets and all of their rows: leave out --test and "
-            "--limit, or leave out --record"
+            "--record takes a run's own test sets, all of their rows and its own settings of the "
+            f"evaluation: leave out {what}, or leave out --record"
         )
 
 
@@ -306,8 +324,9 @@ def _evaluated_into(
         "Rows per test set": "all" if (limit := config.evaluation.limit) is None else f"≤ {limit}",
     }
     facts.update({f"Benchmark {k}": "; ".join(told_of(k, v)) for k, v in benchmarks.items()})
-    write_evaluation_report(place, evaluation, facts)
+    # First what says that the rest is an evaluation: a report alone would be taken for another's.
     write_whole(place / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
+    write_evaluation_report(place, evaluation, facts)
     return evaluation
 
 

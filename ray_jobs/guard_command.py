@@ -12,6 +12,8 @@ from causal_core.errors import UserError
 from causal_core.files import absolute_location
 from ray_jobs.options import Json, RunDir, TrustRun, named
 
+_MOST_BYTES = 2**20  # of guard.json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,6 +36,9 @@ def guard(
         float,
         typer.Option(min=0.0, max=0.5, help="Share of clean prompts that may be suspected."),
     ] = 0.01,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a detector of other rows that is there.")
+    ] = False,
     trust_remote_code: TrustRun = False,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +64,7 @@ def guard(
         tests.setdefault(name, []).append(file)
     result = run_guard(
         run.resolve(), fit=fit, tests=tests, false_positives=false_positives,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, force=force,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result))
@@ -76,8 +81,12 @@ def run_guard(
     tests: Mapping[str, list[str]] | None = None,
     false_positives: float = 0.01,
     trust_remote_code: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Fits the detectors, measures them, keeps the best of the model's own read-outs.
+
+    Args:
+        force: Whether what was fitted or measured on other rows may be replaced.
 
     Returns:
         What guard.json holds.
@@ -102,6 +111,8 @@ def run_guard(
     if not config.data.test:
         raise UserError("no test set: name one, as in --test novel=FILE")
     config = config.with_absolute_paths()
+    if not force:
+        _refuse_other(directory / FOLDER, chosen, set(config.data.test))
     subject = run_subject(directory, config)
     assert subject.checkpoint is not None
     weights = read_manifest(subject.checkpoint).weights()
@@ -137,6 +148,28 @@ def run_guard(
         }  # fmt: skip
         _write(directory, result, Guard(own[kept].fitted.read_out, kept, weights))
     return result
+
+
+def _refuse_other(place: Path, fitted_on: list[str], tests: set[str]) -> None:
+    """Keeps a detector that was fitted on other rows, or measured on sets not asked for."""
+    import json
+
+    from causal_core.evaluation.guard_file import RECORD
+    from causal_core.files import read_small
+    from causal_core.visible_text import shown
+
+    try:
+        earlier = json.loads(read_small(place / RECORD, _MOST_BYTES))
+        files, sets = list(earlier["fitted_on"]["files"]), set(earlier["sets"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # none, or none that can be read
+    if files != fitted_on or not sets <= tests:
+        raise UserError(
+            f"{shown(str(place))} holds a detector that was fitted on "
+            f"{', '.join(shown(str(file)) for file in files[:3])} and measured on "
+            f"{', '.join(shown(str(name)) for name in sorted(sets)[:5])}, which this one would "
+            "replace: give --force to replace it, or work on a copy of the run"
+        )
 
 
 def _write(directory: Path, result: Mapping[str, Any], guard: Guard) -> None:

@@ -89,14 +89,15 @@ def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
         write_whole(directory / CONFIG, config.to_yaml())
     with training_progress(console, directory, steps):
         summary = fit(config)
-    # Again, now that the workers accepted it: a refused resume leaves the earlier one alone.
-    write_whole(directory / CONFIG, config.to_yaml())
     if summary["finished"] and not summary["steps_now"] and (directory / SUMMARY).is_file():
         earlier = read_summary(directory, ended=True)
         if earlier["evaluation"] or not (test and config.data.test):
+            # Its config stays, too: other test sets or a limit are not what the summary is of.
             console.print("This run was finished already; --fresh starts over.")
             return earlier
         summary = earlier["run"]
+    # Again, now that the workers accepted it: a refused resume leaves the earlier one alone.
+    write_whole(directory / CONFIG, config.to_yaml())
     result = {
         "status": "finished" if summary["finished"] else "stopped",
         "run": summary,

@@ -61,19 +61,21 @@ def read_attacks(run_directory: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a file that is not what `causal attack` writes.
     """
-    results = []
-    for kind in _KINDS:
-        path = attack_file(run_directory / FOLDER, kind)
-        try:
-            raw = json.loads(read_small(path, _MOST_BYTES))
-            results.append(_Result.model_validate(raw).model_dump())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError, ValidationError):
-            raise UserError(
-                f"{shown(str(path))} is not what causal attack writes: remove it, or attack again"
-            ) from None
-    return results
+    found = (read_attack(run_directory / FOLDER, kind) for kind in _KINDS)
+    return [result for result in found if result is not None]
+
+
+def read_attack(directory: Path, kind: str) -> dict[str, Any] | None:
+    """The result of one kind of attack in a directory, None where there is none (`UserError`)."""
+    path = attack_file(directory, kind)
+    try:
+        return _Result.model_validate(json.loads(read_small(path, _MOST_BYTES))).model_dump()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, ValidationError):
+        raise UserError(
+            f"{shown(str(path))} is not what causal attack writes: remove it and attack again"
+        ) from None
 
 
 def too_weak(result: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from causal_core.errors import UserError
 from causal_core.files import CACHE_SETTING, write_whole, writes_to
 from causal_core.tokens.dataset import TripletDataset
 
-_COLUMNS = ("system_instruction", "context", "benign_input")
+_PROMPT = ("system_instruction", "context")  # and an input
 
 
 def refuse_overlap(
@@ -22,8 +22,8 @@ def refuse_overlap(
     warn: Callable[[str], None],
     cache: Path,
 ) -> None:
-    """Looks for the same (S, context, U) in two splits, but for what `folded` sets aside; test sets
-    may share prompts.
+    """Looks for the same (S, context, U) in two splits, but for what `folded` sets aside, also
+    where training has it as U'; test sets may share prompts.
 
     Args:
         cache: Directory that remembers the answer for a pair of data sets.
@@ -50,21 +50,25 @@ def refuse_overlap(
 
 def _shared_prompts(one: TripletDataset, two: TripletDataset, cache: Path) -> int:
     """Prompts in both; by the data's fingerprints, so that only new data is looked at."""
-    pair = hashlib.sha256(f"{FOLDING}/{one.fingerprint}/{two.fingerprint}".encode()).hexdigest()
+    pair = hashlib.sha256(
+        f"{FOLDING}/pooled/{one.fingerprint}/{two.fingerprint}".encode()
+    ).hexdigest()
     entry = cache / "overlaps" / pair
     with contextlib.suppress(OSError, ValueError):
         return int(entry.read_text(encoding="utf-8"))
-    count = len(_prompts(one) & _prompts(two))
+    trained = _prompts(one, "benign_input") | _prompts(one, "benign_cf_input")
+    count = len(trained & _prompts(two, "benign_input"))
     with writes_to(cache, CACHE_SETTING):
         write_whole(entry, str(count))
     return count
 
 
-def _prompts(dataset: TripletDataset) -> set[int]:
+def _prompts(dataset: TripletDataset, which: str) -> set[int]:
     # Hashes, not texts: a set of a million prompts stays small.
-    table = dataset.table.select(_COLUMNS)
+    table = dataset.table.select((which, *_PROMPT))
     return {
         hash(tuple(folded(text or "") for text in row))
         for batch in table.to_batches(max_chunksize=4096)
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        if row[0] is not None
     }

@@ -37,7 +37,8 @@ def plan_command(
 
     Raises:
         UserError: the config is not valid, the run does not fit the device, or training will
-            refuse the model's tokenizer or template, or what the data ask of the model.
+            refuse the model's tokenizer or template, what the data ask of the model, or prompts
+            that two splits share.
     """
     from causal_core.amounts import gib
     from ray_jobs.plan.memory import report_memory, show_memory
@@ -118,7 +119,7 @@ def _budget(config: Config, gpu_memory: str | None, gpu: str | None) -> int | No
     return None
 
 
-def _data(config: Config) -> tuple[RunData | None, str, ModelError | None]:
+def _data(config: Config) -> tuple[RunData | None, str, UserError | None]:
     """The run's data, or why there is none (a plan of the memory needs none), and the error that
     training will end with where there is one."""
     from causal_core.data.sources import matching
@@ -136,9 +137,32 @@ def _data(config: Config) -> tuple[RunData | None, str, ModelError | None]:
     from causal_core.tokens.run_data import load_run_data
 
     try:
-        return load_run_data(config), "", None
+        data = load_run_data(config)
     except ModelError as error:
         return None, str(error), error
+    try:
+        _refuse_shared(config, data)
+    except UserError as error:
+        return data, "", error
+    return data, "", None
+
+
+def _refuse_shared(config: Config, data: RunData) -> None:
+    """What training refuses of the data as a whole; test sets that are not here are left out."""
+    from causal_core.files import cache_root
+    from causal_core.tokens.overlap import refuse_overlap
+    from causal_core.tokens.run_data import encoder_source, load_test_set
+
+    here = {
+        name: places
+        for name, places in config.data.test.items()
+        if all(Path(place.partition("#")[0]).exists() for place in places)
+    }
+    source = encoder_source(config)
+    tests = {name: load_test_set(config, source, places) for name, places in here.items()}
+    splits = {"train": data.train, "validation": data.validation, **tests}
+    cache = cache_root(config.data.cache_dir)
+    refuse_overlap(splits, config.data.overlap, lambda _: None, cache)
 
 
 def plan_of(config: Config, data: RunData) -> dict[str, Any]:

@@ -70,7 +70,37 @@ def attacked(run, report=False, **options):
     """With its results where those of a run are; its report is drawn only for who reads it."""
     effort = attack.Effort(**{"rows": 2, "level": 4, **options})
     out = None if report else run / "attack"
-    return attack.run_attack(Asked(run=run), Console(quiet=True), effort, out)
+    return attack.run_attack(Asked(run=run), Console(quiet=True), effort, out, force=True)
+
+
+def test_a_quick_look_replaces_no_larger_attack(run, tmp_path, monkeypatch):
+    point = {"budget": 16, "value": 0.5, "low": 0.2, "high": 0.8, "n": 4}
+    earlier = {
+        "kind": "words", "title": "t", "unit": "u", "data": "novel", "rows": 4, "seed": 0,
+        "curves": {"base": [point], "trained": [point]}, "caveat": "c",
+    }  # fmt: skip
+    kept = tmp_path / "attack-words.json"
+
+    def tried(curves=(), run=run, **effort):
+        kept.write_text(json.dumps({**earlier, "curves": {**earlier["curves"], **dict(curves)}}))
+        before, asked = kept.read_bytes(), Asked(run=run)
+        try:
+            attack.run_attack(
+                asked, Console(quiet=True), attack.Effort(**{"rows": 4, "level": 16, **effort}),
+                tmp_path,
+            )  # fmt: skip
+        finally:
+            assert kept.read_bytes() == before
+
+    monkeypatch.setattr(attack, "_attacked", lambda *_: pytest.fail("attacked"))
+    for smaller in ({"rows": 3}, {"level": 4}, {"seed": 1}, {"curves": {"control": [point]}}):
+        with pytest.raises(UserError, match="attack of this kind on 4 rows of novel with a budget"):
+            tried(**smaller)
+    monkeypatch.setattr(attack, "_attacked", lambda *_: {})
+    tried()
+    tried(rows=5, level=64)
+    with pytest.raises(UserError, match="is the directory of a run"):
+        attack.run_attack(Asked(run=run), Console(quiet=True), attack.Effort(), run / "best")
 
 
 def test_base_and_run_are_attacked_alike_and_an_ended_search_is_not_done_again(run, monkeypatch):

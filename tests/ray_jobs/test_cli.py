@@ -157,6 +157,14 @@ def test_plan_refuses_a_model_whose_template_training_will_refuse(config_file, t
     assert json.loads(outcome.stdout)["memory"]
 
 
+def test_plan_refuses_splits_that_share_prompts_as_training_will(config_file, tmp_path):
+    shared = yaml.safe_load(config_file.read_text())["data"]["train"][0]
+    outcome = command(main, "plan", config_file, f"data.test={{same: {shared}}}")
+    assert outcome.returncode == 1 and "both in train and in same" in outcome.stderr
+    gone = f"data.test={{same: {tmp_path / 'not-here.jsonl'}}}"
+    assert command(main, "plan", config_file, gone).returncode == 0
+
+
 def test_help_is_quick_to_import():
     code = "import sys, ray_jobs.cli; print([m for m in ('torch','ray','transformers','pyarrow') "
     outcome = program("-c", code + "if m in sys.modules])")

@@ -18,6 +18,7 @@ from causal_core.config import run_directory
 from causal_core.errors import UnwritableError, UserError
 from causal_core.evaluation.trace import ROWS
 from causal_core.tokens.run_data import load_encoder
+from ray_jobs import evaluate_command
 from ray_jobs.cli import main
 from ray_jobs.evaluate_command import EVALUATION, run_any_evaluation
 from ray_jobs.run import run_training
@@ -93,6 +94,43 @@ def test_a_run_keeps_its_record(run):
     with pytest.raises(UserError, match="give --force to replace"):
         run_any_evaluation(Asked(run=run), CONSOLE, place)
     run_any_evaluation(Asked(run=run), CONSOLE, place, force=True)
+    assert not list(place.parent.glob("0001?*"))
+
+
+def test_replaced_results_come_back_when_the_new_ones_fail(run, tmp_path, monkeypatch):
+    place = tmp_path / "kept"
+    place.mkdir()
+    (place / EVALUATION).write_text("{}")
+    (place / ROWS).write_text("rows")
+    before = files_of(place)
+
+    def fails(place, *_):
+        (place / ROWS).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_command, "_evaluated_into", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_any_evaluation(Asked(run=run), CONSOLE, place, force=True)
+    assert files_of(place) == before and [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "results.parquet", "export.json", "step-00000001"])
+def test_results_go_into_no_directory_of_something_else(run, tmp_path, name):
+    place = tmp_path / "other"
+    place.mkdir()
+    (place / name).write_text("somebody's")
+    with pytest.raises(UserError, match=f"something else than one evaluation .{name}."):
+        run_any_evaluation(Asked(run=run), CONSOLE, place, force=True)
+    assert (place / name).read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    "setting", ["evaluation.max_new_tokens=1", "data.max_length=99", "data.overlong=drop"]
+)
+def test_a_setting_that_changes_what_is_judged_is_of_no_record(run, tmp_path, setting):
+    asked = Asked(run=run, settings=["resources.threads=1", setting])
+    with pytest.raises(UserError, match=f"leave out --set {setting.partition('=')[0]}, or"):
+        run_any_evaluation(asked, CONSOLE, tmp_path / "there", record=True)
 
 
 def test_results_never_go_into_the_directory_of_a_run(run, tmp_path):

@@ -88,7 +88,14 @@ def test_bad_input(run, tmp_path):
     few = tmp_path / "few.jsonl"
     rows = Path(recorded_config(run, False).data.validation[0]).read_text(encoding="utf-8")
     few.write_text("".join(rows.splitlines(keepends=True)[:3]), encoding="utf-8")
+    kept = (run / FOLDER / RECORD).read_bytes()
     outcome = command(main, "guard", run, "--fit", few)
+    assert outcome.returncode == 1 and "a detector that was fitted on" in outcome.stderr
+    test = f"mine={recorded_config(run, False).data.test['seen'][0]}"
+    outcome = command(main, "guard", run, "--fit", few.parent / "train.jsonl", "--test", test)
+    assert outcome.returncode == 1 and "give --force to replace it" in outcome.stderr
+    assert (run / FOLDER / RECORD).read_bytes() == kept
+    outcome = command(main, "guard", run, "--force", "--fit", few)
     assert outcome.returncode == 1 and "3 rows have an attack, at least 8" in outcome.stderr
     outcome = command(main, "guard", tmp_path)
     assert outcome.returncode == 1

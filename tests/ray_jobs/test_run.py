@@ -58,6 +58,16 @@ def test_an_evaluation_for_the_record_is_in_all_files_of_the_run(directory):
     assert json.loads((directory / "summary.json").read_text())["evaluation"] == full
 
 
+def test_a_finished_run_keeps_the_config_that_its_numbers_are_of(config, directory):
+    run_evaluation(directory, CONSOLE, {})
+    before = (directory / CONFIG).read_bytes()
+    other = config.model_copy(deep=True)
+    other.evaluation.limit, other.data.test = 1, {"other": config.data.test["novel"]}
+    result = run_training(other, CONSOLE)
+    assert set(result["evaluation"]["models"]["trained"]["sets"]) == {"seen", "novel"}
+    assert (directory / CONFIG).read_bytes() == before
+
+
 def test_a_run_of_gpus_is_not_evaluated_where_there_is_none(directory, tmp_path, monkeypatch):
     shutil.copytree(directory, tmp_path / "run")
     recorded = load_config(tmp_path / "run" / CONFIG)

@@ -72,3 +72,25 @@ def test_a_prompt_that_only_looks_different_is_the_same_prompt(tmp_path):
         refuse_overlap(splits, "error", pytest.fail, tmp_path)
     tables = {name: data.table for name, data in splits.items()}
     assert LeakKind.BENIGN_INPUT in {found.kind for found in check_leaks(tables).findings}
+
+
+def test_a_prompt_that_training_has_as_its_counterfactual_is_shared_too(tmp_path):
+    encoder = build_prompt_encoder(tiny_tokenizer())
+    row = {
+        "system_instruction": "Name the city.", "benign_input": "Send it to Rome.",
+        "benign_output": "Rome", "injection_input": "i", "injection_output": "Rome",
+        "benign_cf_input": "Send it to Oslo.", "benign_cf_output": "Oslo", "attack_family": "f",
+    }  # fmt: skip
+    other = {**row, "benign_input": "send it to Oslo. ", "benign_cf_input": "Send it to Bonn."}
+    none = {key: value for key, value in row.items() if not key.startswith("benign_cf")}
+    splits = {}
+    for name, content in (("train", row), ("seen", other), ("alone", none)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(content) + "\n")
+        splits[name] = load_dataset(
+            [str(path)], encoder, max_length=2000, overlong="error", cache=tmp_path
+        )
+    with pytest.raises(UserError, match=r"1 prompts .* both in train and in seen"):
+        refuse_overlap(splits, "error", pytest.fail, tmp_path)
+    disjoint = {"train": splits["alone"], "seen": splits["seen"]}
+    refuse_overlap(disjoint, "error", pytest.fail, tmp_path)
