@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -221,14 +222,22 @@ def read_weights(directory: Path, shapes: Mapping[str, torch.Size]) -> dict[str,
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Replaces `target` by a copy of a whole checkpoint; `target` is never half-written."""
     staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    _clear(staging)
     shutil.copytree(source, staging)
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    _clear(old)
+    if os.path.lexists(target):
         target.rename(old)
     staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
+
+
+def _clear(path: Path) -> None:
+    """Removes what is there, whatever it is: `rmtree` would wait for the writer of a pipe."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_foreign(

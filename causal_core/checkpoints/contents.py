@@ -7,6 +7,7 @@ is a `DamagedCheckpointError` at most: auto-resume then takes the checkpoint bef
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ STATE = "trainer_state.json"
 CONFIG = "config.yaml"
 PEFT_PREFIX = "peft_model."
 _REQUIRED = {ADAPTER, "adapter_config.json", PROJECTION, OPTIMIZER, STATE, CONFIG}
+
+# A file with holes (of a copy that was cut, or made so) takes hours to read and no room to keep.
+_LARGE, _BLOCK, _MOST_COMPRESSED = 2**26, 512, 100
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -97,7 +101,10 @@ def verify_checkpoint(directory: Path) -> Manifest:
 def read_state(directory: Path) -> SavedState:
     """The trainer state of a checkpoint (`DamagedCheckpointError` if it is none)."""
     with _damage_of(directory / STATE):
-        return SavedState.model_validate_json(read_small(directory / STATE, MAX_JSON_BYTES))
+        content = read_small(directory / STATE, MAX_JSON_BYTES)
+        saved = SavedState.model_validate_json(content)
+        _refuse_repeated_keys(content)
+        return saved
 
 
 def stored_weights(directory: Path) -> dict[str, Tensor]:
@@ -161,24 +168,50 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{FORMAT_VERSION}: update causal-ray"
             )
         manifest = Manifest.model_validate_json(content)
+        _refuse_repeated_keys(content)
     if unlisted := sorted(_REQUIRED - manifest.files.keys()):
         raise DamagedCheckpointError(f"{shown(str(path))} does not list {', '.join(unlisted)}")
     for name in manifest.files:
-        if Path(name).name != name or "\\" in name or "\0" in name or name == MANIFEST:
+        if (
+            name in ("", "..")
+            or Path(name).name != name
+            or "\\" in name
+            or "\0" in name
+            or name == MANIFEST
+        ):
             raise DamagedCheckpointError(
                 f"{shown(str(path))}: {quoted(name)} is not a plain file name"
             )
     return manifest
 
 
+def _refuse_repeated_keys(content: bytes) -> None:
+    """A key that is given twice says one thing to this program and another to the next reader."""
+
+    def once(pairs: list[tuple[str, object]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} is given twice")
+            seen.add(key)
+
+    json.loads(content, object_pairs_hook=once)
+
+
 def _verify_file(directory: Path, name: str, expected: ListedFile) -> None:
     where = shown(str(directory))
     try:
-        size = checked_file(directory / name).st_size
+        status = checked_file(directory / name)
+        size = status.st_size
         if size != expected.bytes:
             raise DamagedCheckpointError(
                 f"{where}: {shown(name)} has {size} bytes, the manifest says {expected.bytes}: "
                 "truncated or altered"
+            )
+        if size > _LARGE and status.st_blocks * _BLOCK < size // _MOST_COMPRESSED:
+            raise DamagedCheckpointError(
+                f"{where}: {shown(name)} has {size:,} bytes of which next to none are on the disk: "
+                "its end was never written"
             )
         if file_sha256(directory / name) != expected.sha256:
             raise DamagedCheckpointError(

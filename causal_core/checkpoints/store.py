@@ -219,5 +219,8 @@ def checkpoint_location(run_directory: Path, storage: str | None) -> str:
 
 def _remove(checkpoint: Path) -> None:
     """Deletes a checkpoint, its manifest first: what is left of an interrupted delete is none."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():  # a pipe would be waited for
+        checkpoint.unlink(missing_ok=True)
+        return
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import io
+import queue
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from causal_core.errors import RunFailedError
@@ -15,6 +18,7 @@ from causal_core.errors import RunFailedError
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0  # without a byte
 ANSWER_SECONDS = 300.0  # of a whole answer
+UPLOAD_SECONDS = 3600.0  # more, where something is sent
 MOST_BYTES = 64 * 2**20  # of an answer; a job's whole log is the largest
 _CHUNK = 2**16
 
@@ -37,6 +41,16 @@ class _Bounded:
         params: Any = None,
         timeout: Any = None,  # Ray's own, of one wait; see above
     ) -> Any:
+        sends = ANSWER_SECONDS + (0.0 if data is None else UPLOAD_SECONDS)
+        return within(
+            sends,
+            functools.partial(
+                self._asked, method, endpoint, data=data, json_data=json_data, params=params
+            ),
+            self._address,
+        )
+
+    def _asked(self, method: str, endpoint: str, *, data: Any, json_data: Any, params: Any) -> Any:
         import requests
         from ray._private.authentication.http_token_authentication import (
             format_authentication_http_error,
@@ -69,6 +83,31 @@ class _Bounded:
         if problem := format_authentication_http_error(answer.status_code, answer.text):
             raise AuthenticationError(problem)
         return answer
+
+
+def within(seconds: float, ask: Callable[[], Any], address: str) -> Any:
+    """The answer, for which a thread waits that is left behind: no timeout of a socket ends headers
+    that trickle in, or interim answers without end.
+
+    Raises:
+        RunFailedError: it takes longer.
+    """
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(), None))
+        except BaseException as error:  # noqa: BLE001 - raised below, where it was asked
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise RunFailedError(f"{address} did not finish its answer in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def _body(response: Any, address: str) -> bytes:

@@ -13,12 +13,14 @@ import typer
 
 from causal_core.errors import RunFailedError, UserError
 from causal_core.visible_text import visible
-from ray_jobs.jobs.bounded import job_client, state_client
+from ray_jobs.jobs.bounded import job_client, state_client, within
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_VERSION_SECONDS = 10.0  # for a request without a token
+_MOST_OF_A_RESOURCE = 2**60  # bytes of memory among them
 _MOST_SHOWN = 300  # characters of a server's own words
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -26,8 +28,12 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def job_server_address(given: str | None) -> str:
     """The job server's URL: the option, else RAY_API_SERVER_ADDRESS, else this machine's."""
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        whole = False
+    if not whole:
         raise UserError(
             f"--address {address}: expected the URL of a cluster's job server, e.g. "
             f"{DEFAULT_ADDRESS} (the port of the dashboard, not Ray's own port)"
@@ -80,6 +86,11 @@ def explained(address: str) -> Iterator[None]:
         ) from error
     except (RunFailedError, UserError):
         raise
+    except RecursionError:  # of nested JSON
+        raise UserError(
+            f"{address} answers, but not as a job server of Ray does (nested too deeply): give the "
+            "port of the dashboard"
+        ) from None
     except RuntimeError as error:
         if "status code 404" in str(error):
             raise UserError(f"{address}: {_first_line(error)}") from error
@@ -120,13 +131,16 @@ def unencrypted(address: str) -> list[str]:
 
 
 def _answers_without_token(address: str) -> bool:
-    import urllib.request  # TLS and mail with it: --help has no use for them
+    import requests
 
-    request = urllib.request.Request(f"{address}/api/version")  # noqa: S310 - http(s), see above
+    def ask() -> bool:
+        url = f"{address}/api/version"
+        with requests.get(url, stream=True, timeout=5, allow_redirects=False) as answer:
+            return answer.status_code == requests.codes.ok
+
     try:
-        with urllib.request.urlopen(request, timeout=5):  # noqa: S310
-            return True
-    except OSError:  # HTTPError is one
+        return bool(within(_VERSION_SECONDS, ask, address))
+    except (OSError, ValueError, RunFailedError):  # what requests raises is an OSError
         return False
 
 
@@ -141,7 +155,14 @@ def cluster_nodes(address: str) -> list[dict[str, Any]]:
             options=ListApiOptions(limit=10_000, filters=[("state", "=", "ALIVE")]),
             raise_on_missing_output=False,
         )
-    return [{"name": node.node_name, "resources": node.resources_total or {}} for node in nodes]
+        found = [(node.node_name, node.resources_total or {}) for node in nodes]
+        if not all(_is_amount(amount) for _, has in found for amount in has.values()):
+            raise ValueError("resources of a node are no numbers")
+    return [{"name": name, "resources": has} for name, has in found]
+
+
+def _is_amount(found: object) -> bool:
+    return type(found) in (int, float) and 0 <= found <= _MOST_OF_A_RESOURCE  # type: ignore[operator]
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,16 @@ jobs_app = typer.Typer(
 )
 
 
+def _started(milliseconds: int | None) -> str:
+    """When a job began, in UTC, as a server says it; `?` where there is no such time."""
+    from datetime import UTC, datetime
+
+    try:
+        return f"{datetime.fromtimestamp((milliseconds or 0) / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
 @jobs_app.command("list")
 def list_jobs(
     address: Address = None,
@@ -30,7 +40,6 @@ def list_jobs(
     Example: causal jobs list --address http://127.0.0.1:8265
     """
     import json
-    from datetime import UTC, datetime
 
     from rich.console import Console
     from rich.table import Table
@@ -63,12 +72,11 @@ def list_jobs(
     for heading in ("status", "started (UTC)", "run directory or command"):
         table.add_column(heading, overflow="fold")
     for job in jobs:
-        started = datetime.fromtimestamp((job.start_time or 0) / 1000, UTC)
         what = (job.metadata or {}).get(RUN_DIR) or job.entrypoint
         table.add_row(
             plain(job.submission_id),
             plain(job.status.value),
-            f"{started:%Y-%m-%d %H:%M:%S}",
+            _started(job.start_time),
             plain(what),
         )
     Console().print(table)
@@ -97,6 +105,8 @@ def logs(
         raise typer.Exit(follow_to_the_end(client, job))
     with explained(url):
         text = client.get_job_logs(job)
+        if not isinstance(text, str):
+            raise TypeError("a log that is no text")
     lines = LogLines(print)
     lines.take(text)
     lines.finish()

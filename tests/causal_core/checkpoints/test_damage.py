@@ -259,3 +259,25 @@ def test_files_that_are_none_are_damage_and_the_one_before_is_taken(copy, whole,
     shutil.copytree(whole, copy.parent / whole.name)
     with CheckpointStore(str(copy.parent)).newest_whole() as newest:
         assert newest is not None and newest.name == whole.name
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(MANIFEST, "format_version"), (MANIFEST, "files"), (STATE, "step")]
+)
+def test_a_key_that_is_given_twice_is_damage(copy, name, key):
+    text = (copy / name).read_text()
+    (copy / name).write_text(text.replace(f'"{key}":', f'"{key}": 7, "{key}":', 1))
+    if name == STATE:
+        believed(copy)
+    with pytest.raises(DamagedCheckpointError, match=rf"{name}.*{key}.* is given twice"):
+        verify_checkpoint(copy)
+
+
+def test_a_file_with_a_hole_of_gigabytes_is_damage_before_it_is_read(copy):
+    with (copy / OPTIMIZER).open("r+b") as file:
+        file.truncate(2**40)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][OPTIMIZER]["bytes"] = 2**40
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DamagedCheckpointError, match="its end was never written"):
+        verify_checkpoint(copy)

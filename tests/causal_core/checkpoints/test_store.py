@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -120,3 +121,17 @@ def test_a_location_below_a_file_is_refused_before_anything_is_trained(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"is no directory.*checkpoint\.storage"):
         CheckpointStore(str(tmp_path / "file" / "checkpoints"))
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to(path), lambda path: path.write_text("x")]
+)
+def test_what_is_no_directory_is_replaced_and_removed_without_waiting(tmp_path, finished, make):
+    store = CheckpointStore(str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    for step in (2, 4):
+        make(tmp_path / "kept" / f"step-{step:08d}")
+    store.put(finished, "step-00000004")
+    store.keep_last(1)
+    assert store.names() == ["step-00000004"] and len(list((tmp_path / "kept").iterdir())) == 1
+    assert (tmp_path / "kept" / "step-00000004" / MANIFEST).is_file()

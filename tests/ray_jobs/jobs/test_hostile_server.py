@@ -13,7 +13,8 @@ import ray  # noqa: F401 - it reads its variables here, before a test sets them
 
 from causal_core.errors import RunFailedError, UserError
 from ray_jobs.jobs import bounded
-from ray_jobs.jobs.client import cluster_nodes, connect, explained
+from ray_jobs.jobs import client as client_module
+from ray_jobs.jobs.client import cluster_nodes, connect, explained, exposure, job_server_address
 from ray_jobs.jobs.follow import LogLines
 
 VERSION = {"ray_version": "2.60.0", "ray_commit": "", "version": "4", "session_name": "s"}
@@ -87,6 +88,7 @@ ANSWERS = {
     "redirect": lambda h: h.send(302, Location="http://127.0.0.1:1/elsewhere"),
     "endless": endless,
     "cut off": lambda h: h.send(200, b"{", Content_Length="10"),
+    "nested": lambda h: h.send(200, b"[" * 100_000, Content_Type="application/json"),
     "no gzip": lambda h: h.send(200, b"{}", Content_Encoding="gzip"),
 }
 
@@ -138,6 +140,57 @@ def test_silence_and_a_trickle_end(serve, monkeypatch):
         connect(serve(trickle).url)
     left.set()
     assert time.monotonic() - begin < 15
+
+
+def test_headers_without_end_end(serve, monkeypatch):
+    monkeypatch.setattr(bounded, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(client_module, "_VERSION_SECONDS", 0.5)
+    left = threading.Event()
+
+    def headers(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not left.wait(0.02):
+            handler.wfile.write(b"x")
+
+    def interim(handler):
+        while not left.wait(0.02):
+            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    begin = time.monotonic()
+    for answer in (headers, interim):
+        server = serve(answer)
+        with pytest.raises(RunFailedError, match="did not finish its answer"):
+            connect(server.url)
+        assert exposure(server.url) == []
+    left.set()
+    assert time.monotonic() - begin < 15
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1", "http://h:99999", "http://h:x", "ftp://h", "http://", "h:8265"]
+)
+def test_an_address_that_is_none_is_said(address):
+    with pytest.raises(UserError, match="expected the URL of a cluster's job server"):
+        job_server_address(address)
+
+
+@pytest.mark.parametrize("amount", ["many", None, [1], True, -1, 10**400, float("nan")])
+def test_resources_that_are_no_numbers_are_no_answer_of_ray(serve, amount):
+    node = {
+        "node_id": "a", "node_name": "n", "node_ip": "1", "is_head_node": True, "state": "ALIVE",
+        "state_message": None, "resources_total": {"CPU": amount}, "labels": {},
+        "start_time_ms": 1, "end_time_ms": 0,
+    }  # fmt: skip
+    counts = {"total": 1, "num_after_truncation": 1, "num_filtered": 1}
+    found = {"result": [node], **counts, "partial_failure_warning": "", "warnings": []}
+    nodes = {"result": True, "msg": "", "data": {"result": found}}
+
+    def answer(handler):
+        body = VERSION if "version" in handler.path else nodes
+        handler.send(200, json.dumps(body).encode(), Content_Type="application/json")
+
+    with pytest.raises(UserError, match=r"not as a job server of Ray does .resources of a node"):
+        cluster_nodes(serve(answer).url)
 
 
 def test_no_agent_yet_is_asked_again(serve, monkeypatch):

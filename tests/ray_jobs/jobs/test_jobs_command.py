@@ -13,6 +13,7 @@ from ray.job_submission import JobStatus
 from ray_jobs.cli import main
 from ray_jobs.jobs import client as connection
 from ray_jobs.jobs import submit
+from ray_jobs.jobs.command import _started
 from ray_jobs.jobs.follow import RUN_DIR
 from tests.command_line import command
 
@@ -119,3 +120,16 @@ def test_of_two_jobs_that_would_write_a_run_the_second_is_refused(server):
     outcome = command(main, "submit", "--", "evaluate", "/shared/another")
     assert outcome.returncode == 1 and "job new is writing /shared/another" in outcome.stderr
     assert len(server.jobs) == 3
+
+
+@pytest.mark.parametrize("milliseconds", [10**300, 10**18, -(10**15)])
+def test_a_job_of_no_time_is_listed(milliseconds):
+    assert _started(milliseconds) == "?"
+    assert _started(None) == "1970-01-01 00:00:00"
+
+
+@pytest.mark.parametrize("log", [None, 5, ["x"]])
+def test_a_log_that_is_no_text_is_one_line(server, monkeypatch, log):
+    monkeypatch.setattr(server, "get_job_logs", lambda name: log)
+    outcome = command(main, "jobs", "logs", "new")
+    assert outcome.returncode == 1 and "a log that is no text" in outcome.stderr
