@@ -222,9 +222,12 @@ def report(
     from causal_core.report.recorded import read_summary
     from causal_core.report.run_report import write_report
     from causal_core.report.verdict import verdict_of
+    from causal_core.run.lock import only_writer
     from ray_jobs.console.plain import printable
 
-    path = write_report(run)
+    read_summary(run)  # what is no run gets no lock
+    with only_writer(run, moved_by="a copy of the run elsewhere"):
+        path = write_report(run)
     if not as_json:
         print(printable(path))
         return

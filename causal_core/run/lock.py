@@ -23,10 +23,13 @@ from pathlib import Path
 
 from causal_core.errors import UserError
 from causal_core.files import set_aside, writes_to
+from causal_core.visible_text import shown
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+_LAST_PID = 2**31 - 1
+_LONGEST = 255  # of a host's name
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _refuse_unless_gone(path: Path, held: bytes) -> None:
             f"{holder.pid}), or choose another run.dir"
         )
     raise UserError(
-        f"process {holder.pid} on {holder.host} has been writing in {path.parent} since "
+        f"process {holder.pid} on {shown(holder.host)} has been writing in {path.parent} since "
         f"{holder.since}, and two writers would spoil it. Whether it still runs cannot be seen "
         f"from here ({socket.gethostname()}): if it does not, remove the lock (rm {path}) and run "
         "the same command again; otherwise choose another run.dir"
@@ -155,7 +158,7 @@ def _opened(path: Path) -> Iterator[int]:
         try:
             file = os.open(path, _OPEN, 0o644)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR):
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # the last: a socket
                 raise _no_lock(path) from None
             raise
         try:
@@ -183,11 +186,12 @@ def _is_at(file: int, path: Path) -> bool:
 def _parsed(content: bytes) -> Writer | None:
     try:
         raw = json.loads(content)
-        return Writer(
-            int(raw["pid"]), *(str(raw[key]) for key in ("host", "boot", "started", "since"))
-        )
-    except (ValueError, KeyError, TypeError, OverflowError):
+        # Shown to people: whoever wrote the file may have put anything there.
+        since, host = shown(str(raw["since"])[:_LONGEST]), str(raw["host"])[:_LONGEST]
+        writer = Writer(int(raw["pid"]), host, str(raw["boot"]), str(raw["started"]), since)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return writer if 0 < writer.pid <= _LAST_PID else None
 
 
 def _exists(pid: int) -> bool:

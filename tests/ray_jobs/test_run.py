@@ -16,7 +16,9 @@ from causal_core.config_file import load_config
 from causal_core.errors import UserError
 from causal_core.files import CONFIG
 from causal_core.run.lock import LOCK, only_writer
+from ray_jobs.cli import main
 from ray_jobs.run import run_evaluation, run_training
+from tests.command_line import command
 from tests.tiny_run import tiny_config
 
 CONSOLE = Console(quiet=True)
@@ -88,5 +90,7 @@ def test_a_directory_that_is_being_written_is_left_alone(config, directory):
         ):
             with pytest.raises(UserError, match="has been writing in"):
                 attempt()
+        outcome = command(main, "report", directory)
+        assert outcome.returncode == 1 and "has been writing in" in outcome.stderr
         assert contents(directory) == before
     assert not (directory / LOCK).exists()

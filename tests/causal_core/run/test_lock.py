@@ -185,3 +185,26 @@ def test_a_lock_that_is_no_regular_file_is_refused_and_nothing_elsewhere_is_writ
     with pytest.raises(UserError, match=r"\.lock"), only_writer(run):
         raise AssertionError("it cannot be held")
     assert elsewhere.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 2**70, "x", None, [1]])
+def test_a_number_that_no_process_has_is_damage(tmp_path, pid):
+    forge(tmp_path / "run", pid=pid)
+    with pytest.raises(UserError, match="is damaged"), only_writer(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"[" * 4000, b"\xff\x00", b"[]", b'{"pid": ' + b"9" * 4000])
+def test_a_lock_of_any_content_is_damage(tmp_path, content):
+    (tmp_path / LOCK).write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"), only_writer(tmp_path):
+        pass
+    assert (tmp_path / LOCK).read_bytes() == content
+
+
+def test_what_a_lock_says_is_shown_short_and_on_one_line(tmp_path):
+    forge(tmp_path / "run", host="\x1b[31m\u202efar\n" * 99, since="\n\x1b[2J" * 300)
+    with pytest.raises(UserError) as caught, only_writer(tmp_path / "run"):
+        pass
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000 + 4 * len(str(tmp_path))
