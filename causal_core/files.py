@@ -176,6 +176,10 @@ def whole_or_absent(path: Path, *, durable: bool = False) -> Iterator[Path]:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write knows no name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

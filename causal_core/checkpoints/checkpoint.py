@@ -223,7 +223,13 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     """Replaces `target` by a copy of a whole checkpoint; `target` is never half-written."""
     staging = target.with_name(f".{target.name}.partial")
     _clear(staging)
-    shutil.copytree(source, staging)
+    staging.mkdir()
+    try:
+        for file in sorted(path for path in source.iterdir() if path.is_file()):
+            shutil.copy2(file, staging / file.name)
+    except OSError:
+        _clear(staging)  # half of a checkpoint takes the room that is missing
+        raise
     old = target.with_name(f".{target.name}.old")
     _clear(old)
     if os.path.lexists(target):

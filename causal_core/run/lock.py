@@ -75,7 +75,11 @@ def only_writer(
     with writes_to(directory, moved_by):
         made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
-        _take(directory)
+        try:
+            _take(directory)
+        except OSError:
+            _remove_if(made, directory)
+            raise
         if fresh and any(path.name != LOCK for path in directory.iterdir()):
             moved = set_aside(directory)
             assert moved is not None
@@ -86,9 +90,14 @@ def only_writer(
         yield moved
     finally:
         _release(directory)
-        if made:  # and nothing was written: what the user gave was refused
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        _remove_if(made, directory)
+
+
+def _remove_if(made: bool, directory: Path) -> None:
+    """Removes a directory made for nothing: the input was refused, or there is no room."""
+    if made:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _take(directory: Path) -> None:
@@ -98,7 +107,11 @@ def _take(directory: Path) -> None:
         if held:
             _refuse_unless_gone(path, held)
             os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(asdict(Writer.this_process())).encode() + b"\n", 0)
+        try:
+            os.pwrite(file, json.dumps(asdict(Writer.this_process())).encode() + b"\n", 0)
+        except OSError:  # no room: an empty lock would be all that is left of the command
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _release(directory: Path) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from causal_core.errors import RunFailedError, UnwritableError, UserError
 from causal_core.files import CACHE_SETTING
+from ray_jobs.console.encoding import encode_anything
 from ray_jobs.console.logs import say_error
 from ray_jobs.console.plain import printable
 
@@ -39,6 +40,7 @@ OK, USER_INPUT, USAGE, RUN_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def exit_with_code(command: Callable[[], object]) -> None:
     """Runs a command and leaves the process with the code of its outcome."""
+    encode_anything()
     try:
         command()
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -62,3 +63,11 @@ def test_what_has_no_end_or_waits_has_no_digest(tmp_path):
 def test_places_elsewhere_are_told_from_paths():
     assert all(map(is_remote, ("s3://b/x", "gs:/b", "hdfs://h/x", Path("s3://b/x"))))
     assert not any(map(is_remote, ("runs/x", "/a/b", "./s3:x", "a b:c", "x", "", "~/a")))
+
+
+def test_an_error_of_a_write_names_the_file(tmp_path):
+    path = tmp_path / "summary.json"
+    with pytest.raises(OSError, match=r"summary\.json"), whole_or_absent(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=r"^of a library$"), whole_or_absent(path):
+        raise OSError("of a library")

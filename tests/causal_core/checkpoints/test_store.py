@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -135,3 +136,14 @@ def test_what_is_no_directory_is_replaced_and_removed_without_waiting(tmp_path, 
     store.keep_last(1)
     assert store.names() == ["step-00000004"] and len(list((tmp_path / "kept").iterdir())) == 1
     assert (tmp_path / "kept" / "step-00000004" / MANIFEST).is_file()
+
+
+def test_half_a_copy_is_not_left_where_there_is_no_room(tmp_path, finished, monkeypatch):
+    def full(source, target):
+        target.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr("shutil.copy2", full)
+    with pytest.raises(OSError, match=r"No space left on device: '[^']*'$"):
+        CheckpointStore(str(tmp_path / "kept")).put(finished, "step-00000002")
+    assert list((tmp_path / "kept").iterdir()) == []

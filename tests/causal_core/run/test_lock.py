@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -208,3 +209,14 @@ def test_what_a_lock_says_is_shown_short_and_on_one_line(tmp_path):
         pass
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000 + 4 * len(str(tmp_path))
+
+
+def test_without_room_for_a_lock_nothing_is_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    for directory in (tmp_path / "new", tmp_path):
+        with pytest.raises(UnwritableError, match="No space left"), only_writer(directory):
+            pass
+    assert list(tmp_path.iterdir()) == []
