@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from causal_core.errors import ModelError, UserError
 from causal_core.pretrained.demo_model import demo_model_directory
 from causal_core.pretrained.model_files import check_model_directory, check_weight_files
 from causal_core.visible_text import quoted, shown
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 def loading_device(config: Config, device: torch.device) -> torch.device:
@@ -131,7 +134,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
         options["device_map"] = bnb_device_map(device)
     with _told("model", source):
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
-    _refuse_unfit_weights(source, found)
+    _refuse_unfit_weights(source, found, model.config.get_text_config())
     _refuse_no_numbers(source, model)
     model.requires_grad_(False)
     if config.quantization == "nf4":
@@ -140,11 +143,14 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
     return model.to(device)
 
 
-def _refuse_unfit_weights(source: str, found: Mapping[str, Any]) -> None:
-    """Refuses weights that are not all of those of the config: transformers fills in random ones.
+def _refuse_unfit_weights(source: str, found: Mapping[str, Any], described: Any) -> None:
+    """Refuses weights that are not those of the config: transformers fills in random ones, and
+    leaves out layers.
 
     Args:
-        found: Of `from_pretrained`: what was missing, and names with two shapes that differ.
+        found: Of `from_pretrained`: what was missing, what was left out, and names with two shapes
+            that differ.
+        described: The config of the part that reads text.
     """
     if mismatched := sorted(found["mismatched_keys"]):
         name, stored, wanted = mismatched[0]
@@ -158,6 +164,16 @@ def _refuse_unfit_weights(source: str, found: Mapping[str, Any]) -> None:
             f"{shown(source)}: {len(missing)} tensors that its config.json asks for are not among "
             f"its weights, e.g. {quoted(missing[0])}, and would be random numbers: download the "
             "model again, or undo what was changed"
+        )
+    # Layers that predict further tokens are stored behind the others, and are not asked for.
+    layers = int(getattr(described, "num_hidden_layers", None) or 0)
+    extra = int(getattr(described, "num_nextn_predict_layers", None) or 0)
+    numbers = [int(at[1]) for name in found["unexpected_keys"] if (at := _LAYER.search(name))]
+    if layers and numbers and max(numbers) >= layers + extra:
+        raise ModelError(
+            f"{shown(source)}: its config.json asks for {layers} layers, and its weights have one "
+            f"of number {max(numbers)} (from 0), which would be left out: download the model "
+            "again, or undo what was changed"
         )
 
 

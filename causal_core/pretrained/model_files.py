@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import zipfile
@@ -32,6 +33,11 @@ def check_model_directory(directory: Path) -> None:
         ModelError: an adapter, no config.json, one that is no JSON object, or one that asks for
             more layers than any model has.
     """
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise ModelError(
+            f"{_name(directory)} may not be read by this user: give permission (chmod -R a+rX), "
+            "or copy the model"
+        )
     if (adapter := directory / _ADAPTER).is_file():
         base = _json(adapter).get("base_model_name_or_path")
         raise ModelError(
@@ -95,6 +101,8 @@ def _weight_files(directory: Path) -> Iterator[Path]:
 
 def _check_safetensors(path: Path) -> None:
     size = path.stat().st_size
+    if not os.access(path, os.R_OK):
+        raise ModelError(f"{_name(path)} may not be read by this user: give permission (chmod a+r)")
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0

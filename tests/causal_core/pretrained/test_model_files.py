@@ -20,6 +20,7 @@ from causal_core.pretrained.loading import (
     model_limits,
     resolve_model,
 )
+from causal_core.pretrained.model_files import check_model_directory, check_weight_files
 from causal_core.tokens.run_data import load_encoder, load_run_data, load_split
 from tests.tiny_run import tiny_config
 
@@ -99,6 +100,7 @@ def test_code_of_a_model_is_not_run_and_its_files_are_not_called_damaged(model, 
     [
         ({"vocab_size": 100}, "has the shape"),
         ({"num_hidden_layers": 3}, "would be random numbers"),
+        ({"num_hidden_layers": 1}, "asks for 1 layers, and its weights have one of number 1"),
         ({"attention_bias": True}, "would be random numbers"),
         ({"tie_word_embeddings": True}, None),
     ],
@@ -289,3 +291,11 @@ def test_a_file_that_the_kernel_makes_up_is_refused_unopened(model, name):
     (model / name).symlink_to("/proc/kmsg")  # a reader would wait for the next message
     with pytest.raises(ModelError, match="made up by the kernel, not a regular file"):
         resolve_model(ModelSection(name_or_path=str(model)))
+
+
+def test_a_model_that_may_not_be_read_is_said_as_such(model, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, _: False)
+    with pytest.raises(ModelError, match="may not be read by this user: give permission"):
+        check_model_directory(model)
+    with pytest.raises(ModelError, match=r"model\.safetensors may not be read by this user"):
+        check_weight_files(model)
