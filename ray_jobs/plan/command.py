@@ -131,9 +131,9 @@ def _data(config: Config) -> tuple[RunData | None, str, UserError | None]:
         if "://" not in name and not Path(name).exists() and not matching(Path(name))
     ]
     if not files:
-        return None, "data.train is empty", None
+        return None, "data.train is empty", _refused_template(config)
     if missing:
-        return None, f"no such file: {', '.join(missing)}", None
+        return None, f"no such file: {', '.join(missing)}", _refused_template(config)
     from causal_core.tokens.run_data import load_run_data
 
     try:
@@ -145,6 +145,20 @@ def _data(config: Config) -> tuple[RunData | None, str, UserError | None]:
     except UserError as error:
         return data, "", error
     return data, "", None
+
+
+def _refused_template(config: Config) -> ModelError | None:
+    """What training refuses of a tokenizer that is on this machine, whatever the data will be."""
+    from causal_core.tokens.run_data import load_encoder
+
+    model = Path(config.model.name_or_path)
+    if not any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    try:
+        load_encoder(config)
+    except ModelError as error:
+        return error
+    return None
 
 
 def _refuse_shared(config: Config, data: RunData) -> None:

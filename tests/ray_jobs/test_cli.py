@@ -155,6 +155,9 @@ def test_plan_refuses_a_model_whose_template_training_will_refuse(config_file, t
     outcome = causal("plan", config_file, f"model.name_or_path={model}", "--json")
     assert outcome.returncode == 1 and "the chat template" in outcome.stderr
     assert json.loads(outcome.stdout)["memory"]
+    gone = f"data.train={tmp_path / 'not-here.jsonl'}"
+    outcome = causal("plan", config_file, f"model.name_or_path={model}", gone)
+    assert outcome.returncode == 1 and "the chat template" in outcome.stderr
 
 
 def test_plan_refuses_splits_that_share_prompts_as_training_will(config_file, tmp_path):
