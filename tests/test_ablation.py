@@ -212,18 +212,19 @@ def test_a_line_holds_what_the_detectors_of_its_cell_find(
     (tmp_path / "demo.yaml").write_text(json.dumps(demo), encoding="utf-8")
     monkeypatch.setattr(ablation, "CONFIG", tmp_path / "demo.yaml")
     monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results" / "ablation.jsonl")
-    monkeypatch.setattr(ablation, "_FITTING_ROWS", 16)
-    given = argparse.Namespace(directory=tmp_path, **GIVEN)
+    monkeypatch.setattr(ablation, "_FITTING_ROWS", 8)
+    rows = {"rows": [4, 4], "left_out_rows": 2, "settings": ["evaluation.max_new_tokens=4"]}
+    given = argparse.Namespace(directory=tmp_path, **(GIVEN | rows))
     known = ablation.cells()
     for name in (ablation.BASE, "contrastive", "without_marks"):
-        cell = known[name] if name == ablation.BASE else small(known[name], 12)
+        cell = known[name] if name == ablation.BASE else small(known[name], 4)
         ablation.run_cell(name, cell, 0, given)
     base, contrastive, without = ablation.read_results()
     for row, own in ((base, {MEAN}), (contrastive, {MEAN, HEAD}), (without, {MEAN})):
         assert set(row["detectors"]["sets"]) == {"seen", "novel"}
         for found in row["detectors"]["sets"].values():
             assert set(found["detectors"]) == {*own, "length", "words"}
-            assert found["clean"] == found["attacked"] == 12
+            assert found["clean"] == found["attacked"] == 4
     assert set(without["sets"]) == {"seen", "novel", "left out marks"}
     assert without["sizes"] != base["sizes"] and "left_out" not in base["sizes"]
     assert "families left out" in left_out_table([base, contrastive, without])

@@ -19,6 +19,8 @@ from ray_jobs.train import main as entry_point
 from tests.command_line import command, program
 from tests.tiny_run import tiny_config
 
+pytestmark = pytest.mark.drawn
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

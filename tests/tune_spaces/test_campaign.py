@@ -23,7 +23,7 @@ from tune_spaces.results import write_best, write_results
 from tune_spaces.space import show
 from tune_spaces.table import show_table
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.drawn]
 
 RANKS = {
     "lora.rank": {"kind": "choice", "values": [2, 512]},

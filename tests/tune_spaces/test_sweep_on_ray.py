@@ -30,7 +30,7 @@ from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate
 from tune_spaces.ledger import Ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.drawn, pytest.mark.slow, pytest.mark.ray]
 
 SPACE = {
     "lora.rank": {"kind": "choice", "values": [2, 512]},

@@ -44,8 +44,8 @@ def trained(model, data, folder, quantization="none"):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model_directory, tiny_data, tmp_path_factory):
-    return trained(tiny_model_directory, tiny_data, tmp_path_factory.mktemp("exported"))
+def run(tiny_model_directory, short_data, tmp_path_factory):
+    return trained(tiny_model_directory, short_data, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +148,12 @@ def test_nothing_of_the_training_is_in_it_and_the_head_where_no_server_loads_it(
     assert ours == base
 
 
-def test_an_nf4_run_says_that_merging_changes_numbers_and_by_how_much(tiny_data, tmp_path_factory):
+def test_an_nf4_run_says_that_merging_changes_numbers_and_by_how_much(short_data, tmp_path_factory):
     from tests.tiny_run import write_tiny_model
 
     folder = tmp_path_factory.mktemp("nf4")
     model = write_tiny_model(folder / "model", hidden=64)
-    run = trained(model, tiny_data, folder, quantization="nf4")
+    run = trained(model, short_data, folder, quantization="nf4")
     facts = export_run(run, folder / "merged", ExportOptions(merge=True, rows=3))
     # Four bits keep some percent of a weight.
     assert facts["reloaded"]["answer_log_probabilities"]["largest"] > 1e-3
@@ -280,12 +280,12 @@ def test_a_damaged_record_of_an_attack_is_told(run, tmp_path, content):
         export_run(other, tmp_path / "out", ExportOptions(rows=1))
 
 
-def test_a_run_whose_data_is_gone_asks_for_other_rows(run, tmp_path, tiny_data, monkeypatch):
+def test_a_run_whose_data_is_gone_asks_for_other_rows(run, tmp_path, short_data, monkeypatch):
     monkeypatch.setattr(build, "load_split", _gone)
     with pytest.raises(UserError, match="--data FILE#SPLIT"):
         export_run(run, tmp_path / "out", ExportOptions(rows=1))
     monkeypatch.undo()
-    rows = str(tiny_data / "test_seen.jsonl")
+    rows = str(short_data / "test_seen.jsonl")
     facts = export_run(run, tmp_path / "out", ExportOptions(rows=1, data=rows))
     assert facts["reloaded"]["set"] == rows
 

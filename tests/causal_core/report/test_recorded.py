@@ -14,6 +14,8 @@ from causal_core.report.recorded import read_summary
 from causal_core.report.run_report import write_report
 from tests.causal_core.report.test_run_report import summary, write_run
 
+pytestmark = pytest.mark.drawn
+
 
 def test_what_a_run_writes_is_read_as_it_is(tmp_path):
     run = write_run(tmp_path, summary())

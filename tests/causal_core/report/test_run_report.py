@@ -21,6 +21,8 @@ from causal_core.report.targets import judge_targets
 from causal_core.report.verdict import verdict_of
 from causal_core.visible_text import visible
 
+pytestmark = pytest.mark.drawn
+
 HOSTILE = (
     "<script>alert(1)</script> {{7*7}} {% raw %} \x1b[31mred \u202egnp.exe\u2069 </style>"
     "<img src=https://evil.example/x onerror=alert(1)> \ud800 $\\frac{ \U000e0041 \x00 \"'"
