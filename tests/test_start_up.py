@@ -62,15 +62,36 @@ def test_what_a_driver_imports_to_begin_with_computes_nothing():
     assert not found & (TRAINING | QUANTISED | RAY)
 
 
-def test_a_plan_that_is_known_and_data_that_are_tokenised_need_no_transformers(config, tmp_path):
-    config.data.cache_dir = str(tmp_path / "cache")  # where no other test has planned
-    path = tmp_path / "config.yaml"
+@pytest.fixture(scope="module")
+def planned(tiny_model_directory, tiny_data, tmp_path_factory):
+    """A config that was never planned before, and the modules of a process that planned it and made
+    an 8-bit optimizer after it."""
+    folder = tmp_path_factory.mktemp("planned")
+    config = tiny_config(tiny_model_directory, tiny_data, folder / "run")
+    config.data.cache_dir = str(folder / "cache")  # where no other test has planned
+    path = folder / "config.yaml"
     path.write_text(config.to_yaml())
-    plan = command("plan", str(path))
-    assert modules_after(plan) >= TRAINING
-    again = modules_after(plan)
+    code = (
+        f"\nassert sys.modules.keys() >= {TRAINING!r}\n"
+        "import torch\nfrom causal_core.config import TrainSection\n"
+        "from causal_core.engines.optimizer import build_optimizer\n"
+        "parameters = {'one': torch.nn.Parameter(torch.zeros(2, 2))}\n"
+        "train = TrainSection(optimizer='adamw_8bit')\n"
+        "build_optimizer(parameters, train, torch.device('cpu'))"
+    )
+    return path, modules_after("import sys\n" + command("plan", str(path)) + code)
+
+
+def test_a_plan_that_is_known_and_data_that_are_tokenised_need_no_transformers(planned):
+    again = modules_after(command("plan", str(planned[0])))
     assert not again & (TRAINING | QUANTISED | RAY)
     assert not {name for name in again if name.partition(".")[0] == "transformers"}
+
+
+def test_a_plan_and_an_8_bit_optimizer_do_without_torch_s_compiler(planned):
+    """bitsandbytes would import it for functions that are decorated and not called."""
+    assert "bitsandbytes" in planned[1]
+    assert "torch._inductor.compile_fx" not in planned[1]
 
 
 def test_a_plain_float32_model_needs_no_bitsandbytes_and_a_quantised_one_after_it_does(
@@ -97,23 +118,6 @@ def test_a_plain_float32_model_needs_no_bitsandbytes_and_a_quantised_one_after_i
         "assert any(isinstance(m, Linear4bit) for m in model.modules())\n"
     )
     assert "bitsandbytes" in modules_after(code, str(path))
-
-
-def test_a_plan_and_an_8_bit_optimizer_do_without_torch_s_compiler(config, tmp_path):
-    """bitsandbytes would import it for functions that are decorated and not called."""
-    config.data.cache_dir = str(tmp_path / "cache")  # where no other test has planned
-    path = tmp_path / "config.yaml"
-    path.write_text(config.to_yaml())
-    code = (
-        "\nimport torch\nfrom causal_core.config import TrainSection\n"
-        "from causal_core.engines.optimizer import build_optimizer\n"
-        "parameters = {'one': torch.nn.Parameter(torch.zeros(2, 2))}\n"
-        "train = TrainSection(optimizer='adamw_8bit')\n"
-        "build_optimizer(parameters, train, torch.device('cpu'))"
-    )
-    found = modules_after(command("plan", str(path)) + code)
-    assert "bitsandbytes" in found
-    assert "torch._inductor.compile_fx" not in found
 
 
 def test_what_bitsandbytes_wants_compiled_is_compiled_when_it_is_called():
