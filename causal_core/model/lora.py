@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from causal_core.model.frozen_layers import swiglu
-from causal_core.model.matmul import frozen_linear, linear
+from causal_core.model.matmul import frozen_linear, linear, use_frozen_linear
 
 
 class _DenseLora(torch.autograd.Function):
@@ -188,10 +188,11 @@ def use_fused_lora(peft_model: nn.Module) -> int:
 
     count = 0
     for module in peft_model.modules():
-        linear = isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear)
-        if linear and not getattr(module, "fan_in_fan_out", False):
+        base = module.base_layer if isinstance(module, LoraLayer) else None
+        if isinstance(base, nn.Linear) and not getattr(module, "fan_in_fan_out", False):
             module.forward = MethodType(_lora_forward, module)
             module.applies_swiglu = True  # type: ignore[assignment]
+            use_frozen_linear(base)  # which PEFT calls, where the adapter is off
             count += 1
     return count
 

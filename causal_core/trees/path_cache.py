@@ -43,7 +43,9 @@ class PathCache:
         place, length = len(self.lengths), len(path)
         for own, given in zip(self._layers, kept, strict=True):
             for to, source in zip(own, given, strict=True):
-                to[place, :, :length] = source[row].index_select(1, path.to(source.device))
+                # By nodes, as projections leave them in memory: by columns, all would be copied.
+                nodes = source[row].transpose(0, 1).index_select(0, path.to(source.device))
+                to[place, :, :length] = nodes.transpose(0, 1)
         self.lengths.append(length)
 
     def remove(self, place: int) -> None:

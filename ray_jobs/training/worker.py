@@ -7,6 +7,7 @@ and not their code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     from causal_core.device import prepare_device, worker_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
     from causal_core.evaluation.subject import Subject, in_memory
+    from causal_core.model.lora import without_adapter
     from causal_core.tokens.run_data import load_encoder, load_test_set
 
     config = parse_config(job["config"])
@@ -129,16 +131,18 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
             for set_name, paths in config.data.test.items():
                 dataset = load_test_set(subject.config, encoder, paths)
                 dataset = dataset.head(config.evaluation.limit)
-                rows = evaluate_rows(
-                    model,
-                    encoder,
-                    dataset,
-                    range(job["shard"], len(dataset), job["shards"]),
-                    config.evaluation,
-                    device,
-                    head_trained=subject.head_trained,
-                    progress=lambda count: print(count, file=progress),
-                )
+                # A fresh adapter says the same as none, and costs its products.
+                with without_adapter(model) if subject.is_base else nullcontext():
+                    rows = evaluate_rows(
+                        model,
+                        encoder,
+                        dataset,
+                        range(job["shard"], len(dataset), job["shards"]),
+                        config.evaluation,
+                        device,
+                        head_trained=subject.head_trained,
+                        progress=lambda count: print(count, file=progress),
+                    )
                 results[subject.name][set_name] = to_records(rows)
             del model  # before the next one is loaded
     return results

@@ -1,7 +1,8 @@
 """A whole run in this process: what it leaves, and what may not touch it.
 
 1. An evaluation for the record is in all files of the run.
-2. While a run is being written, `train`, `evaluate` and `train --fresh` of it are refused.
+2. Its base is evaluated without the fresh adapter, which would say the same.
+3. While a run is being written, `train`, `evaluate` and `train --fresh` of it are refused.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import json
 import shutil
 
 import pytest
+from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
 
 from causal_core.config_file import load_config
 from causal_core.errors import UserError
+from causal_core.evaluation.rows import evaluate_rows
 from causal_core.files import CONFIG
 from causal_core.run.lock import LOCK, only_writer
 from ray_jobs.cli import main
@@ -58,6 +61,25 @@ def test_an_evaluation_for_the_record_is_in_all_files_of_the_run(directory):
     full = run_evaluation(directory, CONSOLE, {})["evaluation"]
     assert full["models"]["trained"]["sets"]["novel"]["n"] == 2
     assert json.loads((directory / "summary.json").read_text())["evaluation"] == full
+
+
+def test_the_base_is_evaluated_without_an_adapter_that_says_the_same(directory, monkeypatch):
+    found = {}
+
+    def both_ways(model, *arguments, **more):
+        adapted = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        off = {layer.disable_adapters for layer in adapted}
+        rows = evaluate_rows(model, *arguments, **more)
+        for layer in adapted:
+            layer._disable_adapters = False
+        found.setdefault(tuple(off), []).append(rows == evaluate_rows(model, *arguments, **more))
+        for layer in adapted:
+            layer._disable_adapters = off == {True}
+        return rows
+
+    monkeypatch.setattr("causal_core.evaluation.rows.evaluate_rows", both_ways)
+    run_evaluation(directory, CONSOLE, {})
+    assert found == {(True,): [True, True], (False,): [True, True]}  # of two test sets each
 
 
 def test_a_finished_run_keeps_the_config_that_its_numbers_are_of(config, directory):

@@ -2,8 +2,9 @@
 
 1. Values and the gradient of the input agree for whole, transposed and partial matrices.
 2. Other types, and what oneDNN is slow at, go torch's own way.
-3. Thousands of new shapes do not fill the memory.
-4. In bfloat16 a product with frozen weights errs by three unit roundoffs at most, the gradient of a
+3. A model whose adapter is switched off multiplies by the library in use as well.
+4. Thousands of new shapes do not fill the memory.
+5. In bfloat16 a product with frozen weights errs by three unit roundoffs at most, the gradient of a
    model by no more than such errors in every product explain, and nothing else is rounded.
 """
 
@@ -17,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from causal_core.loss.objective import needs_of
 from causal_core.model import lora, matmul
+from causal_core.model.lora import without_adapter
 from causal_core.model.matmul import (
     LIBRARIES,
     bfloat16_speed,
@@ -26,6 +29,7 @@ from causal_core.model.matmul import (
     linear,
     use_frozen_linear,
 )
+from causal_core.trees.packing import FLAT, cut_micro_batches
 from tests.causal_core.step.test_exactness import LOSSES, packed_gradients
 from tests.tiny import random_triplets, relative_error, tiny_model
 
@@ -98,6 +102,23 @@ def test_a_frozen_linear_has_the_input_s_gradient_alone():
     layer.requires_grad_(True)  # trained after all: torch's own forward
     layer(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+@needs_onednn
+def test_without_its_adapter_a_model_multiplies_by_the_library_in_use(monkeypatch):
+    model, loss, used = tiny_model(), LOSSES["all"], []
+    real = matmul._onednn
+
+    def watched(x, weight, bias):
+        used.append(weight.data_ptr())
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(matmul, "_onednn", watched)
+    batch = cut_micro_batches(random_triplets(2, seed=1), needs_of(loss), 300, FLAT)[0].batch
+    with matmul.using("onednn"), without_adapter(model):
+        model(batch)
+    frozen = [p for name, p in model.named_parameters() if name.endswith("base_layer.weight")]
+    assert sorted(used) == sorted(weight.data_ptr() for weight in frozen)
 
 
 def test_the_fastest_is_one_that_can_be_used(monkeypatch):
