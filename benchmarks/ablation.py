@@ -200,6 +200,7 @@ def config_of(
     }
     tree["evaluation"] = {"max_new_tokens": 24, "own_margin": True}
     tree["train"]["micro_batch_tokens"] = 4096
+    tree["train"]["matmul"] = "float32"  # on every processor, unless --set says otherwise
     tree["train"]["epochs"] = cell.get("epochs", 1)
     for setting in given.settings:
         apply_override(tree, setting)

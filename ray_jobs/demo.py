@@ -18,8 +18,10 @@ from causal_core.config_file import parse_config
 from causal_core.data.writer import to_table, write_triplets
 from causal_core.files import SUMMARY
 from causal_core.generator.generate import generate_dataset
+from causal_core.model.device_costs import Measurements, takes_bfloat16
 from causal_core.report.recorded import read_summary
 from causal_core.run.lock import only_writer
+from causal_core.run.session import MEASUREMENTS
 from ray_jobs.console.plain import plain
 from ray_jobs.console.result import show_result
 from ray_jobs.run import run_evaluation, run_training
@@ -58,11 +60,24 @@ def _run_demo(directory: Path, seed: int, console: Console) -> None:
         _say(console, 4, "evaluation: base, control and defended on held-out attacks")
         result = run_evaluation(directory / "defended", console, {"control": directory / "control"})
     show_result(console, directory / "defended", result)
+    console.print(plain(_products(directory / "defended")))
     console.print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
 def _say(console: Console, number: int, text: str) -> None:
     console.print(plain(f"{number}/4 {text}"), style="bold", soft_wrap=True)
+
+
+def _products(run: Path) -> str:
+    """In which type a finished run multiplied, as `train.matmul=auto` chose."""
+    measured = Measurements.read(run / MEASUREMENTS)
+    speed = None if measured is None else measured.bfloat16_speed
+    if not takes_bfloat16("auto", speed):
+        return "Trained and evaluated in float32."
+    return (
+        f"Trained with products in bfloat16, {speed:.1f} times as fast as float32 on this "
+        "processor (train.matmul=auto, docs/cpu.md); evaluated in float32."
+    )
 
 
 def _generate(data: Path, seed: int) -> None:

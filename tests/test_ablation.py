@@ -45,6 +45,7 @@ def test_a_cell_is_a_config_with_its_data(name, tmp_path):
     given = argparse.Namespace(directory=tmp_path, **GIVEN)
     cell = small(ablation.cells()[name], 12)
     config = ablation.config_of(name, cell, 0, tmp_path / "data", given)
+    assert config.train.matmul == "float32"  # whatever the demo's own config asks for
     lines = Path(config.data.train[0]).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 12
