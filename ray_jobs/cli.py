@@ -101,11 +101,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of data and training.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old runs stay.")] = False,
 ) -> None:
-    """Run the main job on built-in data and model: 10 to 13 minutes on two CPU cores.
+    """Run the main job on built-in data and model: less than 10 minutes on two quiet CPU cores.
 
-    Generates triplets, trains SmolLM2-135M-Instruct in a process of its own with and without the
-    defence, evaluates both beside the untrained model on attacks they have and have not seen, and
-    writes report.html. Run again, it continues where it was.
+    Generates triplets, trains SmolLM2-135M-Instruct with and without the defence (side by side
+    where cores and memory are enough), evaluates both beside the untrained model on attacks they
+    have and have not seen, and writes report.html. Run again, it continues where it was.
 
     Example: causal demo --dir runs/demo
     """

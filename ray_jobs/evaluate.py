@@ -39,12 +39,16 @@ DESCRIPTIONS = {
 
 
 def evaluate(
-    config: Config, subjects: Sequence[Subject], trace: Path | None = None
+    config: Config,
+    subjects: Sequence[Subject],
+    trace: Path | None = None,
+    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates models on all test sets of the config.
 
     Args:
         trace: A Parquet file to write every row's prompts, answers and scores to.
+        known: Rows of models that were evaluated before, by model and test set.
 
     Returns:
         Metrics by model and test set, and examples (see `causal_core.evaluation.rows`).
@@ -53,7 +57,10 @@ def evaluate(
         UserError: no test set, or one of which the models' tokenizers leave different rows.
     """
     datasets = datasets_of(config, subjects)
-    found = _rows(config, subjects, datasets)
+    rows = dict(known or {})
+    if left := [subject for subject in subjects if subject.name not in rows]:
+        rows |= _rows(config, left, datasets)
+    found = {subject.name: rows[subject.name] for subject in subjects}
     if trace is not None:
         write_rows(trace, datasets, found)
     first = next(iter(datasets.values()))  # texts, which are the same for all

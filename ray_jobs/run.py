@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -39,6 +39,9 @@ from ray_jobs.plan.command import plan_of, show_plan
 from ray_jobs.training.process import worker_process
 from ray_jobs.training.ray_session import refused_here
 from ray_jobs.training.trainer import fit
+
+if TYPE_CHECKING:
+    from causal_core.evaluation.rows import RowResult
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,7 @@ def run_evaluation(
     against: Mapping[str, Path],
     *,
     trust_remote_code: bool = False,
+    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a finished run beside its base and other runs, for its record, and rewrites its
     report.
@@ -132,6 +136,7 @@ def run_evaluation(
         trust_remote_code: Whether Python code that ships with the run's model may run; what the
             run's own config says of it, of the cluster to connect to and of the cache
             ($CAUSAL_RAY_CACHE names one) is not heeded.
+        known: Rows of some of the models, by model and test set, where they were evaluated already.
 
     Returns:
         The content of summary.json, with this evaluation.
@@ -142,11 +147,15 @@ def run_evaluation(
     if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} in {directory / CONFIG}")
     with only_writer(directory):
-        return _evaluated_for_the_record(config, directory, console, against)
+        return _evaluated_for_the_record(config, directory, console, against, known)
 
 
 def _evaluated_for_the_record(
-    config: Config, directory: Path, console: Console, against: Mapping[str, Path]
+    config: Config,
+    directory: Path,
+    console: Console,
+    against: Mapping[str, Path],
+    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run whose lock is held, and puts the result into all of its files."""
     read_summary(directory, ended=True)
@@ -155,17 +164,23 @@ def _evaluated_for_the_record(
     checkpoints: dict[str, Path | None] = {"base": None}
     checkpoints.update({name: other / BEST for name, other in against.items()})
     checkpoints[TRAINED] = directory / BEST
-    evaluation = evaluated(config, subjects_of(config, checkpoints), console)
+    evaluation = evaluated(config, subjects_of(config, checkpoints), console, known=known)
     return put_on_record(directory, evaluation)
 
 
 def evaluated(
-    config: Config, subjects: Sequence[Subject], console: Console, trace: Path | None = None
+    config: Config,
+    subjects: Sequence[Subject],
+    console: Console,
+    trace: Path | None = None,
+    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
 ) -> dict[str, Any]:
     """`evaluate` with its progress shown; the config's run.dir holds what workers log meanwhile."""
-    total = expected_progress(config, len(subjects))
+    if not (left := [subject for subject in subjects if subject.name not in (known or {})]):
+        return evaluate(config, subjects, trace, known)
+    total = expected_progress(config, len(left))
     with evaluation_progress(console, run_directory(config) / PROGRESS, total):
-        return evaluate(config, subjects, trace)
+        return evaluate(config, subjects, trace, known)
 
 
 def put_on_record(directory: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,13 +150,27 @@ def _no_room(workers: int) -> str | None:
     )
 
 
+_programs = 1  # that have this machine's cores in equal parts
+
+
+@contextlib.contextmanager
+def sharing_cores(programs: int) -> Iterator[None]:
+    """Gives the workers of this process one part of so many of the cores, for a `with` block."""
+    global _programs
+    before, _programs = _programs, programs
+    try:
+        yield
+    finally:
+        _programs = before
+
+
 def worker_threads(config: Config) -> int:
     """CPU threads of each worker: the config's, or an even part of this machine's cores."""
     from causal_core.device import available_cores
 
     if config.resources.threads is not None:
         return config.resources.threads
-    return max(1, available_cores() // max(1, config.resources.max_workers))
+    return max(1, available_cores() // (max(1, config.resources.max_workers) * _programs))
 
 
 def _cpus_needed(config: Config) -> int:
