@@ -36,7 +36,10 @@ _PATIENCE_SECONDS = 60  # for the checkpoint of a process that is asked to stop
 
 
 class Beside:
-    """A process that trains a config's run, and evaluates models by it."""
+    """A process that trains a config's run, and evaluates models by it.
+
+    The run is to need no more memory than the one beside it, of which there is a plan.
+    """
 
     def __init__(self, config: Config, checkpoints: Mapping[str, Path | None], log: Path) -> None:
         self._name, self._log = Path(config.run.dir).name, log
@@ -136,7 +139,8 @@ def _rows(job: Mapping[str, Any]) -> dict[str, Any]:
     config = parse_config(job["config"])
     checkpoints = {k: None if v is None else Path(v) for k, v in job["checkpoints"].items()}
     with sharing_cores(PROGRAMS), worker_process(config):
-        run_training(config, Console(stderr=True), test=False)
+        # What needs more memory at the same time, the other one, was planned with its whole.
+        run_training(config, Console(stderr=True), test=False, planned=True)
         found = evaluated_rows(config, checkpoints)
     return {
         model: {name: to_records(rows) for name, rows in sets.items()}

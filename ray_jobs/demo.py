@@ -72,7 +72,7 @@ def _one_by_one(control: Config, defended: Config, console: Console) -> dict[str
         _say(console, 2, "control: the same benign training without a defence")
         run_training(control, console, test=False)
         _say(console, 3, "defended: with the default loss")
-        run_training(defended, console, test=False)
+        run_training(defended, console, test=False, report=False)
         _say(console, 4, "evaluation: base, control and defended on held-out attacks")
         return run_evaluation(Path(defended.run.dir), console, {"control": Path(control.run.dir)})
 
@@ -86,7 +86,7 @@ def _side_by_side(control: Config, defended: Config, console: Console) -> dict[s
     asked = {"base": None, "control": control_dir / BEST}
     with beside(control, asked, log) as process, worker_process(defended):
         _say(console, 3, "defended: with the default loss")
-        run_training(defended, console, test=False)
+        run_training(defended, console, test=False, report=False)
         _say(console, 4, "evaluation: base, control and defended on held-out attacks")
         with evaluation_progress(console, directory / PROGRESS, expected_progress(defended, 1)):
             rows = evaluated_rows(defended, {TRAINED: directory / BEST})

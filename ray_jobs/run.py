@@ -62,9 +62,20 @@ def train_command(
 
 
 def run_training(
-    config: Config, console: Console, *, fresh: bool = False, test: bool = True
+    config: Config,
+    console: Console,
+    *,
+    fresh: bool = False,
+    test: bool = True,
+    planned: bool = False,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Trains (or resumes), evaluates where the config has test sets, and writes the report.
+
+    Args:
+        planned: It is known that there is memory for it, and no plan is made.
+        report: Write the report of a run that is not tested, too: not where an evaluation that
+            writes it comes next.
 
     Returns:
         The content of summary.json.
@@ -78,15 +89,18 @@ def run_training(
         if moved is not None:
             console.print(plain(f"The earlier run is now in {moved}"))
         with worker_process(config):  # one for training and evaluation
-            return _trained(config, console, test)
+            return _trained(config, console, test, planned, report)
 
 
-def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
+def _trained(
+    config: Config, console: Console, test: bool, planned: bool, report: bool
+) -> dict[str, Any]:
     directory = run_directory(config)
     data = _prepared_data(config, console)
-    plan = plan_of(config, data)
-    show_plan(console, plan)
-    event(log, "plan", **plan)
+    if not planned:
+        plan = plan_of(config, data)
+        show_plan(console, plan)
+        event(log, "plan", **plan)
     steps = step_plan(config, len(data.train)).total_steps
     if not (directory / CONFIG).exists():
         write_whole(directory / CONFIG, config.to_yaml())
@@ -115,7 +129,8 @@ def _trained(config: Config, console: Console, test: bool) -> dict[str, Any]:
         )
     if test and config.data.test:
         return _evaluated_for_the_record(config, directory, console, {})
-    write_report(directory)
+    if report:
+        write_report(directory)
     return result
 
 

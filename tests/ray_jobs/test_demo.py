@@ -68,7 +68,9 @@ def test_a_demo_evaluates_base_control_and_defended_and_is_done_once(tiny, capsy
 def test_side_by_side_comes_out_as_one_by_one(two, tmp_path, monkeypatch, capsys):
     demo.run_demo(two)
     assert "control.log" in capsys.readouterr().out
-    assert "train 2/2" in (two / "control.log").read_text()
+    beside_log = (two / "control.log").read_text()
+    assert "train 2/2" in beside_log and "memory" not in beside_log  # the other one is planned
+    assert all((two / run / "report.html").is_file() for run in ("control", "defended"))
     monkeypatch.setattr(demo, "_has_room_for_two", lambda _: False)
     demo.run_demo(tmp_path / "one by one")
     assert evaluated(two) == evaluated(tmp_path / "one by one")
