@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The fast tests, file by file (as grouped in tests/conftest.py), on all cores; the slow ones kill processes by the clock and run alone.
+# The fast tests, file by file, on all cores; the slow ones kill processes by the clock and run alone.
 # In our own order (tests/conftest.py): xdist's would leave the longest files to the end.
-PARALLEL := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo check test test-all mutants isa lint types bench gpu clean help

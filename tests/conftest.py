@@ -25,15 +25,11 @@ _SLOW_SECONDS = 3600
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, those with Ray before all: none of them is begun at the end, when
-    other cores have nothing left to do. Files that share a Ray stay in one process, to start one;
-    any other file stays together, too, for the fixtures of its module."""
+    other cores have nothing left to do."""
     place: dict[Path, int] = {}
-    with_ray = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(_SLOW_SECONDS), append=False)
-        group = "ray" if item.path in with_ray else item.path.relative_to(REPOSITORY).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
         own = 0 if item.get_closest_marker("ray") else 1 if item.get_closest_marker("long") else 2
         place[item.path] = min(own, place.get(item.path, 2))
     items.sort(key=lambda item: place[item.path])

@@ -89,6 +89,7 @@ def test_two_programs_have_half_of_the_cores_each(monkeypatch):
 
 def test_it_takes_two_at_a_time_where_cores_and_memory_are_enough(monkeypatch):
     config = parse_config({"data": {"train": "none"}, "resources": {"workers": 1}})
+    monkeypatch.setattr(demo, "runs_alone", lambda _: True)  # whatever other tests connected to
     for cores, free, room in ((2, 2**34, True), (1, 2**34, False), (2, 2**32, False)):
         monkeypatch.setattr(demo, "available_cores", lambda cores=cores: cores)
         monkeypatch.setattr(demo, "device_memory_bytes", lambda _, free=free: free)
