@@ -26,12 +26,12 @@ from rich.console import Console
 from causal_core.config import Config
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.rows import RowResult
+from ray_jobs import child
 from ray_jobs.training.ray_session import sharing_cores
 
 Rows = dict[str, dict[str, list[RowResult]]]  # by model and test set
 
 PROGRAMS = 2
-_PACKAGES = Path(__file__).resolve().parents[1]
 _PATIENCE_SECONDS = 60  # for the checkpoint of a process that is asked to stop
 
 
@@ -43,25 +43,13 @@ class Beside:
 
     def __init__(self, config: Config, checkpoints: Mapping[str, Path | None], log: Path) -> None:
         self._name, self._log = Path(config.run.dir).name, log
-        paths = [str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
         with log.open("w", encoding="utf-8") as printed:
-            self._process = subprocess.Popen(  # noqa: S603 - this package's own module
-                [sys.executable, "-P", "-m", __name__],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=printed,
-                text=True,
-                start_new_session=True,  # Ctrl-C is this process's, which ends that one
-            )
+            self._process = child.started(__name__, printed=printed)
         job = {
             "config": config.model_dump(mode="json"),
             "checkpoints": {k: None if v is None else str(v) for k, v in checkpoints.items()},
         }
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died: the answer says so
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
+        child.tell(self._process, job)
 
     def rows(self) -> Rows:
         """What its evaluation found; waits for it.
@@ -92,10 +80,7 @@ class Beside:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        child.close_pipes(self._process)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("causal_core", "ray_jobs", "tune_spaces")  # each may import those before it
+
+TOP_LEVEL = {
+    ".ci", ".gitignore", ".pre-commit-config.yaml", ".rayignore", "CHANGELOG.md", "CONTRIBUTING.md",
+    "LICENSE", "Makefile", "README.md", "benchmarks", "causal_core", "cluster", "configs",
+    "constraints.txt", "docs", "pyproject.toml", "ray_jobs", "tests", "tune_spaces",
+}  # fmt: skip
 
 # The rooms of causal_core in the order of the data; each imports only itself and rooms before it.
 # The files of the ground are one room, beside each other.
@@ -121,3 +130,14 @@ def test_no_pickle_and_no_remote_code():
         found = [*sorted(tops & modules), *(word for word in words if word in text)]
         wrong += (f"{name}: {what}" for what in found)
     assert not wrong
+
+
+def test_the_top_level_holds_what_belongs_there_and_nothing_else():
+    """What a command left in a checkout is not to be committed with it."""
+    listed = subprocess.run(
+        ["git", "ls-files"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    assert {name.partition("/")[0] for name in listed.stdout.splitlines()} == TOP_LEVEL

@@ -16,17 +16,16 @@ import logging
 import os
 import queue
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from causal_core import errors
 from causal_core.config import Config
 from causal_core.errors import RunFailedError
+from ray_jobs import child
 from ray_jobs.training.ray_session import cluster_address
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ MODULE = "ray_jobs.training.worker_process"
 QUANTIZED = "--quantized"  # an option of it
 LOOK_SECONDS = 0.25
 _KEPT_BYTES = 20_000  # of what a process that died had printed last
-_PACKAGES = Path(__file__).resolve().parents[2]
 
 
 def runs_alone(config: Config) -> bool:
@@ -139,26 +137,13 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        child.close_pipes(self._process)
         self._printed.close()
 
     def _start(self) -> None:
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        paths = [str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(  # noqa: S603 - this package's own module
-            # -P: not what lies in the working directory.
-            [sys.executable, "-P", "-m", MODULE, *self._options],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            text=True,
-            start_new_session=True,  # Ctrl-C is the driver's, which ends this one
-        )
+        self._process = child.started(MODULE, *self._options, printed=self._printed)
         self._reader = threading.Thread(
             target=self._listen, args=(self._process.stdout, self._answers), daemon=True
         )
@@ -171,10 +156,7 @@ class WorkerProcess:
         answers.put(None)
 
     def _answer(self, name: str, job: Mapping[str, Any], look: Callable[[], None]) -> Any:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died: the answer says so
-            self._process.stdin.write(json.dumps([name, job]) + "\n")
-            self._process.stdin.flush()
+        child.tell(self._process, [name, job])
         line = None
         while True:
             try:

@@ -279,5 +279,5 @@ def test_a_file_with_a_hole_of_gigabytes_is_damage_before_it_is_read(copy):
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["files"][OPTIMIZER]["bytes"] = 2**40
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DamagedCheckpointError, match="its end was never written"):
+    with pytest.raises(DamagedCheckpointError, match=rf"{OPTIMIZER}: cannot be read"):
         verify_checkpoint(copy)

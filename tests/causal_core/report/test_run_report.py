@@ -390,12 +390,6 @@ def test_the_witness_is_found_as_success_is_judged() -> None:
     assert pieces("text", "") == [("text", False)]
 
 
-def test_visible_keeps_ordinary_text() -> None:
-    ordinary = "Zürich, 東京, עברית, 👍🏽\n\tline\u00a0two \\ end"
-    assert visible(ordinary) == ordinary
-    assert visible("a\x1b[0m\u200b\r") == "a\\x1b[0m\\u200b\\x0d"
-
-
 def test_running_mean_skips_gaps() -> None:
     means = running_mean([None, 1.0, 3.0, math.nan, 5.0], 2)
     assert math.isnan(means[0])
