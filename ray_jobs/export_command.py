@@ -97,25 +97,27 @@ def _token(push: str | None) -> str | None:
     """The hub token, from the environment alone: it is on no command line and in no file of ours.
 
     Raises:
-        UserError: an upload without one, known before any work.
+        UserError: an upload without one, or without a hub, known before any work.
     """
     if push is None:
         return None
     token = os.environ.get(_TOKEN)
     if not token:
         raise UserError(f"--push needs a token of the hub in the environment: ${_TOKEN} is not set")
+    from causal_core.pretrained.hub import check_hub
+
+    check_hub()
     return token
 
 
 def _upload(out: Path, repository: str, token: str | None) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(token=token)
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=out)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the network's, of whatever library the client is made
         # The reason in one line, without what was sent: a request holds the token.
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason"
         raise RunFailedError(

@@ -36,6 +36,7 @@ from causal_core.errors import CheckpointError, DamagedCheckpointError, ForeignC
 from causal_core.files import BEST, checked_file, read_small
 from causal_core.model.causal_model import CausalModel, adapt, check_architecture
 from causal_core.model.plain_peft import without_bitsandbytes
+from causal_core.pretrained.hub import ask_hub, hub_refused
 from causal_core.pretrained.loading import resolve_model
 from causal_core.visible_text import quoted, shown
 
@@ -114,9 +115,14 @@ def adapter_directory(place: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    ask_hub(place)
     try:
         return Path(snapshot_download(place, allow_patterns=[ADAPTER_CONFIG, ADAPTER]))
     except (OSError, ValueError, RuntimeError) as error:  # whatever a network and its client raise
+        if (refused := hub_refused(place)) is not None:
+            raise CheckpointError(
+                f"the adapter {shown(place)} cannot be had from the hub: {refused}"
+            ) from error
         reason = quoted((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
         raise CheckpointError(
             f"the adapter {shown(place)} cannot be had from the hub: {reason}; check its name, the "

@@ -16,6 +16,7 @@ from causal_core.config import ModelSection
 from causal_core.errors import ModelError
 from causal_core.files import cache_root
 from causal_core.remembered import remembered
+from causal_core.visible_text import shown
 
 T = TypeVar("T")
 
@@ -149,9 +150,11 @@ def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
     if (known := _known(model)) is not None:
         kind, values = known
         return AutoConfig.for_model(kind, **values)
+    from causal_core.pretrained.hub import ask_hub, hub_refused
     from causal_core.pretrained.loading import UNKNOWN_ARCHITECTURE, cannot_load, resolve_model
 
     source = resolve_model(model, cache_dir)
+    ask_hub(source)
     try:
         return AutoConfig.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -160,8 +163,11 @@ def architecture_of(model: ModelSection, cache_dir: str | None = None) -> Any:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if first.startswith(UNKNOWN_ARCHITECTURE):
             raise ModelError(cannot_load("architecture", source, error)) from error
+        why = hub_refused(source) or (
+            f"{first[:300].rstrip('.')}. Memory is planned from a model's config.json: give a "
+            "local directory or a hub id that is reachable."
+        )
         raise ModelError(
-            f"the architecture of {source} cannot be read: {first[:300]}. Memory is planned from a "
-            "model's config.json: give a local directory or a hub id that is reachable; known "
-            f"without network are {', '.join(sorted(ARCHITECTURES))}"
+            f"the architecture of {shown(source)} cannot be read: {why} Known without network are "
+            f"{', '.join(sorted(ARCHITECTURES))}"
         ) from error

@@ -17,6 +17,7 @@ from causal_core.config import Config, ModelSection
 from causal_core.device import bnb_device_map, dtype_of
 from causal_core.errors import ModelError, UserError
 from causal_core.pretrained.demo_model import demo_model_directory
+from causal_core.pretrained.hub import ask_hub, hub_refused
 from causal_core.pretrained.model_files import check_model_directory, check_weight_files
 from causal_core.visible_text import quoted, shown
 
@@ -58,6 +59,7 @@ def load_architecture(config: ModelSection, cache_dir: str | None = None) -> Any
     from transformers import AutoConfig
 
     source = resolve_model(config, cache_dir)
+    ask_hub(source)
     with _told("configuration", source):
         return AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -101,6 +103,7 @@ def load_tokenizer(config: ModelSection, cache_dir: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve_model(config, cache_dir)
+    ask_hub(source)
     with _told("tokenizer", source):
         return AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -132,6 +135,7 @@ def load_base(config: ModelSection, device: torch.device, cache_dir: str | None 
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = bnb_device_map(device)
+    ask_hub(source)
     with _told("model", source):
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
     _refuse_unfit_weights(source, found, model.config.get_text_config())
@@ -264,6 +268,8 @@ def cannot_load(what: str, source: str, error: Exception) -> str:
             "Some of its files are missing or damaged, or ask for what the installed transformers "
             "does not have: download them again, or use one of the architectures in docs/models.md."
         )
+    if (refused := hub_refused(source)) is not None:
+        return f"the {what} of {shown(source)} cannot be loaded: {refused}"
     if not isinstance(error, OSError | ValueError):  # a bare `'key'` or half a sentence a line
         first = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (

@@ -2,5 +2,17 @@
 
 import logging
 
-# Warns, when it is imported, of a home that cannot be written: it looks for fonts again, no more.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+# What matplotlib says where a home cannot be written, or the first time: it looks for fonts.
+_OF_NO_USE = (
+    "mkdir -p failed for path",
+    "Matplotlib created a temporary cache directory",
+    "Matplotlib is building the font cache",
+)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_OF_NO_USE)
+
+
+for _name in ("matplotlib", "matplotlib.font_manager"):  # a filter holds for its own logger alone
+    logging.getLogger(_name).addFilter(_is_of_use)

@@ -34,6 +34,7 @@ def _quiet_transformers() -> None:
     """Before it is imported, which takes a second and not every command needs, and after."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # importing it sets its logger's level
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
