@@ -13,8 +13,8 @@ from causal_core.files import CACHE_SETTING
 from ray_jobs.console.encoding import encode_anything
 from ray_jobs.console.logs import say_error
 from ray_jobs.console.plain import printable
+from ray_jobs.stopping import Stopped, stopped_by_sigterm
 
-_INTERRUPTED = "interrupted; the same command "
 # What it does, by its first words; train, demo and tune have checkpoints.
 _GOES_ON: dict[tuple[str, ...], str] = {
     ("data", "targets"): "goes on from the answers that it has",
@@ -42,12 +42,17 @@ def exit_with_code(command: Callable[[], object]) -> None:
     """Runs a command and leaves the process with the code of its outcome."""
     encode_anything()
     try:
-        command()
+        with stopped_by_sigterm():
+            command()
     except UserError as error:
         say_error("error", error)
         sys.exit(USER_INPUT)
     except RunFailedError as error:
         say_error("run failed", error)
+        sys.exit(RUN_FAILED)
+    except Stopped:
+        told = f"stopped as asked (SIGTERM); the same command {_then()}"
+        say_error("run failed", RunFailedError(told))
         sys.exit(RUN_FAILED)
     except KeyboardInterrupt:
         _say_interrupted()
@@ -68,9 +73,14 @@ def exit_with_code(command: Callable[[], object]) -> None:
 
 
 def _say_interrupted() -> None:
+    print(f"interrupted; the same command {_then()}", file=sys.stderr)
+
+
+def _then() -> str:
+    """What the same command does when it is given again."""
     words = tuple(sys.argv[1:3])
-    then = _GOES_ON.get(words) or _GOES_ON.get(words[:1])
-    print(f"{_INTERRUPTED}{then or 'continues from the last checkpoint'}", file=sys.stderr)
+    said = _GOES_ON.get(words) or _GOES_ON.get(words[:1])
+    return said or "continues from the last checkpoint"
 
 
 def _unexpected() -> NoReturn:

@@ -25,7 +25,7 @@ from causal_core.errors import UserError
 from causal_core.files import cache_root
 from ray_jobs.console.plain import plain
 from ray_jobs.doctor.check import Check, Status
-from ray_jobs.training.ray_session import refused_here
+from ray_jobs.training.ray_session import no_gpu_here, no_room_here
 
 GB = 10**9
 _FEW_DISK, _NO_DISK = 10 * GB, 1 * GB
@@ -129,18 +129,18 @@ def _versions(_: Config) -> Iterator[Check]:
 
 
 def _machine(config: Config) -> Iterator[Check]:
-    import torch
-
     yield Check("machine", "system", "ok", f"{platform.system()} {platform.machine()}")
     yield Check("machine", "CPU cores", "ok", str(available_cores()))
     total, available = _memory()
-    enough = available >= _FEW_MEMORY
+    advice = no_room_here(config) or (
+        "close other programs, or lower train.micro_batch_tokens" if available < _FEW_MEMORY else ""
+    )
     yield Check(
         "machine",
         "memory",
-        "ok" if enough else "warning",
+        "warning" if advice else "ok",
         f"{available / GB:.1f} GB available of {total / GB:.1f} GB",
-        "" if enough else "close other programs, or lower train.micro_batch_tokens",
+        advice,
     )
     if _SHARED_MEMORY.is_dir():
         size = shutil.disk_usage(_SHARED_MEMORY).total
@@ -152,6 +152,12 @@ def _machine(config: Config) -> Iterator[Check]:
             f"{size / GB:.1f} GB",
             "" if enough else "give the container more (docker run --shm-size=1g)",
         )
+    yield from _gpus(config)
+
+
+def _gpus(config: Config) -> Iterator[Check]:
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
@@ -172,10 +178,16 @@ def _machine(config: Config) -> Iterator[Check]:
             f"this machine has an NVIDIA driver, but torch {torch.__version__} sees no GPU",
             "install the CUDA build of torch, or look at nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
-    elif not count:
-        missing = refused_here(config)
+        return
+    missing = no_gpu_here(config)
+    if missing or not count:
+        found = f"{count or 'none'} here, which is less than this config asks for"
         yield Check(
-            "machine", "GPU", "warning" if missing else "ok", "none: runs on CPU", missing or ""
+            "machine",
+            "GPUs" if count else "GPU",
+            "warning" if missing else "ok",
+            found if missing else "none: runs on CPU",
+            missing or "",
         )
 
 

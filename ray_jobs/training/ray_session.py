@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from causal_core.config import Config, run_directory
 from causal_core.errors import RunFailedError
+from ray_jobs.stopping import sigterm_as_it_is
 
 # Settings that Ray reads when it is imported or started. Each is a default: a value that the
 # user has set in the environment wins.
@@ -62,7 +63,8 @@ def ray_session(config: Config) -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
-        _connect(config, address)
+        with sigterm_as_it_is():
+            _connect(config, address)
         try:
             yield
         finally:
@@ -107,15 +109,13 @@ def cluster_address(config: Config) -> str | None:
 
 def refused_here(config: Config) -> str | None:
     """Why this machine alone cannot run what a config asks for; None where it can, or need not."""
-    if cluster_address(config) is not None:
-        return None
-    asked = config.resources.workers
-    workers = max(1, asked if isinstance(asked, int) else asked[0])
-    return _no_gpu(config.resources.gpus_per_worker, workers) or _no_room(workers)
+    return no_gpu_here(config) or no_room_here(config)
 
 
-def _no_gpu(each: float, workers: int) -> str | None:
-    if each == 0:
+def no_gpu_here(config: Config) -> str | None:
+    """`refused_here`, of GPUs."""
+    each, workers = config.resources.gpus_per_worker, _least_workers(config)
+    if each == 0 or cluster_address(config) is not None:
         return None
     import torch
 
@@ -132,8 +132,10 @@ def _no_gpu(each: float, workers: int) -> str | None:
     )
 
 
-def _no_room(workers: int) -> str | None:
-    if workers == 1:
+def no_room_here(config: Config) -> str | None:
+    """`refused_here`, of memory for the processes of the workers."""
+    workers = _least_workers(config)
+    if workers == 1 or cluster_address(config) is not None:
         return None
     import torch
 
@@ -148,6 +150,11 @@ def _no_room(workers: int) -> str | None:
         "free. Ask for fewer (more than the machine has cores or GPUs gain nothing), or name a "
         "cluster in ray.address"
     )
+
+
+def _least_workers(config: Config) -> int:
+    asked = config.resources.workers
+    return max(1, asked if isinstance(asked, int) else asked[0])
 
 
 _programs = 1  # that have this machine's cores in equal parts

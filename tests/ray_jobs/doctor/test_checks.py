@@ -56,6 +56,26 @@ def test_a_missing_and_an_old_library_are_named(config, monkeypatch):
         raise_for_failed(checks)
 
 
+def test_what_a_config_lacks_stands_in_the_line_of_its_kind(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_memory", lambda: (2**35, 2**34))
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr("causal_core.device.device_memory_bytes", lambda _: 2**30)
+    sound = by_name(list(doctor._machine(config)))
+    assert sound["machine/GPU"].status == "ok" and sound["machine/GPU"].found == "none: runs on CPU"
+    config.resources.workers = 64
+    crowded = by_name(list(doctor._machine(config)))
+    assert crowded["machine/GPU"].status == "ok" and not crowded["machine/GPU"].advice
+    assert crowded["machine/memory"].status == "warning"
+    assert "no room here for resources.workers=64" in crowded["machine/memory"].advice
+    config.resources.workers, config.resources.gpus_per_worker = 2, 1
+    bare = by_name(list(doctor._machine(config)))
+    assert bare["machine/memory"].advice == "" and bare["machine/GPU"].status == "warning"
+    assert bare["machine/GPU"].found == "none here, which is less than this config asks for"
+    assert "asks for 2, torch" in bare["machine/GPU"].advice
+
+
 def test_storage_that_cannot_be_written_fails(config):
     config.checkpoint.storage = "file:///proc/no-such-place"
     check = by_name(diagnose(config, engines=False))["storage/write and read"]
