@@ -113,11 +113,14 @@ def run_attack(
     subjects = subjects_asked_for(asked, config)
     place = (out or _place(asked)).expanduser().resolve()
     refuse_directory_of_a_run(place, "leave --out out, and results go to its attack/")
+    last = kind.default if effort.level is None else effort.level
+    found = Looked(list(config.data.test)[-1], effort.rows, effort.seed, last)
+    names = {subject.name for subject in subjects}
     if not force:
-        last = kind.default if effort.level is None else effort.level
-        found = Looked(list(config.data.test)[-1], effort.rows, effort.seed, last)
-        refuse_smaller(place, effort.kind, found, {subject.name for subject in subjects})
+        refuse_smaller(place, effort.kind, found, names)
     with ways_of(subjects, kind) as ways, only_writer(place, moved_by="--out"):
+        if not force:  # again: another may have come to its end since
+            refuse_smaller(place, effort.kind, found, names)
         result = _attacked(config, subjects, ways, place, console, kind, effort)
     if reported and asked.run is not None:
         write_report(asked.run)

@@ -22,9 +22,9 @@ from ray_jobs.data_files import (
     Format,
     Map,
     Quarantine,
+    only_writer_into,
     refuse_existing,
     refuse_inputs,
-    refuse_no_folder,
     user_errors,
 )
 from ray_jobs.inject_command import inject
@@ -94,10 +94,9 @@ def generate(
     from ray_jobs.data_summary import families, show_generated
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
-    with user_errors(as_json):
+    with user_errors(as_json), only_writer_into(out_dir):
         paths = {split: out_dir / f"{split}.{file_format}" for split in sizes}
         open_path, about_path = out_dir / f"open.{file_format}", out_dir / "dataset.json"
-        refuse_no_folder(out_dir)
         refuse_existing([*paths.values(), open_path, about_path], force)
         dataset = generate_dataset(sizes, seed)
         unanswered = list(open_rows(open_work, seed))

@@ -90,6 +90,21 @@ def refuse_no_folder(given: Path) -> None:
         raise DataError.in_file(given, "is a file; name a directory for what is made")
 
 
+@contextmanager
+def only_writer_into(out_dir: Path) -> Iterator[None]:
+    """Holds the lock of a directory for files that are made, for a `with` block.
+
+    Raises:
+        DataError: it is a file.
+        UserError: another process writes there.
+    """
+    from causal_core.run.lock import only_writer
+
+    refuse_no_folder(out_dir)
+    with only_writer(out_dir, moved_by="OUT_DIR"):
+        yield
+
+
 def refuse_inputs(written: Path, files: list[str]) -> None:
     """Stop before an input would be replaced by what is made of it, --force or not."""
     from causal_core.data.schema import DataError

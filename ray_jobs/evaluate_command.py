@@ -196,7 +196,9 @@ def run_any_evaluation(
     with ExitStack() as locks:
         if record and asked.run is not None:
             locks.enter_context(only_writer(asked.run))
-        locks.enter_context(replacing(place, (place / EVALUATION).exists()))
+        locks.enter_context(replacing(place, force and (place / EVALUATION).exists()))
+        if not force:  # again: another may have come to its end since
+            _refuse_what_is_there(place, force)
         for name, rows in read.items():
             write_triplets(rows.table, canonical[name], overwrite=True)
             for line in told_of(name, rows):

@@ -18,9 +18,9 @@ from ray_jobs.data_files import (
     Force,
     Format,
     Map,
+    only_writer_into,
     refuse_existing,
     refuse_inputs,
-    refuse_no_folder,
     user_errors,
 )
 from ray_jobs.options import Json
@@ -80,10 +80,9 @@ def inject(
     from causal_core.generator.inject import inject as inject_rows
     from causal_core.generator.vocabulary import SPLITS
 
-    with user_errors(as_json):
+    with user_errors(as_json), only_writer_into(out_dir):
         paths = {split: out_dir / f"{split}.{file_format}" for split in SPLITS}
         about_path = out_dir / "dataset.json"
-        refuse_no_folder(out_dir)
         refuse_existing([*paths.values(), about_path], force)
         for path in paths.values():
             refuse_inputs(path, inputs)

@@ -13,17 +13,26 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+_came = False
 
-class Stopped(BaseException):
-    """SIGTERM came. No `Exception`: whatever goes on after errors must not go on after this."""
+
+def sigterm_came() -> bool:
+    """Whether the last Ctrl-C was SIGTERM."""
+    return _came
 
 
 @contextlib.contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises `Stopped` where the main thread is, during a `with` block."""
+    """SIGTERM raises `KeyboardInterrupt` where the main thread is, during a `with` block.
+
+    No exception of its own kind: of those that a signal raises within a call, Ray lets this one
+    alone through.
+    """
+    global _came
+    _came = False
     with sigterm_as_it_is():
         if _is_main():
-            signal.signal(signal.SIGTERM, _raise)
+            signal.signal(signal.SIGTERM, _interrupt)
         yield
 
 
@@ -48,5 +57,7 @@ def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    global _came
+    _came = True
+    raise KeyboardInterrupt

@@ -52,6 +52,7 @@ def targets(
     from causal_core.data.reader import read_triplets
     from causal_core.data.schema import DataError
     from causal_core.data.writer import to_table, write_triplets
+    from causal_core.run.lock import only_maker
 
     with user_errors(as_json):
         if out.suffix.lower() not in (".jsonl", ".parquet"):
@@ -66,15 +67,17 @@ def targets(
         rows = list(result.triplets())
         console = Console(stderr=True)
         part = out.with_name(f"{out.name}.part")
-        made = _answered(
-            rows, part, model, adapter, run, max_new_tokens, settings or [], trust_remote_code,
-            console,
-        )  # fmt: skip
-        if not made.rows:
-            reason = f"every row was left out: {made.dropped[0][1]}"
-            raise DataError.in_file(out, reason)
-        write_triplets(to_table(made.rows), out, overwrite=force)
-        part.unlink(missing_ok=True)
+        with only_maker(out, moved_by="OUT"):
+            refuse_existing([out], force)  # again: another may have come to its end since
+            made = _answered(
+                rows, part, model, adapter, run, max_new_tokens, settings or [],
+                trust_remote_code, console,
+            )  # fmt: skip
+            if not made.rows:
+                reason = f"every row was left out: {made.dropped[0][1]}"
+                raise DataError.in_file(out, reason)
+            write_triplets(to_table(made.rows), out, overwrite=force)
+            part.unlink(missing_ok=True)
     reasons = Counter(reason for _, reason in made.dropped)
     if as_json:
         about = {"rows": len(made.rows), "answered": made.written, "dropped": dict(reasons)}

@@ -36,6 +36,7 @@ from causal_core.loss.objective import is_contrastive
 from causal_core.pretrained.loading import load_base
 from causal_core.report.attacks import read_attacks
 from causal_core.report.recorded import read_summary
+from causal_core.run.lock import only_maker
 from causal_core.tokens.dataset import TripletDataset
 from causal_core.tokens.prompts import PromptEncoder
 from causal_core.tokens.run_data import load_split
@@ -73,6 +74,11 @@ def export_run(
         UserError: no whole checkpoint, no rows to compare on, or something in the place of `out`.
         RunFailedError: the exported template gives other prompts than training had.
     """
+    with only_maker(out, moved_by="OUT"):
+        return _exported(run, out, options, say)
+
+
+def _exported(run: Path, out: Path, options: ExportOptions, say: Say) -> dict[str, Any]:
     _refuse_existing(out, options.force)
     say("loading the run")
     checkpoint = inference.checkpoint_of(run)

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,36 +76,65 @@ def only_writer(
         made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            _take(directory)
+            _take(directory / LOCK, directory, moved_by)
         except OSError:
-            _remove_if(made, directory)
+            _remove([directory] if made else [])
             raise
         if fresh and any(path.name != LOCK for path in directory.iterdir()):
             moved = set_aside(directory)
             assert moved is not None
-            _release(moved)
+            _release(moved / LOCK, moved_by)
             directory.mkdir()
-            _take(directory)
+            _take(directory / LOCK, directory, moved_by)
     try:
         yield moved
     finally:
-        _release(directory)
-        _remove_if(made, directory)
+        _release(directory / LOCK, moved_by)
+        _remove([directory] if made else [])
 
 
-def _remove_if(made: bool, directory: Path) -> None:
-    """Removes a directory made for nothing: the input was refused, or there is no room."""
-    if made:
-        with contextlib.suppress(OSError):
+@contextlib.contextmanager
+def only_maker(place: Path, *, moved_by: str) -> Iterator[None]:
+    """Holds the lock of a file or directory that is made, for a `with` block: `only_writer` for
+    what is not there before it is whole. The lock lies beside it.
+
+    Args:
+        moved_by: The setting or option that chooses another place.
+
+    Raises:
+        UserError: another process makes it at this moment.
+        UnwritableError: the directory around it cannot be written.
+    """
+    place = place.absolute()
+    path = place.with_name(f".{place.name}{LOCK}") if place.name else place / LOCK
+    around = [folder for folder in place.parents if not folder.exists()]
+    with writes_to(place, moved_by):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _take(path, place, moved_by)
+        except OSError:
+            _remove(around)
+            raise
+    try:
+        yield
+    finally:
+        _release(path, moved_by)
+        _remove(around)
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Removes directories made for nothing, the innermost first: the input was refused, or there is
+    no room."""
+    with contextlib.suppress(OSError):
+        for directory in made:
             directory.rmdir()
 
 
-def _take(directory: Path) -> None:
-    path = directory / LOCK
-    with _opened(path) as file:
+def _take(path: Path, place: Path, moved_by: str) -> None:
+    with _opened(path, moved_by) as file:
         held = os.read(file, 4096)
         if held:
-            _refuse_unless_gone(path, held)
+            _refuse_unless_gone(path, held, place, moved_by)
             os.ftruncate(file, 0)
         try:
             os.pwrite(file, json.dumps(asdict(Writer.this_process())).encode() + b"\n", 0)
@@ -114,42 +143,41 @@ def _take(directory: Path) -> None:
             raise
 
 
-def _release(directory: Path) -> None:
+def _release(path: Path, moved_by: str) -> None:
     """Removes this process's lock; a fork of it that ends leaves the lock alone."""
-    path = directory / LOCK
     if not path.exists():  # the directory was removed meanwhile
         return
-    with _opened(path) as file:
+    with _opened(path, moved_by) as file:
         content = os.read(file, 4096)
         holder = _parsed(content)
         if not content or (holder is not None and holder.pid == os.getpid()):
             path.unlink()
 
 
-def _refuse_unless_gone(path: Path, held: bytes) -> None:
+def _refuse_unless_gone(path: Path, held: bytes, place: Path, moved_by: str) -> None:
     holder = _parsed(held)
     if holder is not None and holder.is_gone():
         log.warning(
             "%s: process %d, which wrote there since %s, is gone: this one takes over",
-            path.parent, holder.pid, holder.since,
+            place, holder.pid, holder.since,
         )  # fmt: skip
         return
     if holder is None:
         raise UserError(
-            f"{path} is damaged, so it does not say which process writes in {path.parent}: if none "
+            f"{path} is damaged, so it does not say which process writes in {place}: if none "
             f"does, remove it (rm {path}) and run the same command again"
         )
     if holder.host == socket.gethostname():
         raise UserError(
-            f"process {holder.pid} on this machine has been writing in {path.parent} since "
+            f"process {holder.pid} on this machine has been writing in {place} since "
             f"{holder.since}, and two writers would spoil it: wait for it, stop it (kill "
-            f"{holder.pid}), or choose another run.dir"
+            f"{holder.pid}), or choose another place ({moved_by})"
         )
     raise UserError(
-        f"process {holder.pid} on {shown(holder.host)} has been writing in {path.parent} since "
+        f"process {holder.pid} on {shown(holder.host)} has been writing in {place} since "
         f"{holder.since}, and two writers would spoil it. Whether it still runs cannot be seen "
         f"from here ({socket.gethostname()}): if it does not, remove the lock (rm {path}) and run "
-        "the same command again; otherwise choose another run.dir"
+        f"the same command again; otherwise choose another place ({moved_by})"
     )
 
 
@@ -157,26 +185,26 @@ def _refuse_unless_gone(path: Path, held: bytes) -> None:
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def _no_lock(path: Path) -> UserError:
+def _no_lock(path: Path, moved_by: str) -> UserError:
     return UserError(
         f"{path} is no regular file, so it cannot be the lock of this directory: remove it, or "
-        "choose another run.dir"
+        f"choose another place ({moved_by})"
     )
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(path: Path, moved_by: str) -> Iterator[int]:
     """The lock file, made if it is not there, for one process of this machine at a time."""
     while True:
         try:
             file = os.open(path, _OPEN, 0o644)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # the last: a socket
-                raise _no_lock(path) from None
+                raise _no_lock(path, moved_by) from None
             raise
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise _no_lock(path)
+                raise _no_lock(path, moved_by)
             # Some network filesystems have no flock. Without it two processes that start within
             # the same milliseconds could both take the lock.
             with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from causal_core.files import CACHE_SETTING
 from ray_jobs.console.encoding import encode_anything
 from ray_jobs.console.logs import say_error
 from ray_jobs.console.plain import printable
-from ray_jobs.stopping import Stopped, stopped_by_sigterm
+from ray_jobs.stopping import sigterm_came, stopped_by_sigterm
 
 # What it does, by its first words; train, demo and tune have checkpoints.
 _GOES_ON: dict[tuple[str, ...], str] = {
@@ -50,16 +50,11 @@ def exit_with_code(command: Callable[[], object]) -> None:
     except RunFailedError as error:
         say_error("run failed", error)
         sys.exit(RUN_FAILED)
-    except Stopped:
-        told = f"stopped as asked (SIGTERM); the same command {_then()}"
-        say_error("run failed", RunFailedError(told))
-        sys.exit(RUN_FAILED)
     except KeyboardInterrupt:
-        _say_interrupted()
-        sys.exit(INTERRUPTED)
+        _interrupted()
     except SystemExit as leaving:  # typer's way out: usage errors, --help, Ctrl-C
         if leaving.code == INTERRUPTED:
-            _say_interrupted()
+            _interrupted()
         raise
     except OSError as error:
         if error.errno not in _NO_PLACE:
@@ -72,15 +67,15 @@ def exit_with_code(command: Callable[[], object]) -> None:
     sys.exit(OK)
 
 
-def _say_interrupted() -> None:
-    print(f"interrupted; the same command {_then()}", file=sys.stderr)
-
-
-def _then() -> str:
-    """What the same command does when it is given again."""
+def _interrupted() -> NoReturn:
     words = tuple(sys.argv[1:3])
-    said = _GOES_ON.get(words) or _GOES_ON.get(words[:1])
-    return said or "continues from the last checkpoint"
+    then = _GOES_ON.get(words) or _GOES_ON.get(words[:1]) or "continues from the last checkpoint"
+    if sigterm_came():
+        told = f"stopped as asked (SIGTERM); the same command {then}"
+        say_error("run failed", RunFailedError(told))
+        sys.exit(RUN_FAILED)
+    print(f"interrupted; the same command {then}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def _unexpected() -> NoReturn:

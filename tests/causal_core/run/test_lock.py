@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from causal_core.errors import UnwritableError, UserError
-from causal_core.run.lock import LOCK, Writer, only_writer
+from causal_core.run.lock import LOCK, Writer, only_maker, only_writer
 
 # Waits for a line, tries, says what came of it, and holds the lock until its input ends.
 WRITER = """
@@ -147,6 +147,30 @@ def test_fresh_renames_a_directory_unless_it_is_being_written(writer, tmp_path):
         assert moved == tmp_path / "run.1"
         assert [path.name for path in moved.iterdir()] == ["config.yaml"]
         assert [path.name for path in run.iterdir()] == [LOCK]
+
+
+def test_what_is_made_has_one_maker_and_nothing_is_left_beside_it(writer, tmp_path):
+    made = tmp_path / "new" / "folder" / "export"
+    with only_maker(made, moved_by="OUT"):
+        assert [path.name for path in made.parent.iterdir()] == [".export.lock"]
+        said = rf"process {os.getpid()} .*writing in {made} since.*another place \(OUT\)"
+        with pytest.raises(UserError, match=said), only_maker(made, moved_by="OUT"):
+            pass
+        with only_maker(made.with_name("other"), moved_by="OUT"):
+            pass
+        made.mkdir()
+    assert [path.name for path in made.parent.iterdir()] == ["export"]
+    with pytest.raises(UserError, match="none"), only_maker(tmp_path / "a" / "b", moved_by="OUT"):
+        raise UserError("there is none")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_killed_maker_is_taken_over_from(tmp_path):
+    gone = replace(Writer.this_process(), boot="an earlier one")
+    (tmp_path / f".export{LOCK}").write_text(json.dumps(asdict(gone)))
+    with only_maker(tmp_path / "export", moved_by="OUT"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_run_leaves_no_directory(tmp_path):
