@@ -139,7 +139,8 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         run_training(config, Console(), test=False)
         checkpoint = Path(config.run.dir) / BEST
     trained = time.monotonic()
-    rows = evaluated_rows(config, {"trained": checkpoint})["trained"]
+    found = evaluated_rows(config, {"trained": checkpoint})
+    rows = found.rows["trained"]
     evaluated = time.monotonic()
     detectors = _detectors(config, checkpoint, data, seed)
     result = {
@@ -154,6 +155,7 @@ def run_cell(name: str, cell: Mapping[str, Any], seed: int, given: argparse.Name
         "whole": cell.get("whole"),
         "train_seconds": round(trained - begin),
         "evaluation_seconds": round(evaluated - trained),
+        "evaluation_matmul": found.matmul,
         "tokens": _nodes(config) if checkpoint else 0,
         "sets": {set_name: _figures(found) for set_name, found in rows.items()},
         "succeeded": {

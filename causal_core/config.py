@@ -131,18 +131,35 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _products_can_be_in_bfloat16(self) -> Config:
-        if self.train.matmul == "bfloat16" and (reason := self._no_choice_of_products()):
-            raise ValueError(
-                f"train.matmul=bfloat16 with {reason}. Set train.matmul=float32 (or auto)"
-            )
+        for setting, asked, reason in (
+            ("train.matmul", self.train.matmul, self._no_choice_of_products()),
+            ("evaluation.matmul", self.evaluation.matmul, self._own_products()),
+        ):
+            if asked == "bfloat16" and reason:
+                raise ValueError(
+                    f"{setting}=bfloat16 with {reason}. Set {setting}=float32 (or auto)"
+                )
         return self
 
     def frozen_products(self) -> Matmul:
         """`train.matmul`, or float32 where it has nothing to choose."""
         return "float32" if self._no_choice_of_products() else self.train.matmul
 
+    def evaluated_products(self) -> Matmul:
+        """`evaluation.matmul`, or float32 where it has nothing to choose."""
+        return "float32" if self._own_products() else self.evaluation.matmul
+
     def _no_choice_of_products(self) -> str:
         """Why `train.matmul` has nothing to choose in this run; empty if it has."""
+        if self.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
+            return (
+                "deepspeed.zero_stage=3: ZeRO-3 gathers weights around each module's own forward, "
+                "which stays float32"
+            )
+        return self._own_products()
+
+    def _own_products(self) -> str:
+        """Why the model's products are in a type of their own; empty if they are not."""
         if self.resources.gpus_per_worker > 0:
             return (
                 f"resources.gpus_per_worker={self.resources.gpus_per_worker:g}: the choice is one "
@@ -155,11 +172,6 @@ class Config(Section):
             )
         if self.model.dtype != "float32":
             return f"model.dtype={self.model.dtype}: all products are in that type already"
-        if self.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
-            return (
-                "deepspeed.zero_stage=3: ZeRO-3 gathers weights around each module's own forward, "
-                "which stays float32"
-            )
         return ""
 
     def to_yaml(self) -> str:

@@ -30,6 +30,8 @@ _MOST_TOKENS = 2**20  # of one forward: no device holds it, and planning it take
 _MOST_NEW_TOKENS = 2**16  # of an answer
 
 Matmul = Literal["auto", "float32", "bfloat16"]
+Products = Literal["float32", "bfloat16"]  # what it comes to
+FLOAT32: Products = "float32"
 
 
 class Section(BaseModel):
@@ -265,6 +267,10 @@ class EvaluationSection(Section):
     )
     batch_tokens: int = Field(4096, ge=16, le=_MOST_TOKENS, description="Of one forward.")
     limit: int | None = Field(None, ge=1, le=MOST, description="Rows per test set.")
+    matmul: Matmul = Field(
+        "float32",
+        description="As `train.matmul`, of all models of one evaluation; what it was is on record.",
+    )
     own_margin: bool = Field(
         False,
         description="Measure the margin of the model's own clean answer under attack, too.",

@@ -26,7 +26,7 @@ from causal_core.pretrained.loading import resolve_model
 from causal_core.report.recorded import read_summary
 from causal_core.run.lock import only_writer
 from causal_core.run.session import MEASUREMENTS
-from ray_jobs.beside import PROGRAMS, beside
+from ray_jobs.beside import PROGRAMS, beside, on_tests
 from ray_jobs.console.plain import plain
 from ray_jobs.console.progress import evaluation_progress
 from ray_jobs.console.result import show_result
@@ -63,7 +63,7 @@ def _run_demo(directory: Path, seed: int, console: Console) -> None:
     work = _side_by_side if _has_room_for_two(defended) else _one_by_one
     result = work(control, defended, console)
     show_result(console, directory / "defended", result)
-    console.print(plain(_products(directory / "defended")))
+    console.print(plain(_products(directory / "defended", result["evaluation"]["matmul"])))
     console.print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
@@ -78,20 +78,32 @@ def _one_by_one(control: Config, defended: Config, console: Console) -> dict[str
 
 
 def _side_by_side(control: Config, defended: Config, console: Console) -> dict[str, Any]:
-    """The control, whose training is the shorter one, is evaluated with the base meanwhile."""
+    """The control, whose training is the shorter one, is evaluated with the base meanwhile; what is
+    left at the end are the defended model's test sets, which both processes take a part of."""
     control_dir, directory = Path(control.run.dir), Path(defended.run.dir)
     log = directory.parent / "control.log"
     resolve_model(defended.model, defended.data.cache_dir)  # made once
     _say(console, 2, f"control: the same benign training without a defence, beside step 3 ({log})")
     asked = {"base": None, "control": control_dir / BEST}
-    with beside(control, asked, log) as process, worker_process(defended):
+
+    def told(failure: str) -> None:
+        text = f"{failure}. The training of the defended model goes on, and the demo ends after it."
+        console.print(plain(text), style="yellow")
+
+    with beside(control, asked, log, told) as process, worker_process(defended):
         _say(console, 3, "defended: with the default loss")
         run_training(defended, console, test=False, report=False)
         _say(console, 4, "evaluation: base, control and defended on held-out attacks")
-        with evaluation_progress(console, directory / PROGRESS, expected_progress(defended, 1)):
-            rows = evaluated_rows(defended, {TRAINED: directory / BEST})
-        rows |= process.rows()
-        return run_evaluation(directory, console, {"control": control_dir}, known=rows)
+        tests, trained = list(defended.data.test), {TRAINED: directory / BEST}
+        half = len(tests) // 2 if process.is_free() else 0
+        if half:
+            process.evaluate(tests[:half], trained)
+        own = on_tests(defended, tests[half:])
+        with evaluation_progress(console, directory / PROGRESS, expected_progress(own, 1)):
+            known = evaluated_rows(own, trained)
+        for found in process.found():
+            known = known.joined(found)
+        return run_evaluation(directory, console, {"control": control_dir}, known=known)
 
 
 def _has_room_for_two(config: Config) -> bool:
@@ -104,15 +116,15 @@ def _say(console: Console, number: int, text: str) -> None:
     console.print(plain(f"{number}/4 {text}"), style="bold", soft_wrap=True)
 
 
-def _products(run: Path) -> str:
-    """In which type a finished run multiplied, as `train.matmul=auto` chose."""
+def _products(run: Path, evaluated: str) -> str:
+    """In which type a finished run multiplied, as `train.matmul=auto` chose, and its evaluation."""
     measured = Measurements.read(run / MEASUREMENTS)
     speed = None if measured is None else measured.bfloat16_speed
     if not takes_bfloat16("auto", speed):
-        return "Trained and evaluated in float32."
+        return f"Trained in float32, evaluated in {evaluated}."
     return (
         f"Trained with products in bfloat16, {speed:.1f} times as fast as float32 on this "
-        "processor (train.matmul=auto, docs/cpu.md); evaluated in float32."
+        f"processor (train.matmul=auto, docs/cpu.md), and evaluated in {evaluated}."
     )
 
 

@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from causal_core.config import Config
+from causal_core.config_sections import FLOAT32
 from causal_core.errors import UserError
 from causal_core.files import BEST, CONFIG, SUMMARY
+from causal_core.report.recorded import read_summary
 from causal_core.run.lock import only_writer
 from causal_core.visible_text import shown
 
@@ -25,6 +28,22 @@ def refuse_directory_of_a_run(place: Path, instead: str) -> None:
                 f"{shown(str(place))} is the directory of a run (it has {name}), whose files would "
                 f"be replaced: {instead}"
             )
+
+
+def refuse_rounded_record(run: Path, config: Config) -> None:
+    """Refuses an evaluation that may be in bfloat16 in the place of a record that was not rounded.
+
+    Args:
+        config: Of the new evaluation.
+    """
+    asked = config.evaluated_products()
+    earlier = read_summary(run, ended=True)["evaluation"]
+    if earlier and asked != FLOAT32 and earlier.get("matmul", FLOAT32) == FLOAT32:
+        raise UserError(
+            f"the record of {shown(str(run))} is from products in float32, and evaluation.matmul="
+            f"{asked} may round the new one's to bfloat16: causal evaluate --record with --set "
+            "evaluation.matmul=float32, or with --force"
+        )
 
 
 @contextlib.contextmanager

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from causal_core.checkpoints.contents import CONFIG, verify_checkpoint
 from causal_core.config import Config, run_directory
 from causal_core.config_file import load_config
+from causal_core.config_sections import FLOAT32, Products
 from causal_core.errors import RunFailedError, UserError
 from causal_core.evaluation.row_by_row import compare_sets
-from causal_core.evaluation.rows import RowResult
+from causal_core.evaluation.rows import RowResult, to_records
 from causal_core.evaluation.subject import Subject
 from causal_core.evaluation.summary import aggregate, examples
 from causal_core.evaluation.trace import write_rows
@@ -38,17 +39,46 @@ DESCRIPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation found on every row, and in which type its products were (`matmul`)."""
+
+    rows: dict[str, dict[str, list[RowResult]]]  # by model and test set
+    matmul: Products
+
+    def joined(self, other: Found) -> Found:
+        """This, and what the other one has; this alone where theirs are of another type."""
+        if other.matmul != self.matmul:
+            return self
+        models = {**self.rows, **other.rows}
+        both = {m: {**self.rows.get(m, {}), **other.rows.get(m, {})} for m in models}
+        return Found(both, self.matmul)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rows = {m: {k: to_records(v) for k, v in sets.items()} for m, sets in self.rows.items()}
+        return {"rows": rows, "matmul": self.matmul}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Found:
+        rows = {
+            model: {name: [RowResult(**row) for row in rows] for name, rows in sets.items()}
+            for model, sets in values["rows"].items()
+        }
+        return cls(rows, values["matmul"])
+
+
 def evaluate(
     config: Config,
     subjects: Sequence[Subject],
     trace: Path | None = None,
-    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
+    known: Found | None = None,
 ) -> dict[str, Any]:
     """Evaluates models on all test sets of the config.
 
     Args:
         trace: A Parquet file to write every row's prompts, answers and scores to.
-        known: Rows of models that were evaluated before, by model and test set.
+        known: Of models that were evaluated before; used where it is of the same type.
 
     Returns:
         Metrics by model and test set, and examples (see `causal_core.evaluation.rows`).
@@ -57,28 +87,55 @@ def evaluate(
         UserError: no test set, or one of which the models' tokenizers leave different rows.
     """
     datasets = datasets_of(config, subjects)
-    rows = dict(known or {})
-    if left := [subject for subject in subjects if subject.name not in rows]:
-        rows |= _rows(config, left, datasets)
-    found = {subject.name: rows[subject.name] for subject in subjects}
+    all_rows = _all_rows(config, subjects, datasets, known)
+    found = {
+        subject.name: {name: all_rows.rows[subject.name][name] for name in datasets[subject.name]}
+        for subject in subjects
+    }
     if trace is not None:
-        write_rows(trace, datasets, found)
+        write_rows(trace, datasets, found, all_rows.matmul)
     first = next(iter(datasets.values()))  # texts, which are the same for all
     return {
         "models": {
             model: {"sets": {name: aggregate(rows) for name, rows in sets.items()}}
             for model, sets in found.items()
         },
+        "matmul": all_rows.matmul,
         "descriptions": {subject.name: subject.description for subject in subjects},
         "paired": compare_sets(found),
         "examples": examples(first, found, _EXAMPLES),
     }
 
 
-def evaluated_rows(
-    config: Config, checkpoints: Mapping[str, Path | None]
-) -> dict[str, dict[str, list[RowResult]]]:
-    """Every row's answers and scores by model and test set, for checkpoints of one model.
+def left_to_evaluate(
+    config: Config, subjects: Sequence[Subject], known: Found | None
+) -> list[Subject]:
+    """Those of which not every test set is known, in a type that the config allows."""
+    if known is None or config.evaluated_products() not in ("auto", known.matmul):
+        return list(subjects)
+    return [s for s in subjects if not set(config.data.test) <= set(known.rows.get(s.name, {}))]
+
+
+def _all_rows(
+    config: Config,
+    subjects: Sequence[Subject],
+    datasets: Mapping[str, Mapping[str, TripletDataset]],
+    known: Found | None,
+) -> Found:
+    left = left_to_evaluate(config, subjects, known)
+    if not left and known is not None:
+        return known
+    found = _rows(config, left, datasets)
+    if known is None or len(left) == len(subjects):
+        return found
+    if found.matmul == known.matmul:
+        return known.joined(found)
+    # Another machine's, or measured again: what stands side by side is of one type.
+    return _rows(config, subjects, datasets)
+
+
+def evaluated_rows(config: Config, checkpoints: Mapping[str, Path | None]) -> Found:
+    """Every row's answers and scores, for checkpoints of one model.
 
     Args:
         checkpoints: Model name -> checkpoint directory; None is the base model itself.
@@ -110,7 +167,7 @@ def _rows(
     config: Config,
     subjects: Sequence[Subject],
     datasets: Mapping[str, Mapping[str, TripletDataset]],
-) -> dict[str, dict[str, list[RowResult]]]:
+) -> Found:
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / PROGRESS
@@ -139,16 +196,27 @@ def _rows(
         else:
             parts = _on_ray(config, jobs)
     progress.unlink(missing_ok=True)
-    return {
+    if len(types := {part["matmul"] for part in parts}) > 1:
+        raise UserError(
+            "evaluation.matmul=auto: the workers' processors differ, some took products in "
+            "bfloat16 and some did not, so their rows are not one result: set "
+            "evaluation.matmul=float32"
+        )
+    rows = {
         subject.name: {
             name: sorted(
-                (RowResult(**record) for part in parts for record in part[subject.name][name]),
+                (
+                    RowResult(**record)
+                    for part in parts
+                    for record in part["rows"][subject.name][name]
+                ),
                 key=lambda row: (row.index, row.injection or 0),
             )
             for name in sets
         }
         for subject in subjects
     }
+    return Found(rows, types.pop())
 
 
 def datasets_of(
@@ -206,7 +274,8 @@ def record_evaluation(directory: Path, step: int, evaluation: Mapping[str, Any])
                 for key, value in metrics.items()
                 if isinstance(value, dict) and "value" in value
             }
-            lines.append({"kind": "evaluation", "step": step, "model": model, "set": name, **flat})
+            about = {"model": model, "set": name, "matmul": evaluation.get("matmul", FLOAT32)}
+            lines.append({"kind": "evaluation", "step": step, **about, **flat})
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -39,7 +39,7 @@ TESTS = "tests"  # in its directory: test sets of others in canonical form
 _FORMAT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # How a result of record is computed; other settings change which rows or answers are judged.
 _SET_FOR_THE_RECORD = ("resources.", "ray.", "data.cache_dir", "evaluation.batch_tokens",
-                       "evaluation.own_margin")  # fmt: skip
+                       "evaluation.own_margin", "evaluation.matmul")  # fmt: skip
 
 
 def named_tests(given: list[str] | None) -> list[str]:
@@ -155,7 +155,7 @@ def run_any_evaluation(
 
     Args:
         out: Where results go; None: the next free number.
-        force: Replaces results that are there.
+        force: Replaces results that are there, and a record by a less exact one.
         record: Makes them the run's own as well.
 
     Returns:
@@ -171,7 +171,7 @@ def run_any_evaluation(
     from causal_core.run.lock import only_writer
     from ray_jobs.console.plain import plain
     from ray_jobs.console.quiet import quiet_libraries
-    from ray_jobs.earlier_results import replacing
+    from ray_jobs.earlier_results import refuse_rounded_record, replacing
     from ray_jobs.run import put_on_record
     from ray_jobs.subjects import evaluation_config, subjects_asked_for
     from ray_jobs.training.ray_session import refused_here
@@ -192,6 +192,8 @@ def run_any_evaluation(
     if (missing := refused_here(config)) is not None:
         where = f" in {asked.run / CONFIG}" if asked.run is not None else ""
         raise UserError(f"{missing}{where} (or --set resources.gpus_per_worker=0)")
+    if record and asked.run is not None and not force:
+        refuse_rounded_record(asked.run, config)
     subjects = subjects_asked_for(asked, config)
     with ExitStack() as locks:
         if record and asked.run is not None:
@@ -324,6 +326,7 @@ def _evaluated_into(
     facts = {
         "Test sets": ", ".join(f"{k}: {' '.join(v)}" for k, v in config.data.test.items()),
         "Rows per test set": "all" if (limit := config.evaluation.limit) is None else f"≤ {limit}",
+        "Matrix products": evaluation["matmul"],
     }
     facts.update({f"Benchmark {k}": "; ".join(told_of(k, v)) for k, v in benchmarks.items()})
     # First what says that the rest is an evaluation: a report alone would be taken for another's.

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -27,10 +27,13 @@ from ray_jobs.console.plain import plain
 from ray_jobs.console.progress import evaluation_progress, training_progress
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.console.result import show_result
+from ray_jobs.earlier_results import refuse_rounded_record
 from ray_jobs.evaluate import (
     PROGRESS,
+    Found,
     evaluate,
     expected_progress,
+    left_to_evaluate,
     record_evaluation,
     subjects_of,
     test_sets,
@@ -39,9 +42,6 @@ from ray_jobs.plan.command import plan_of, show_plan
 from ray_jobs.training.process import worker_process
 from ray_jobs.training.ray_session import refused_here
 from ray_jobs.training.trainer import fit
-
-if TYPE_CHECKING:
-    from causal_core.evaluation.rows import RowResult
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def run_evaluation(
     against: Mapping[str, Path],
     *,
     trust_remote_code: bool = False,
-    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
+    known: Found | None = None,
 ) -> dict[str, Any]:
     """Evaluates a finished run beside its base and other runs, for its record, and rewrites its
     report.
@@ -151,7 +151,7 @@ def run_evaluation(
         trust_remote_code: Whether Python code that ships with the run's model may run; what the
             run's own config says of it, of the cluster to connect to and of the cache
             ($CAUSAL_RAY_CACHE names one) is not heeded.
-        known: Rows of some of the models, by model and test set, where they were evaluated already.
+        known: Of some of the models, where they were evaluated already.
 
     Returns:
         The content of summary.json, with this evaluation.
@@ -162,6 +162,7 @@ def run_evaluation(
     if (missing := refused_here(config)) is not None:
         raise UserError(f"{missing} in {directory / CONFIG}")
     with only_writer(directory):
+        refuse_rounded_record(directory, config)
         return _evaluated_for_the_record(config, directory, console, against, known)
 
 
@@ -170,7 +171,7 @@ def _evaluated_for_the_record(
     directory: Path,
     console: Console,
     against: Mapping[str, Path],
-    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
+    known: Found | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run whose lock is held, and puts the result into all of its files."""
     read_summary(directory, ended=True)
@@ -188,10 +189,10 @@ def evaluated(
     subjects: Sequence[Subject],
     console: Console,
     trace: Path | None = None,
-    known: Mapping[str, dict[str, list[RowResult]]] | None = None,
+    known: Found | None = None,
 ) -> dict[str, Any]:
     """`evaluate` with its progress shown; the config's run.dir holds what workers log meanwhile."""
-    if not (left := [subject for subject in subjects if subject.name not in (known or {})]):
+    if not (left := left_to_evaluate(config, subjects, known)):
         return evaluate(config, subjects, trace, known)
     total = expected_progress(config, len(left))
     with evaluation_progress(console, run_directory(config) / PROGRESS, total):

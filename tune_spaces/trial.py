@@ -73,7 +73,8 @@ def judge(config: Config) -> dict[str, dict[str, Any]]:
     judged = config.model_copy(deep=True)
     judged.data.test = {_VALIDATION: config.data.validation}
     judged.evaluation.limit = config.data.limit_validation
-    rows = evaluated_rows(judged, {_TRIAL: directory / BEST})[_TRIAL][_VALIDATION]
+    judged.evaluation.matmul = "float32"  # trials of several machines are compared
+    rows = evaluated_rows(judged, {_TRIAL: directory / BEST}).rows[_TRIAL][_VALIDATION]
     found = aggregate(rows)
     metrics = {
         name: dict(estimate) for name in OBJECTIVES if (estimate := found.get(name)) is not None

@@ -6,20 +6,23 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from causal_core.checkpoints.adapter import load_adapter, read_adapter, with_fresh_adapter
 from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.config import Config
 from causal_core.config_file import parse_config
+from causal_core.config_sections import Matmul
+from causal_core.device import device_memory_bytes
 from causal_core.files import cache_root
 from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel, build_model
-from causal_core.model.device_costs import measurements_of
+from causal_core.model.device_costs import measurements_of, takes_bfloat16
 from causal_core.pretrained.loading import load_base
 
-if TYPE_CHECKING:
-    import torch
+_MEMORY_OVER_COPIES = 8  # free memory over what rounded weights take, for them to be kept
 
 
 @dataclass(frozen=True)
@@ -59,24 +62,47 @@ class Subject:
 
 
 def in_memory(
-    subjects: Sequence[Subject], device: torch.device
+    subjects: Sequence[Subject], device: torch.device, asked: Matmul = "float32"
 ) -> Iterator[tuple[Subject, CausalModel]]:
     """Each subject with its model, which is good until the next one; whoever holds on to it keeps
     its base in memory beside the next.
 
     A fresh adapter changes nothing (B is zero): the base itself comes first in its group, and the
     weights of the others are then loaded into that adapter.
+
+    Args:
+        asked: In which type float32 models multiply (`evaluation.matmul`): all in the same, which
+            the first base decides, and no longer than this goes on.
     """
-    for group in grouped(subjects):
-        model = _fresh_model(group, device)
-        for subject in group:
-            if subject.checkpoint is not None:
-                load_weights(subject.checkpoint, model)
-            elif subject.adapter is not None:
-                load_adapter(read_adapter(subject.adapter), model)
-            yield subject, model
-        del model
-        gc.collect()  # adapted layers refer to themselves; no base stays beside the next
+    bfloat16: bool | None = None
+    try:
+        for group in grouped(subjects):
+            model = _fresh_model(group, device)
+            cache = cache_root(group[-1].config.data.cache_dir)
+            measured = measurements_of(model, device, cache, bfloat16=asked != "float32")
+            if bfloat16 is None:
+                speed = measured.bfloat16_speed
+                bfloat16 = takes_bfloat16(asked, speed, "evaluation.matmul")
+            _use_products(model, measured.products, bfloat16)
+            for subject in group:
+                if subject.checkpoint is not None:
+                    load_weights(subject.checkpoint, model)
+                elif subject.adapter is not None:
+                    load_adapter(read_adapter(subject.adapter), model)
+                yield subject, model
+            del model
+            gc.collect()  # adapted layers refer to themselves; no base stays beside the next
+    finally:
+        matmul.use(matmul.in_use())
+
+
+def _use_products(model: CausalModel, library: matmul.Library, bfloat16: bool) -> None:
+    """Rounded weights are kept where they are little beside the memory that is free."""
+    copies = False
+    if bfloat16:
+        size = matmul.round_layers(model.peft_model.get_base_model().get_decoder())
+        copies = size * _MEMORY_OVER_COPIES <= device_memory_bytes(torch.device("cpu"))
+    matmul.use(library, bfloat16, copies)
 
 
 def grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
@@ -106,8 +132,5 @@ def _fresh_model(group: Sequence[Subject], device: torch.device) -> CausalModel:
     config = trained.config
     base = load_base(config.model, device, config.data.cache_dir)
     if adapter is None:
-        model = build_model(base, config.lora, config.run.seed)
-    else:
-        model = with_fresh_adapter(base, adapter, config.run.seed)
-    matmul.use(measurements_of(model, device, cache_root(config.data.cache_dir)).products)
-    return model
+        return build_model(base, config.lora, config.run.seed)
+    return with_fresh_adapter(base, adapter, config.run.seed)

@@ -10,7 +10,7 @@ from causal_core.evaluation.metrics import BEHAVIOUR, SHARE, TRAINED, ordered_se
 from causal_core.evaluation.statistics import Estimate, read_estimate
 from causal_core.export.detector import detector_lines
 from causal_core.report.attacks import CAVEAT, too_weak
-from causal_core.report.wording import interval
+from causal_core.report.wording import interval, rounding
 from causal_core.visible_text import visible
 
 _LONGEST = 200
@@ -133,6 +133,8 @@ def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
                 yield f"| {metric.title} ({metric.direction}) | " + " | ".join(shown) + " |"
         yield ""
     yield "The intervals cover the sampling of rows, not other seeds.\n"
+    for sentence in rounding(evaluation or {}):
+        yield f"{sentence}\n"
 
 
 def _attacked(attacks: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -78,11 +78,12 @@ def measure(model: CausalModel, device: torch.device) -> Measurements:
     return Measurements(cost, fastest_library())
 
 
-def takes_bfloat16(asked: Matmul, speed: float | None) -> bool:
-    """Whether a run that asks for these products (`train.matmul`) gets bfloat16.
+def takes_bfloat16(asked: Matmul, speed: float | None, setting: str = "train.matmul") -> bool:
+    """Whether a run or an evaluation that asks for these products gets bfloat16.
 
     Args:
         speed: Of `Measurements`.
+        setting: Which one asks.
 
     Raises:
         UserError: it insists on bfloat16 where that is not faster.
@@ -92,9 +93,9 @@ def takes_bfloat16(asked: Matmul, speed: float | None) -> bool:
     worth = speed >= ADVANTAGE
     if asked == "bfloat16" and not worth:
         raise UserError(
-            f"train.matmul=bfloat16: on this processor ({processor_name()}, "
+            f"{setting}=bfloat16: on this processor ({processor_name()}, "
             f"{torch.get_num_threads()} threads) bfloat16 products are {speed:.2f} times as fast "
-            "as float32 ones, so they would cost precision for nothing: set train.matmul=float32, "
+            f"as float32 ones, so they would cost precision for nothing: set {setting}=float32, "
             "or auto, which takes bfloat16 where it is faster"
         )
     return worth

@@ -15,7 +15,9 @@ Under `train.matmul` the products of adapted layers with their frozen weights ar
 and results that are rounded to bfloat16, with sums in float32: each errs by at most three unit
 roundoffs (2^-8) of the sum of its terms' sizes, forward and backward. Everything else stays as it
 is: adapter, norms, attention, residuals, logits and losses. Frozen weights are rounded anew for
-each product, which costs a pass over them and keeps no second copy.
+each product, which costs a pass over them and keeps no second copy. That pass is nothing beside
+hundreds of tokens, but more than the product itself beside a few: who generates answers a token at
+a time may keep the rounded weights (`copies`), the same numbers.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from causal_core.config_sections import FLOAT32, Products
 
 Library = Literal["torch", "onednn"]
 LIBRARIES: tuple[Library, ...] = ("torch", "onednn")
@@ -48,22 +53,26 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _library: Library = "torch"
 _bfloat16 = False
+_copies: WeakTensorKeyDictionary | None = None  # of frozen weights, rounded; None: none are kept
 
 
-def use(library: Library, bfloat16: bool = False) -> None:
+def use(library: Library, bfloat16: bool = False, copies: bool = False) -> None:
     """Sets how this process multiplies float32 matrices on CPU.
 
     Args:
         library: Of float32 products.
         bfloat16: Whether products with frozen weights are rounded to bfloat16.
+        copies: Keep frozen weights as they are rounded, half of their float32 size in addition, as
+            long as they live or until the next call. They are not to change meanwhile.
 
     Raises:
         ValueError: this build of torch has no such library.
     """
-    global _library, _bfloat16
+    global _library, _bfloat16, _copies
     if library not in LIBRARIES or (library == "onednn" and not has_onednn()):
         raise ValueError(f"no matrix products by {library!r} in this build of torch")
     _library, _bfloat16 = library, bfloat16
+    _copies = WeakTensorKeyDictionary() if bfloat16 and copies else None
 
 
 def in_use() -> Library:
@@ -76,10 +85,15 @@ def in_bfloat16() -> bool:
     return _bfloat16
 
 
+def products() -> Products:
+    """In which type a float32 model is multiplied with its frozen weights now."""
+    return "bfloat16" if _bfloat16 else FLOAT32
+
+
 @contextmanager
 def using(library: Library, bfloat16: bool = False) -> Iterator[None]:
     """`use` while the context lasts."""
-    before = _library, _bfloat16
+    before = _library, _bfloat16, _copies is not None
     use(library, bfloat16)
     try:
         yield
@@ -129,8 +143,17 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def _rounded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y = F.linear(x.bfloat16(), weight.bfloat16()).float()
+    y = F.linear(x.bfloat16(), _weight_in_bfloat16(weight)).float()
     return y if bias is None else y.add_(bias)
+
+
+def _weight_in_bfloat16(weight: Tensor) -> Tensor:
+    if _copies is None or not weight.is_leaf:
+        return weight.bfloat16()
+    copy: Tensor | None = _copies.get(weight)
+    if copy is None:
+        copy = _copies[weight] = weight.detach().bfloat16()
+    return copy
 
 
 def _is_dense(matrix: Tensor) -> bool:
@@ -170,6 +193,27 @@ def use_frozen_linear(module: nn.Module) -> None:
         module.forward = MethodType(_frozen_forward, module)  # type: ignore[method-assign]
 
 
+def _decoder_forward(self: Any, x: Tensor) -> Tensor:
+    if not _bfloat16:
+        return _frozen_forward(self, x)
+    return frozen_linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+
+
+def round_layers(decoder: nn.Module) -> int:
+    """Lets the frozen linear layers of a decoder multiply as `use` says, adapted or not, with the
+    adapter on or off: models whose adapters sit elsewhere then compute in the same type.
+
+    Returns:
+        The bytes of all `copies` of their weights.
+    """
+    count = 0
+    for module in decoder.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad:
+            module.forward = MethodType(_decoder_forward, module)  # type: ignore[method-assign]
+            count += module.weight.numel()
+    return count * torch.bfloat16.itemsize
+
+
 def fastest_library() -> Library:
     """Times both on a product of this process's threads; torch's own unless oneDNN is ahead."""
     if not has_onednn():
@@ -189,19 +233,22 @@ def bfloat16_speed(library: Library) -> float:
 
 
 def _seconds(products: tuple[Product, Product]) -> list[float]:
-    """Of one product each, the least of several: what else the machine does only adds."""
+    """Processor time of one product each, the least of several.
+
+    Of this process's threads together: by the clock, what else the machine does would decide.
+    """
     x, weight = torch.ones(_ROWS, _SIDE), torch.ones(_SIDE, _SIDE)
     best = [math.inf] * len(products)
     end = math.inf
     for repeat in range(_REPEATS + 1):
         for index, product in enumerate(products):
-            begin = time.perf_counter()
+            begin = time.process_time()
             product(x, weight, None)
-            now = time.perf_counter()
+            now = time.process_time()
             if repeat:  # the first makes the kernels
                 best[index] = min(best[index], now - begin)
         if repeat == 0:
-            end = time.perf_counter() + _MOST_SECONDS
-        elif time.perf_counter() > end:
+            end = time.process_time() + _MOST_SECONDS
+        elif time.process_time() > end:
             break
     return best

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from causal_core.config_sections import FLOAT32, Products
 from causal_core.errors import UserError
 from causal_core.evaluation.metrics import TEST_METRICS, TRAINED
 from causal_core.files import SUMMARY, read_small
@@ -69,6 +70,7 @@ class _Example(_Recorded):
 
 class _Evaluation(_Recorded):
     models: Annotated[dict[str, _Model], Field(max_length=50)] | None = None
+    matmul: Products = FLOAT32  # earlier ones do not say
     descriptions: dict[str, str] = {}
     paired: dict[str, _RowByRow] | None = None
     examples: list[_Example] | None = None

@@ -20,7 +20,7 @@ from causal_core.evaluation.metrics import (
 )
 from causal_core.evaluation.row_by_row import RowByRow, compare_attacks
 from causal_core.evaluation.statistics import Estimate, compare, read_estimate
-from causal_core.report.wording import brief, counted, for_model
+from causal_core.report.wording import brief, counted, for_model, rounding
 
 # A test set: its name, what the trained model does on it, and what the reference model does.
 _Judged = tuple[str, Mapping[str, Any], Mapping[str, Any]]
@@ -76,13 +76,13 @@ def verdict_of(evaluation: Mapping[str, Any]) -> Verdict:
             "No trained model is among those evaluated, so there is no defence to judge: what each "
             "of them does stands in the tables."
         )
-        return Verdict("Measured", "open", text)
+        return Verdict("Measured", "open", text, caveats=rounding(evaluation))
     reference = reference_model(models)
     sets: Mapping[str, Any] = models[TRAINED].get("sets") or {}
     others: Mapping[str, Any] = (models[reference].get("sets") or {}) if reference else {}
     judged = [(name, sets[name], others.get(name) or {}) for name in ordered_sets(sets)]
     cards = tuple(_set_verdict(n, models, reference, row_by_row.get(n)) for n, _, _ in judged)
-    caveats = _caveats(reference)
+    caveats = (*_caveats(reference), *rounding(evaluation))
     primary = next((j for j in judged if read_estimate(j[1].get("attack_success"))), None)
     if primary is None:
         text = (

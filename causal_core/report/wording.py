@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from causal_core.config_sections import FLOAT32
 from causal_core.evaluation.metrics import SHARE, Unit
 from causal_core.evaluation.statistics import Estimate, has_interval
 
@@ -26,6 +30,16 @@ def counted(estimate: Estimate) -> str:
 def brief(estimate: Estimate) -> str:
     """A proportion and its interval: `3.6 % (1.2 to 10.0 %)`."""
     return f"{SHARE.text(estimate.value)} ({interval(estimate, SHARE)})"
+
+
+def rounding(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+    """In which type the answers and scores of an evaluation were computed, where it needs words."""
+    if evaluation.get("matmul", FLOAT32) == FLOAT32:
+        return ()
+    return (
+        "Answers and scores of all models are from matrix products in bfloat16 (evaluation.matmul),"
+        " not in float32: close calls may fall otherwise.",
+    )
 
 
 def for_model(model: str) -> str:

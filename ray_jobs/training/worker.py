@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_core.config_file import parse_config
+from causal_core.config_sections import FLOAT32
 from causal_core.errors import OneWorkerFailedError, RunFailedError, UserError
 from ray_jobs.console.quiet import quiet_libraries
 from ray_jobs.training.process import STOP_FILE
@@ -91,14 +92,14 @@ def _train(
         return {"run_failed": str(error)}
 
 
-def evaluation_worker(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def evaluation_worker(job: Mapping[str, Any]) -> dict[str, Any]:
     """`evaluate_shard` as a Ray task, a process of its own."""
     form, shard = job["config"]["logging"]["format"], job["shard"]
     keep_log(form, Path(job["directory"]), f"evaluation-{shard}", rank=shard)
     return evaluate_shard(job)
 
 
-def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def evaluate_shard(job: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluates this shard's rows of every test set under every model.
 
     Args:
@@ -107,13 +108,14 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
             piece of work done), `directory` (of the run).
 
     Returns:
-        Row records by model and test set.
+        `rows`: row records by model and test set; `matmul`: in which type they were computed.
     """
     quiet_libraries()
     from causal_core.checkpoints.contents import verify_checkpoint
     from causal_core.device import prepare_device, worker_device
     from causal_core.evaluation.rows import evaluate_rows, to_records
     from causal_core.evaluation.subject import Subject, in_memory
+    from causal_core.model import matmul
     from causal_core.model.lora import without_adapter
     from causal_core.tokens.run_data import load_encoder, load_test_set
 
@@ -124,8 +126,10 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
     device = worker_device(config.resources.gpus_per_worker)
     prepare_device(device, job["threads"], config.resources.gpus_per_worker)
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    asked, products = config.evaluated_products(), FLOAT32
     with Path(job["progress"]).open("a", encoding="utf-8", buffering=1) as progress:
-        for subject, model in in_memory(subjects, device):
+        for subject, model in in_memory(subjects, device, asked):
+            products = matmul.products()  # the same for all
             encoder = load_encoder(subject.config)
             results[subject.name] = {}
             for set_name, paths in config.data.test.items():
@@ -145,4 +149,4 @@ def evaluate_shard(job: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str,
                     )
                 results[subject.name][set_name] = to_records(rows)
             del model  # before the next one is loaded
-    return results
+    return {"rows": results, "matmul": products}

@@ -7,6 +7,7 @@ that fails is told in words, and one whose demo is stopped or dies leaves a chec
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from causal_core.model.device_costs import Measurements
 from causal_core.run.session import MEASUREMENTS
 from causal_core.yaml_file import read_yaml
 from ray_jobs import demo
-from ray_jobs.beside import beside
+from ray_jobs.beside import Beside, beside
 from ray_jobs.training.ray_session import sharing_cores, worker_threads
 from tests.run_process import last_step, wait_until
 from tests.tiny_run import metric_lines, tiny_config
@@ -32,7 +33,7 @@ def tiny(tiny_model_directory, tiny_data, tmp_path, monkeypatch):
     """A demo of a tiny model in this process; returns its directory."""
     tree = tiny_config(tiny_model_directory, tiny_data, tmp_path / "run").model_dump(mode="json")
     own = {key: tree[key] for key in ("model", "lora", "train", "evaluation", "resources")}
-    own["train"]["matmul"] = "auto"
+    own["train"]["matmul"] = own["evaluation"]["matmul"] = "auto"
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "demo.yaml")
     monkeypatch.setattr(demo, "_SIZES", SIZES)
@@ -59,14 +60,24 @@ def test_a_demo_evaluates_base_control_and_defended_and_is_done_once(tiny, capsy
     said = capsys.readouterr().out
     assert list(evaluated(tiny)["models"]) == ["base", "control", "trained"]
     assert {s["n"] for m in evaluated(tiny)["models"].values() for s in m["sets"].values()} == {3}
-    assert "The demo took" in said and "evaluated in float32" in said
+    assert "The demo took" in said and f"evaluated in {evaluated(tiny)['matmul']}." in said
     demo.run_demo(tiny)
     assert "finished already" in capsys.readouterr().out
 
 
 @pytest.mark.long
 def test_side_by_side_comes_out_as_one_by_one(two, tmp_path, monkeypatch, capsys):
+    real = Beside.evaluate
+    shared = []
+
+    def watched(self, tests, checkpoints):
+        shared.append((list(tests), list(checkpoints)))
+        real(self, tests, checkpoints)
+
+    monkeypatch.setattr(Beside, "evaluate", watched)
+    monkeypatch.setattr(Beside, "is_free", lambda self: self.found() is not None)  # however slow
     demo.run_demo(two)
+    assert shared == [(["seen"], ["trained"])]
     assert "control.log" in capsys.readouterr().out
     beside_log = (two / "control.log").read_text()
     assert "train 2/2" in beside_log and "memory" not in beside_log  # the other one is planned
@@ -109,11 +120,14 @@ def config(tiny_model_directory, tiny_data, tmp_path):
 @pytest.mark.long
 def test_a_process_beside_that_fails_says_why(config, tmp_path):
     config.data.train = [str(tmp_path / "gone.jsonl")]
-    with (
-        beside(config, {"base": None}, tmp_path / "log") as process,
-        pytest.raises(UserError, match=r"^the control: .*gone\.jsonl.* is in .*log$"),
-    ):
-        process.rows()
+    told, said = [], r"^the control: .*gone\.jsonl.* is in .*log$"
+    with beside(config, {"base": None}, tmp_path / "log", told.append) as process:
+        wait_until(lambda: told, "word of it, with nobody asking")
+        assert re.match(said, told[0])
+        for ask in (process.is_free, process.found):
+            with pytest.raises(UserError, match=said):
+                ask()
+    assert len(told) == 1
     assert "gone.jsonl" in (tmp_path / "log").read_text()
 
 
@@ -121,19 +135,27 @@ def test_a_process_beside_that_fails_says_why(config, tmp_path):
 @pytest.mark.parametrize("ends", ["stopped", "died"])
 def test_a_process_beside_leaves_a_checkpoint_when_its_demo_ends(config, tmp_path, ends):
     run = tmp_path / "control"
-    with beside(config, {"base": None}, tmp_path / "log") as process:
+    told = []
+    with beside(config, {"base": None}, tmp_path / "log", told.append) as process:
         wait_until(lambda: last_step(run) >= 1, "a step")
+        assert not process.is_free()
         if ends == "died":
             process._process.stdin.close()
             with pytest.raises(RunFailedError, match=r"^the control: stopped at step \d+ of"):
-                process.rows()
+                process.found()
+    assert process._process.returncode == 0
+    assert len(told) == (ends == "died")  # what was asked for is no news
     [*_, newest] = sorted((run / "checkpoints").glob("step-*"))
     assert verify_checkpoint(newest)
 
 
-@pytest.mark.parametrize(("speed", "said"), [(1.9, "bfloat16, 1.9 times"), (0.4, "in float32.")])
+@pytest.mark.parametrize(
+    ("speed", "said"), [(1.9, "bfloat16, 1.9 times"), (0.4, "Trained in float32, evaluated")]
+)
 def test_it_says_which_products_its_config_chose(tmp_path, speed, said):
-    assert parse_config(read_yaml(demo.CONFIG)).train.matmul == "auto"
+    config = parse_config(read_yaml(demo.CONFIG))
+    assert config.train.matmul == config.evaluation.matmul == "auto"
     measured = Measurements(packing_cost=1.0, products="torch")
     replace(measured, bfloat16_speed=speed).write(tmp_path / MEASUREMENTS)
-    assert said in demo._products(tmp_path)
+    told = demo._products(tmp_path, "float32")
+    assert said in told and told.endswith("evaluated in float32.")

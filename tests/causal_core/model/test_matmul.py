@@ -204,6 +204,53 @@ def test_adapter_head_and_logits_are_not_rounded(monkeypatch):
     assert seen == forward | backward
 
 
+def test_kept_copies_change_no_number_and_go_with_their_weights():
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 48), nn.Parameter(torch.randn(24, 48), requires_grad=False)
+    with matmul.using("torch", bfloat16=True):
+        anew = frozen_linear(x, weight)
+        assert matmul._copies is None
+        matmul.use("torch", bfloat16=True, copies=True)
+        for _ in range(2):
+            assert torch.equal(frozen_linear(x, weight), anew)
+        assert len(matmul._copies) == 1
+        frozen_linear(torch.randn(5, 24), weight.t())  # a view that nobody else has
+        assert len(matmul._copies) == 1
+        del weight
+        assert not matmul._copies
+    assert matmul._copies is None
+
+
+@torch.no_grad()
+def test_a_decoder_s_layers_multiply_alike_with_the_adapter_on_and_off(monkeypatch):
+    """A fresh adapter says what the base says, in bfloat16 as well, and no head is rounded."""
+    model = tiny_model()
+    base = model.peft_model.get_base_model()
+    batch = cut_micro_batches(random_triplets(2, seed=1), needs_of(LOSSES["all"]), 300, FLAT)[
+        0
+    ].batch
+    layers = [
+        module
+        for module in base.get_decoder().modules()
+        if type(module) is nn.Linear and not module.weight.requires_grad
+    ]
+    for module in model.modules():
+        if hasattr(module, "lora_B"):
+            module.lora_B["default"].weight.zero_()
+    exact = model(batch).label_hidden
+    assert matmul.round_layers(base.get_decoder()) == 2 * sum(m.weight.numel() for m in layers)
+    assert torch.equal(model(batch).label_hidden, exact), "float32 stays as it was"
+    rounded, real = [], matmul._rounded
+    monkeypatch.setattr(matmul, "_rounded", lambda x, w, b: rounded.append(id(w)) or real(x, w, b))
+    with matmul.using(matmul.in_use(), bfloat16=True):
+        on = model(batch).label_hidden
+        with without_adapter(model):
+            off = model(batch).label_hidden
+        model.logits(off)
+    assert torch.equal(on, off) and not torch.equal(on, exact)
+    assert sorted(rounded) == sorted(2 * [id(module.weight) for module in layers])
+
+
 def test_the_speed_of_bfloat16_is_one_of_both_ways(monkeypatch):
     assert 1e-3 < bfloat16_speed("torch") < 1e3
     real = matmul._rounded
