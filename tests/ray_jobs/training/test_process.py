@@ -97,7 +97,7 @@ def test_a_killed_worker_goes_on_and_ends_bit_identical(config_of, tmp_path):
         assert summary["finished"] and process.pid != first
         assert 3 <= summary["steps"] - summary["steps_now"] < summary["steps"]  # it went on
         second = process.pid
-        rows = evaluated_rows(killed, {"base": None})
+        rows = evaluated_rows(killed, {"base": None}).rows
         assert process.pid == second and len(rows["base"]["seen"]) == 6
     assert not psutil.pid_exists(second)
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "straight")
@@ -110,7 +110,7 @@ def test_errors_come_back_as_what_they_are(config_of, tmp_path):
     with worker_process(config) as process:
         assert fit(config, stop_at=1)["steps"] == 1
         pid = process.pid
-        assert len(evaluated_rows(config, {"base": None})["base"]["seen"]) == 2
+        assert len(evaluated_rows(config, {"base": None}).rows["base"]["seen"]) == 2
         assert process.pid == pid
         config.lora.rank = 3
         with pytest.raises(UserError, match=r"lora\.rank: 2 -> 3"):
