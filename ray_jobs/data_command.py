@@ -214,7 +214,7 @@ def convert(
 
     from causal_core.data.schema import DataError
     from causal_core.data.writer import write_triplets
-    from ray_jobs.data_summary import by_split
+    from ray_jobs.data_summary import by_split, leaks_of, show_leaks
 
     with user_errors(as_json=False):
         if out.suffix.lower() not in (".jsonl", ".parquet"):
@@ -243,6 +243,8 @@ def convert(
     console = Console()
     for path, table in tables.items():
         console.print(plain(f"{table.num_rows:,} rows -> {path}"))
+    if (report := leaks_of(result.table)) is not None:
+        show_leaks(console, report)
     if result.bad_rows:
         console.print(plain(f"{result.bad_rows:,} bad rows -> {quarantine}"))
 

@@ -130,13 +130,26 @@ def show_check(result: ReadResult, report: LeakReport | None, notes: LintReport 
     _show_problems(console, "error", result.found_errors)
     _show_problems(console, "warning", result.found_warnings)
     if report is not None:
-        for leak in report.findings:
-            where = f"{leak.split_a} and {leak.split_b} share {leak.count:,} {leak.kind}"
-            console.print(plain(f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"))
+        show_leaks(console, report)
         if report.ok:
             console.print(plain(f"no leaks between {', '.join(report.splits)}"))
     if notes is not None:
         _show_notes(console, notes)
+
+
+def show_leaks(console: Console, report: LeakReport) -> None:
+    for leak in report.findings:
+        where = f"{leak.split_a} and {leak.split_b} share {leak.count:,} {leak.kind}"
+        line = f"leak: {where}, such as {_one_line(leak.examples[0], 80)}"
+        console.print(plain(line), soft_wrap=True)
+
+
+def leaks_of(table: pa.Table) -> LeakReport | None:
+    """What the splits of a table share; None where it has one split alone."""
+    from causal_core.data.leaks import check_leaks
+
+    splits = by_split(table)
+    return check_leaks(splits) if len(splits) > 1 else None
 
 
 def _show_notes(console: Console, notes: LintReport) -> None:

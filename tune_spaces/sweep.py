@@ -12,12 +12,12 @@ from causal_core.config import Config
 from causal_core.device import available_cores
 from causal_core.errors import ConfigError, RunFailedError, UserError
 from causal_core.evaluation.metrics import SHARE
-from causal_core.files import cache_root, write_whole
+from causal_core.files import write_whole
 from causal_core.run.lock import only_writer
-from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
 from ray_jobs.console.plain import plain
 from ray_jobs.console.quiet import quiet_libraries
+from ray_jobs.shared_prompts import refuse_shared
 from ray_jobs.training.ray_session import ray_session
 from tune_spaces.budget import Gate, Survey, budget_text, expected_slots, slots_by_type, survey
 from tune_spaces.campaign import Campaign
@@ -125,12 +125,8 @@ def _checked_data(sweep: SweepConfig, console: Console) -> tuple[RunData, int]:
     run = sweep.run
     data = load_run_data(run)
     assert data.validation is not None  # the config was checked
-    refuse_overlap(
-        {"train": data.train, "validation": data.validation},
-        run.data.overlap,
-        lambda text: console.print(plain(text), style="yellow"),
-        cache_root(run.data.cache_dir),
-    )
+    # Test sets, too: no trial sees them, and the run with the best config would be refused.
+    refuse_shared(run, data, lambda text: console.print(plain(text), style="yellow"))
     named = [*sweep.tune.objectives, *sweep.tune.constraints]
     for name in ("attack_success", "uplift"):
         if name in named and not data.validation.has_witness():

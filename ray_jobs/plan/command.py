@@ -18,6 +18,7 @@ from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
 from ray_jobs.console.plain import plain
+from ray_jobs.shared_prompts import refuse_shared
 from ray_jobs.training.process import runs_alone
 from ray_jobs.training.ray_session import refused_here, worker_threads
 
@@ -141,7 +142,7 @@ def _data(config: Config) -> tuple[RunData | None, str, UserError | None]:
     except ModelError as error:
         return None, str(error), error
     try:
-        _refuse_shared(config, data)
+        refuse_shared(config, data, lambda _: None)
     except UserError as error:
         return data, "", error
     return data, "", None
@@ -159,24 +160,6 @@ def _refused_template(config: Config) -> ModelError | None:
     except ModelError as error:
         return error
     return None
-
-
-def _refuse_shared(config: Config, data: RunData) -> None:
-    """What training refuses of the data as a whole; test sets that are not here are left out."""
-    from causal_core.files import cache_root
-    from causal_core.tokens.overlap import refuse_overlap
-    from causal_core.tokens.run_data import encoder_source, load_test_set
-
-    here = {
-        name: places
-        for name, places in config.data.test.items()
-        if all(Path(place.partition("#")[0]).exists() for place in places)
-    }
-    source = encoder_source(config)
-    tests = {name: load_test_set(config, source, places) for name, places in here.items()}
-    splits = {"train": data.train, "validation": data.validation, **tests}
-    cache = cache_root(config.data.cache_dir)
-    refuse_overlap(splits, config.data.overlap, lambda _: None, cache)
 
 
 def plan_of(config: Config, data: RunData) -> dict[str, Any]:

@@ -123,6 +123,26 @@ def test_leaks_are_findings_unless_strict(demo, tmp_path):
     assert "leak:" not in causal_data("check", leaky, "--no-leaks").output
 
 
+def test_convert_tells_of_leaks_as_check_does(demo, tmp_path):
+    row = json.loads((demo / "train.jsonl").read_text().splitlines()[0])
+    other = {
+        **row,
+        "id": "other",
+        "split": "test_seen",
+        "benign_input": row["benign_input"].upper(),
+    }
+    leaky, out = tmp_path / "leaky.jsonl", tmp_path / "out.jsonl"
+    leaky.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    told = [line for line in causal_data("check", leaky).output.splitlines() if "leak:" in line]
+    assert any("train and test_seen share 2 benign_input" in line for line in told)
+    for options in ([], ["--split-dir"]):
+        outcome = causal_data("convert", leaky, out, *options)
+        assert outcome.exit_code == 0 and [*told] == [
+            line for line in outcome.output.splitlines() if "leak:" in line
+        ]
+    assert "leak:" not in causal_data("convert", demo / "train.jsonl", tmp_path / "one.jsonl").output
+
+
 def test_convert_round_trip_and_overwriting(demo, tmp_path):
     source, there, back = demo / "train.jsonl", tmp_path / "t.parquet", tmp_path / "t.jsonl"
     assert causal_data("convert", source, there).exit_code == 0

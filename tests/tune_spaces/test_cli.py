@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.command_line import command, program
 from tests.tune_spaces.sweeps import SPACE, write_sweep
@@ -54,3 +56,22 @@ def test_what_cannot_work_is_refused_before_ray_starts(sweep_file):
         assert outcome.returncode == 1 and message in outcome.stderr, outcome.stderr
         assert "Traceback" not in outcome.stderr
         assert not (sweep_file.parent / "run" / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_split_that_shares_prompts_is_refused_before_any_trial(sweep_file, split, dry):
+    tree = yaml.safe_load(sweep_file.read_text())
+    first = Path(tree["data"]["train"][0]).read_text().splitlines()[0]
+    leaky = sweep_file.with_name("leaky.jsonl")
+    row = json.loads(first)
+    leaky.write_text(json.dumps({**row, "benign_input": row["benign_input"].upper()}) + "\n")
+    if split == "validation":
+        tree["data"]["validation"] = [*tree["data"]["validation"], str(leaky)]
+    else:
+        tree["data"]["test"]["novel"] = [str(leaky)]
+    sweep_file.write_text(yaml.safe_dump(tree))
+    outcome = tune(sweep_file, *(["--dry-run"] if dry else []))
+    assert outcome.returncode == 1, outcome.stderr
+    assert "1 prompts (S, U) are both in train and in " in outcome.stderr
+    assert not (sweep_file.parent / "run").exists()
