@@ -25,7 +25,7 @@ from rich.console import Console
 
 from causal_core.config_file import load_config
 from causal_core.files import write_whole
-from tests.run_process import RAYS_OWN
+from tests.run_process import PATIENCE_SECONDS, RAYS_OWN
 from tests.tune_spaces.sweeps import tiny_sweep, write_sweep
 from tune_spaces.budget import Gate
 from tune_spaces.ledger import Ledger
@@ -38,7 +38,7 @@ SPACE = {
 }
 
 
-def wait_for(condition, what, process=None, seconds=240.0):
+def wait_for(condition, what, process=None, seconds=PATIENCE_SECONDS):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
