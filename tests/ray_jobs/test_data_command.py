@@ -140,7 +140,9 @@ def test_convert_tells_of_leaks_as_check_does(demo, tmp_path):
         assert outcome.exit_code == 0 and [*told] == [
             line for line in outcome.output.splitlines() if "leak:" in line
         ]
-    assert "leak:" not in causal_data("convert", demo / "train.jsonl", tmp_path / "one.jsonl").output
+    assert (
+        "leak:" not in causal_data("convert", demo / "train.jsonl", tmp_path / "one.jsonl").output
+    )
 
 
 def test_convert_round_trip_and_overwriting(demo, tmp_path):
