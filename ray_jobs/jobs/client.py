@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from causal_core.errors import RunFailedError, UserError
-from causal_core.visible_text import visible
+from causal_core.visible_text import shown, visible
 from ray_jobs.jobs.bounded import job_client, state_client, within
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ def job_server_address(given: str | None) -> str:
     try:
         parts = urlsplit(address)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # Line breaks and tabs, which `urlsplit` leaves out, and spaces: they would be sent.
+        whole = whole and address.isprintable() and " " not in address
     except ValueError:  # a port that is none, or half an IPv6 address
         whole = False
     if not whole:
         raise UserError(
-            f"--address {address}: expected the URL of a cluster's job server, e.g. "
+            f"--address {shown(address)}: expected the URL of a cluster's job server, e.g. "
             f"{DEFAULT_ADDRESS} (the port of the dashboard, not Ray's own port)"
         )
     return address.rstrip("/")

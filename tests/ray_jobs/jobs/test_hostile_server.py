@@ -167,11 +167,14 @@ def test_headers_without_end_end(serve, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://[::1", "http://h:99999", "http://h:x", "ftp://h", "http://", "h:8265"]
-)
+    "address",
+    ["http://[::1", "http://h:99999", "http://h:x", "ftp://h", "http://", "h:8265", "http://h\nh",
+     "http://h\t:1", "http://h h", "http://h/\x1b[2J"],
+)  # fmt: skip
 def test_an_address_that_is_none_is_said(address):
-    with pytest.raises(UserError, match="expected the URL of a cluster's job server"):
+    with pytest.raises(UserError, match="expected the URL of a cluster's job server") as refused:
         job_server_address(address)
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("amount", ["many", None, [1], True, -1, 10**400, float("nan")])
