@@ -15,7 +15,7 @@ from causal_core.checkpoints.checkpoint import load_weights
 from causal_core.config import Config
 from causal_core.config_file import parse_config
 from causal_core.config_sections import Matmul
-from causal_core.device import device_memory_bytes
+from causal_core.device import device_memory_bytes, freed_memory_stays
 from causal_core.files import cache_root
 from causal_core.model import matmul
 from causal_core.model.causal_model import CausalModel, build_model
@@ -76,22 +76,23 @@ def in_memory(
     """
     bfloat16: bool | None = None
     try:
-        for group in grouped(subjects):
-            model = _fresh_model(group, device)
-            cache = cache_root(group[-1].config.data.cache_dir)
-            measured = measurements_of(model, device, cache, bfloat16=asked != "float32")
-            if bfloat16 is None:
-                speed = measured.bfloat16_speed
-                bfloat16 = takes_bfloat16(asked, speed, "evaluation.matmul")
-            _use_products(model, measured.products, bfloat16)
-            for subject in group:
-                if subject.checkpoint is not None:
-                    load_weights(subject.checkpoint, model)
-                elif subject.adapter is not None:
-                    load_adapter(read_adapter(subject.adapter), model)
-                yield subject, model
-            del model
-            gc.collect()  # adapted layers refer to themselves; no base stays beside the next
+        with freed_memory_stays(device):
+            for group in grouped(subjects):
+                model = _fresh_model(group, device)
+                cache = cache_root(group[-1].config.data.cache_dir)
+                measured = measurements_of(model, device, cache, bfloat16=asked != "float32")
+                if bfloat16 is None:
+                    speed = measured.bfloat16_speed
+                    bfloat16 = takes_bfloat16(asked, speed, "evaluation.matmul")
+                _use_products(model, measured.products, bfloat16)
+                for subject in group:
+                    if subject.checkpoint is not None:
+                        load_weights(subject.checkpoint, model)
+                    elif subject.adapter is not None:
+                        load_adapter(read_adapter(subject.adapter), model)
+                    yield subject, model
+                del model
+                gc.collect()  # adapted layers refer to themselves; no base stays beside the next
     finally:
         matmul.use(matmul.in_use())
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -128,3 +131,33 @@ def test_a_step_with_every_term_is_the_same_in_deterministic_mode(packing, worst
         reports.append((report, engine.weights()))
     assert reports[0][0] == reports[1][0]
     assert all(torch.equal(weight, reports[1][1][n]) for n, weight in reports[0][1].items())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
+def test_memory_that_is_freed_and_needed_again_stays_with_the_process():
+    program = """
+import resource, torch
+from causal_core.device import freed_memory_stays
+
+def pages(steps=5):
+    begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        blocks = [torch.ones(6_000_000) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin
+
+torch.set_num_threads(1)
+pages()
+outside = pages()
+with freed_memory_stays(torch.device("cpu")):
+    pages()
+    inside = pages()
+after = pages()
+print(outside, inside, after)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    outside, inside, after = map(int, done.stdout.split())
+    assert inside < outside / 10 and after > inside, done.stderr
