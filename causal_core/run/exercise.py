@@ -41,7 +41,8 @@ class Exercise:
     last: int = 6
     first: int = 0
     resume: str | None = None  # checkpoint directory to begin from
-    save: str | None = None  # checkpoint directory to write at the end
+    save: str | None = None  # checkpoint directory to write
+    saved_at: int | None = None  # after which step; None: the last
     # In float64, for comparisons that no rounding of a processor disturbs; ZeRO still adds up
     # gradients and moves weights in float32.
     double: bool = False
@@ -261,9 +262,10 @@ def run_exercise(
     if exercise.resume is not None:
         load_checkpoint(Path(exercise.resume), engine, config, "exercise", "exercise")
     triplets = _triplets(exercise.attacks)
-    reports = []
-    begin = time.perf_counter()
+    reports, seconds = [], 0.0
+    saved_at = exercise.last if exercise.saved_at is None else exercise.saved_at
     for number in range(exercise.first, exercise.last):
+        begin = time.perf_counter()
         start = number * GLOBAL_BATCH % len(triplets)
         batch = triplets[start : start + GLOBAL_BATCH]
         positions = share([t.size_bound() for t in batch], workers)[rank]
@@ -274,13 +276,15 @@ def run_exercise(
             stand_in=batch[0],
         )
         reports.append(report)
-    seconds = time.perf_counter() - begin
+        seconds += time.perf_counter() - begin
+        if exercise.save is not None and number + 1 == saved_at:
+            state, where = engine.state(), trainer_state(config, saved_at)
+            if rank == 0:
+                place = Path(exercise.save)
+                save_checkpoint(place, engine, state, config, _NoTokenizer(), where, {})
     state = engine.state()
     if rank == 0:
         save_file(state.weights, directory / f"{exercise.name}.safetensors")
-        if exercise.save is not None:
-            saved = trainer_state(config, exercise.last)
-            save_checkpoint(Path(exercise.save), engine, state, config, _NoTokenizer(), saved, {})
     return ExerciseResult(
         name=exercise.name,
         losses=[r.loss for r in reports],

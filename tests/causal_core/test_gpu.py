@@ -135,8 +135,7 @@ def settings_run(directory, device):
         config = exercise_config(base, **{**sections, "train": train})
         saved = str(directory / f"saved-{name}")
         exercises += [
-            Exercise(name, config, last=STEPS),
-            Exercise(f"half {name}", config, last=STEPS // 2, save=saved),
+            Exercise(name, config, last=STEPS, save=saved, saved_at=STEPS // 2),
             Exercise(f"resumed {name}", config, first=STEPS // 2, last=STEPS, resume=saved),
         ]
     results = run_exercises(exercises, directory, device=device.type)

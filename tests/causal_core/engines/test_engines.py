@@ -103,7 +103,7 @@ def uneven(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(base, unlike, uneven, tmp_path_factory):
-    """Straight, halved, resumed and poisoned runs of all engines, and those of workers that differ:
+    """Straight, resumed and poisoned runs of all engines, and those of workers that differ:
     results by name, directory.
 
     One plain worker runs in this process; two workers are processes, the same for all cases.
@@ -113,10 +113,8 @@ def runs(base, unlike, uneven, tmp_path_factory):
     def straight(case):
         return case.exercise(base, case.name, last=STEPS)
 
-    def half(case):
-        return case.exercise(
-            base, f"half-{case.name}", last=HALF, save=_checkpoint(directory, case)
-        )
+    def saved(case):
+        return replace(straight(case), save=_checkpoint(directory, case), saved_at=HALF)
 
     def poisoned(case):
         return case.exercise(base, f"poisoned-{case.name}", last=STEPS)
@@ -131,11 +129,11 @@ def runs(base, unlike, uneven, tmp_path_factory):
     def here(exercises):
         return [run_exercise(t, directory, CPU, 0, 1) for t in exercises]
 
-    results = here([straight(PLAIN), half(PLAIN), straight(EVERY_TERM_PLAIN)])
+    results = here([saved(PLAIN), straight(EVERY_TERM_PLAIN)])
     results += run_exercises(
         [
-            *map(straight, (*TWO_WORKERS, *WITH_EVERY_TERM)),
-            *map(half, TWO_WORKERS),
+            *map(saved, TWO_WORKERS),
+            *map(straight, WITH_EVERY_TERM),
             *resumed(2),
             *map(poisoned, TWO_WORKERS),
             unlike,

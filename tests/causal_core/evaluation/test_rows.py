@@ -122,6 +122,10 @@ def test_greedy_answers_equal_argmax_decoding():
 def test_rows_of_several_injections_and_of_none_are_scored_as_alone():
     model = tiny_model().double().eval()
     rows = random_triplets(6, seed=4, injections=(0, 3))
+    # One of several injections is answered rightly without them: it counts once.
+    place = next(i for i, t in enumerate(rows) if len(t.injections) > 1)
+    said = plain_greedy(model, rows[place].system + rows[place].benign, -1, 3)
+    rows[place] = replace(rows[place], benign_answer=said)
     pairs = [(t, n) for t in rows for n in range(len(t.injections)) or (None,)]
     triplets = [t.attacked(n) for t, n in pairs]
     first = [n in (0, None) for _, n in pairs]
@@ -134,7 +138,7 @@ def test_rows_of_several_injections_and_of_none_are_scored_as_alone():
     summary = scores.summary(head_trained=True)
     once = [i for i, is_first in enumerate(first) if is_first]
     assert len(once) == len(rows) < len(pairs)
-    assert summary["benign_exact"] == scores.benign_exact[once].mean()
+    assert summary["benign_exact"] == scores.benign_exact[once].mean() == 1 / 6
     assert not np.isnan(list(summary.values())).any()
 
 

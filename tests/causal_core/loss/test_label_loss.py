@@ -140,6 +140,29 @@ def test_a_chunk_without_predictions_changes_nothing_and_asks_for_one_position(w
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("worst_case", [None, 0.5])
+def test_gradients_are_the_values_slopes(worst_case):
+    """By finite differences in float64: of preferences, whose pulls have a strength each, and of
+    the soft worst case, in which each injection has a weight."""
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(6, 8, dtype=torch.float64)
+    groups = {
+        "safe": [(0, 1, 0, 0), (1, 2, 0, 1), (2, 3, 1, 0)],
+        "attack": [(3, 4, 0, 0), (4, 5, 0, 1), (5, 6, 1, 0)],
+    }
+    terms = [
+        WeightedTerm("robust", cross_entropy, ("safe",), 0.7),
+        WeightedTerm("preference", partial(preference, beta=0.5), ("safe", "attack"), 0.6),
+    ]
+    chunks = cut_labels(groups, 4)
+
+    def value(hidden):
+        return label_loss(hidden, lambda x: x, chunks, terms, reference, worst_case)[0]
+
+    assert torch.autograd.gradcheck(value, hidden, check_undefined_grad=False)
+
+
 def divergence_of(teacher, student):
     """Of rows of logits, and its gradient."""
     logits = torch.cat([teacher, student]).requires_grad_()
@@ -198,9 +221,9 @@ def test_the_soft_worst_case_lies_between_the_sum_and_the_worst():
     def value(temperature):
         return label_loss(logits, lambda x: x, chunks, TASK_ALONE, worst_case=temperature)[0]
 
-    assert float(value(None)) == pytest.approx(11.0)
-    assert float(value(1e7)) == pytest.approx(11.0, rel=1e-6)
-    assert float(value(1e-3)) == pytest.approx(3 * 3.0 + 5.0, rel=1e-3)
+    assert value(None).item() == pytest.approx(11.0)
+    assert value(1e7).item() == pytest.approx(11.0, rel=1e-6)
+    assert value(1e-3).item() == pytest.approx(3 * 3.0 + 5.0, rel=1e-3)
     (gradient,) = torch.autograd.grad(value(0.5), logits)
     assert gradient[2].norm() > gradient[1].norm() > gradient[0].norm()
 

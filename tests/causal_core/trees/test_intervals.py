@@ -87,6 +87,18 @@ def test_squares_hold_what_is_allowed_and_full_ones_nothing_else(buckets, seed, 
     np.testing.assert_array_equal(by_key[1].T, full)
 
 
+def test_a_square_that_a_subtree_ends_in_is_not_full():
+    """A chain to the middle of the second bucket, and another that hangs on its first bucket."""
+    parents = list(range(-1, 2 * BUCKET - 1))
+    parents[3 * BUCKET // 2] = BUCKET - 1
+    tree = TreeIntervals.of(parents).squares
+    assert dense(tree.full_count, tree.full)[1, 0]  # all of the first bucket are ancestors
+    parents[3 * BUCKET // 2] = BUCKET - 2
+    tree = TreeIntervals.of(parents).squares
+    assert not dense(tree.full_count, tree.full).any()
+    assert dense(tree.mixed_count, tree.mixed)[1, 0]
+
+
 def test_a_window_leaves_squares_out():
     chain = TreeIntervals.of(list(range(-1, 8 * BUCKET - 1)))
     whole, near = chain.within(None), chain.within(BUCKET)
