@@ -18,9 +18,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(chat_template: str = CHAT_TEMPLATE, extra: tuple[str, ...] = ()) -> Any:
-    """A byte-level tokenizer without merges: every byte one token, plus the control tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def tiny_tokenizer(
+    chat_template: str = CHAT_TEMPLATE, extra: tuple[str, ...] = (), merges: int = 0
+) -> Any:
+    """A byte-level tokenizer: every byte one token, plus the control tokens.
+
+    Args:
+        merges: So many tokens more, learned from generated triplets: their texts have a quarter of
+            the tokens then.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -28,6 +35,12 @@ def tiny_tokenizer(chat_template: str = CHAT_TEMPLATE, extra: tuple[str, ...] = 
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if merges:
+        trainer = trainers.BpeTrainer(
+            vocab_size=len(vocabulary) + merges, special_tokens=specials,
+            initial_alphabet=alphabet, show_progress=False,
+        )  # fmt: skip
+        tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.decoder = decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -41,11 +54,16 @@ def tiny_tokenizer(chat_template: str = CHAT_TEMPLATE, extra: tuple[str, ...] = 
     return wrapped
 
 
+def _texts() -> list[str]:
+    triplets = generate_dataset({"train": 40}, seed=0)["train"]
+    return [text for t in triplets for text in (t.system_instruction, t.benign_input)]
+
+
 def write_tiny_model(directory: Path, hidden: int = 32) -> Path:
     """A Llama of two layers with the tiny tokenizer, in Hugging Face layout."""
     from tests.tiny import tiny_base
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(merges=750)
     base = tiny_base(vocabulary=len(tokenizer), hidden=hidden)
     base.config.pad_token_id = tokenizer.pad_token_id
     base.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -77,7 +95,7 @@ def tiny_config(model: Path, data: Path, run: Path, **sections: dict[str, Any]) 
             },
             "cache_dir": str(data / "cache"),
         },
-        "train": {"global_batch": 4, "micro_batch_tokens": 2000, "epochs": 1},
+        "train": {"global_batch": 4, "micro_batch_tokens": 500, "epochs": 1},
         "checkpoint": {"every_steps": 2},
         "evaluation": {"max_new_tokens": 4},
         # Threads of a tiny product wait for each other longer than they compute.

@@ -151,12 +151,17 @@ def test_it_is_the_same_where_nothing_can_be_kept(model, asked, monkeypatch):
 def test_where_a_row_has_its_reference_no_prompt_is_computed_again(model, monkeypatch):
     triplets, first = random_triplets(8, seed=21), [True] * 8
     monkeypatch.setattr(own_margin.OwnMargins, "_score_anew", lambda self, compared: None)
-    going_on, batches = own_margin.OwnMargins._continue, []
+    begin, going_on, batches = own_margin.OwnMargins._score, own_margin.OwnMargins._continue, []
+
+    def in_little_room(self, forward, known):
+        self._budget = 80  # the prompts of a forward are more than one batch
+        begin(self, forward, known)
 
     def counted(self, forward, batch):
         batches.append([one.position for one, _ in batch])
         going_on(self, forward, batch)
 
+    monkeypatch.setattr(own_margin.OwnMargins, "_score", in_little_room)
     monkeypatch.setattr(own_margin.OwnMargins, "_continue", counted)
     check(model, triplets, first)
     answered = sorted(position for batch in batches for position in batch)

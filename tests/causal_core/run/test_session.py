@@ -59,6 +59,6 @@ def test_where_forwards_are_collective_validation_is_cut_alike(
     monkeypatch.setattr("causal_core.engines.plain.PlainEngine.collective_forward", collective)
     monkeypatch.setattr(
         "causal_core.run.session._of_all_workers",
-        lambda number, engine: [number, 1500.0] if number == 2000 else [number],
+        lambda number, engine: [number, 375.0] if number == 500 else [number],
     )
-    assert open_session(config, CPU).token_budget == (1500 if collective else 2000)
+    assert open_session(config, CPU).token_budget == (375 if collective else 500)
