@@ -158,13 +158,14 @@ def _is_record(found: object) -> bool:
 
 
 @contextmanager
-def whole_or_absent(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def whole_or_absent(path: Path, *, durable: bool = False, first: bool = False) -> Iterator[Path]:
     """A temporary path to write to: it becomes `path` when the block ends, and goes if it fails.
 
     So readers find the earlier file or the new one, never a part. Several processes, on several
     machines, may write the same path at once: the last one to finish wins.
 
     Args:
+        first: The first one wins: a file that is there stays.
         durable: The bytes are on the disk before the name is, so that a power cut leaves no empty
             file either.
     """
@@ -175,13 +176,26 @@ def whole_or_absent(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-        temporary.replace(path)
+        if not (first and _linked(temporary, path)):
+            temporary.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # a write knows no name
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _linked(written: Path, path: Path) -> bool:
+    """Whether there is a file at `path` now, an earlier one or this one; not where the file system
+    has no hard links."""
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -210,9 +224,13 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Writes a file (text as UTF-8), whole or not at all, and returns its path."""
-    with whole_or_absent(path) as temporary:
+def write_whole(path: Path, content: str | bytes, *, first: bool = False) -> Path:
+    """Writes a file (text as UTF-8), whole or not at all, and returns its path.
+
+    Args:
+        first: A file that is there stays (`whole_or_absent`).
+    """
+    with whole_or_absent(path, first=first) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
 

@@ -65,9 +65,9 @@ class Measurements:
         compiled = compiled if isinstance(compiled, bool) else None
         return cls(cost, library, compiled, speed)
 
-    def write(self, path: Path) -> None:
-        """Whole or not at all."""
-        write_whole(path, json.dumps(asdict(self)) + "\n")
+    def write(self, path: Path, *, first: bool = False) -> None:
+        """Whole or not at all; where `first` is set a file that is there stays."""
+        write_whole(path, json.dumps(asdict(self)) + "\n", first=first)
 
 
 def measure(model: CausalModel, device: torch.device) -> Measurements:
@@ -113,16 +113,27 @@ def measurements_of(
     parts = (name, torch.get_num_threads(), *attention_shape(model), *_weights_of_layers(model))
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
-    known = Measurements.read(entry)
-    found = measure(model, device) if known is None else known
+    found = _measured_once(entry, lambda: measure(model, device))
     if bfloat16 and device.type == "cpu" and found.bfloat16_speed is None:
-        found = replace(found, bfloat16_speed=bfloat16_speed(found.products))
-    if found != known:
-        try:
-            found.write(entry)
-        except OSError as error:  # a read-only cache costs a second at the next start
-            log.info("what was measured on this device is not kept: %s", error)
+        plain = found
+        entry = entry.with_stem(f"{key}-bfloat16")
+        found = _measured_once(
+            entry, lambda: replace(plain, bfloat16_speed=bfloat16_speed(plain.products))
+        )
     return found
+
+
+def _measured_once(entry: Path, measured: Callable[[], Measurements]) -> Measurements:
+    """What the entry holds; of several processes that measure at once, what the first one found."""
+    if (known := Measurements.read(entry)) is not None:
+        return known
+    damaged = entry.exists()
+    found = measured()
+    try:
+        found.write(entry, first=not damaged)
+    except OSError as error:  # a read-only cache costs a second at the next start
+        log.info("what was measured on this device is not kept: %s", error)
+    return Measurements.read(entry) or found
 
 
 def device_name(device: torch.device) -> str:

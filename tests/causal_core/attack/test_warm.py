@@ -106,11 +106,12 @@ def test_every_model_has_its_own_score_and_the_last_is_what_is_answered(target, 
         problem = search._problem(row, ROWS)
         assert state.steps == 4 and state.queries > 0
         assert state.attack == search._text(problem, state.suffix)
-        # The weights in the model are the trained ones again.
-        assert search._scores([problem], [state.suffix]) == [state.score]
-        assert state.score >= before.score
+        # The weights in the model are the trained ones again. In float64, up to the order in which
+        # another number of candidates side by side is added up.
+        score = search._scores([problem], [state.suffix])[0]
+        assert score == pytest.approx(state.score, rel=1e-12)
         handed = search._scores([problem], [state.models[-2].suffix])[0]
-        assert state.score >= handed
+        assert state.score >= max(before.score, handed) - 1e-12 * abs(state.score)
         put(WAY[1], target.model)
         own = state.models[1]
         assert search._scores([problem], [own.suffix]) == [pytest.approx(own.score, rel=1e-12)]

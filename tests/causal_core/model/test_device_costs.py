@@ -29,6 +29,27 @@ def test_a_device_is_measured_once(tmp_path, monkeypatch):
     assert measurements_of(model, CPU, tmp_path) == first
 
 
+def test_processes_that_measure_at_once_take_what_the_first_one_found(tmp_path, monkeypatch):
+    first, second = Measurements(2048.0, "torch"), Measurements(65_536.0, "torch")
+    model = tiny_model()
+
+    def measure(*_):  # the other one's is written meanwhile
+        monkeypatch.setattr(measurements_module, "measure", lambda *_: first)
+        measurements_of(model, CPU, tmp_path)
+        return second
+
+    def speed(_):
+        monkeypatch.setattr(measurements_module, "bfloat16_speed", lambda _: 3.0)
+        measurements_of(model, CPU, tmp_path, bfloat16=True)
+        return 2.0
+
+    monkeypatch.setattr(measurements_module, "measure", measure)
+    monkeypatch.setattr(measurements_module, "bfloat16_speed", speed)
+    assert measurements_of(model, CPU, tmp_path) == first
+    asked = measurements_of(model, CPU, tmp_path, bfloat16=True)
+    assert asked == replace(first, bfloat16_speed=3.0)
+
+
 @pytest.mark.parametrize(
     "content",
     ["damaged", "[]", "{}", '{"packing_cost": 1, "products": "cublas"}', '{"packing_cost": null}'],
