@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from causal_core.files import absolute_location
+from ray_jobs.console.answer import print_json
 from ray_jobs.options import (
     AdapterPlace,
     Against,
@@ -74,7 +75,6 @@ def attack_command(
 
     Example: causal attack --model demo --data mine.jsonl --kind suffix
     """
-    import json
 
     from rich.console import Console
 
@@ -96,6 +96,6 @@ def attack_command(
     effort = Effort(kind=kind, level=budget, rows=rows, minutes=minutes, seed=seed)
     result = run_attack(asked, console, effort, out, force=force)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         show_attack(console, result)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import Force, refuse_existing, refuse_inputs, user_errors
 from ray_jobs.options import Json
@@ -48,13 +48,13 @@ def benchmark(
     from causal_core.data.benchmarks.registry import read_benchmark
     from causal_core.data.writer import write_triplets
 
-    with user_errors(as_json):
+    with user_errors():
         refuse_inputs(out, files)
         refuse_existing([out], force)
         found = read_benchmark(name, files, attacks)
         write_triplets(found.table, out, overwrite=force)
     if as_json:
-        typer.echo(json.dumps(_summary(found)))
+        print_json(_summary(found))
         return
     _show(found, out)
 

@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from ray_jobs.attack_command import attack_command
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.console.help import WholeLines
 from ray_jobs.data_command import data_app
@@ -184,7 +185,6 @@ def verify_resume(
 
     Example: causal verify-resume configs/cpu.yaml --steps 6
     """
-    import json
     from dataclasses import asdict
 
     from rich.console import Console
@@ -198,7 +198,7 @@ def verify_resume(
     quiet_libraries()
     comparisons = compare(load_config(config, overrides or ()), steps)
     if as_json:
-        print(json.dumps([{**asdict(c), "same": c.same} for c in comparisons]))
+        print_json([{**asdict(c), "same": c.same} for c in comparisons])
     else:
         show_comparisons(Console(), comparisons, steps)
     if not all(c.same for c in comparisons):
@@ -216,7 +216,6 @@ def report(
 
     Example: causal report runs/demo/defended
     """
-    import json
     from dataclasses import asdict
 
     from causal_core.report.recorded import read_summary
@@ -234,7 +233,7 @@ def report(
     summary = read_summary(run)
     evaluated = summary.get("evaluation")
     verdict = asdict(verdict_of(evaluated)) if evaluated else None
-    print(json.dumps({**summary, "verdict": verdict, "report": str(path)}))
+    print_json({**summary, "verdict": verdict, "report": str(path)})
 
 
 @app.command()
@@ -296,8 +295,6 @@ def doctor(
 
     Example: causal doctor configs/cpu.yaml run.dir=/mnt/shared/run
     """
-    import json
-
     from rich.console import Console
 
     from causal_core.config_file import load_config
@@ -310,7 +307,7 @@ def doctor(
     with Console(stderr=True).status("looking at this machine") as status:
         checks = diagnose(resolved, engines, lambda group: status.update(f"checking {group}"))
     if as_json:
-        print(json.dumps(report_of(checks)))
+        print_json(report_of(checks))
     else:
         show_checks(Console(), checks)
     raise_for_failed(checks)

@@ -14,6 +14,7 @@ import typer
 
 from causal_core.files import is_remote
 from ray_jobs.benchmark_command import benchmark
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.help import WholeLines
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import (
@@ -87,6 +88,8 @@ def generate(
 
     Example: causal data generate data/demo --train 500 --seed 7
     """
+    from rich.console import Console
+
     from causal_core.data.leaks import check_leaks
     from causal_core.data.writer import new_file, to_table, write_triplets
     from causal_core.generator.generate import generate_dataset
@@ -94,7 +97,7 @@ def generate(
     from ray_jobs.data_summary import families, show_generated
 
     sizes = {"train": train, "validation": validation, "test_seen": test, "test_novel": test}
-    with user_errors(as_json), only_writer_into(out_dir):
+    with user_errors(), only_writer_into(out_dir):
         paths = {split: out_dir / f"{split}.{file_format}" for split in sizes}
         open_path, about_path = out_dir / f"open.{file_format}", out_dir / "dataset.json"
         refuse_existing([*paths.values(), open_path, about_path], force)
@@ -117,11 +120,12 @@ def generate(
         with new_file(about_path, overwrite=force) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(about))
+        print_json(about)
         return
     show_generated(dataset, out_dir)
     if unanswered:
-        typer.echo(f"{open_work:,} rows of open work without answers: {open_path}")
+        about_open = f"{open_work:,} rows of open work without answers: {open_path}"
+        Console().print(plain(about_open), soft_wrap=True)
 
 
 @data_app.command()
@@ -161,7 +165,7 @@ def check(
     from causal_core.data.lint.report import lint as linted
     from ray_jobs.data_summary import by_split, show_check, summary
 
-    with user_errors(as_json):
+    with user_errors():
         run = config_for(config, model, max_length)
         if not columns and run is not None:
             columns = [f"{name}={path}" for name, path in run.data.columns.items()]
@@ -174,9 +178,7 @@ def check(
     if strict_leaks and report is not None and not report.ok:
         usable = False
     if as_json:
-        typer.echo(
-            json.dumps(summary(result, report, notes, usable) | {"tokens": rooms_json(room)})
-        )
+        print_json(summary(result, report, notes, usable) | {"tokens": rooms_json(room)})
     else:
         show_check(result, report, notes)
         for name, found in room.items():
@@ -216,7 +218,7 @@ def convert(
     from causal_core.data.writer import write_triplets
     from ray_jobs.data_summary import by_split, leaks_of, show_leaks
 
-    with user_errors(as_json=False):
+    with user_errors():
         if out.suffix.lower() not in (".jsonl", ".parquet"):
             raise DataError.in_file(out, "unknown kind of file; write .jsonl or .parquet")
         if is_remote(out):

@@ -3,7 +3,6 @@ they must not touch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.console.answer import print_json_error
 from ray_jobs.console.plain import printable
 
 
@@ -45,31 +45,22 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist
 
 
 @contextmanager
-def user_errors(as_json: bool) -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Turn bad data into a message and exit code 1."""
-    from causal_core.data.schema import DataError, RowProblem
+    from causal_core.data.schema import DataError
     from causal_core.errors import UserError
 
+    refused: UserError
     try:
         yield
-    except DataError as problem:
-        if as_json:
-            found = [vars(item) for item in problem.problems]
-            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": problem.count}))
-        else:
-            typer.echo(f"error: {printable(problem)}", err=True)
-        raise typer.Exit(1) from None
-    except UserError as problem:
-        if as_json:
-            found = [vars(RowProblem("", 0, "", str(problem)))]
-            typer.echo(json.dumps({"ok": False, "errors": found, "error_count": 1}))
-        else:
-            typer.echo(f"error: {printable(problem)}", err=True)
-        raise typer.Exit(1) from None
-    except OSError as problem:  # of paths that are only looked at: a name too long, no permission
-        about = DataError.in_file(problem.filename or "", str(problem.strerror))
-        typer.echo(f"error: {printable(about)}", err=True)
-        raise typer.Exit(1) from None
+        return
+    except UserError as error:
+        refused = error
+    except OSError as error:  # of paths that are only looked at: a name too long, no permission
+        refused = DataError.in_file(error.filename or "", str(error.strerror))
+    print_json_error(refused)
+    typer.echo(f"error: {printable(refused)}", err=True)
+    raise typer.Exit(1)
 
 
 def refuse_existing(paths: list[Path], force: bool) -> None:

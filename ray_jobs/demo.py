@@ -88,7 +88,7 @@ def _side_by_side(control: Config, defended: Config, console: Console) -> dict[s
 
     def told(failure: str) -> None:
         text = f"{failure}. The training of the defended model goes on, and the demo ends after it."
-        console.print(plain(text), style="yellow")
+        console.print(plain(text, lines=True), style="yellow")
 
     with beside(control, asked, log, told) as process, worker_process(defended):
         _say(console, 3, "defended: with the default loss")

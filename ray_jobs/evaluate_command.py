@@ -12,6 +12,7 @@ import typer
 from causal_core.errors import UserError
 from causal_core.files import absolute_location
 from causal_core.visible_text import shown
+from ray_jobs.console.answer import print_json
 from ray_jobs.options import (
     AdapterPlace,
     Against,
@@ -113,7 +114,6 @@ def evaluate_command(
 
     Example: causal evaluate --model MODEL --adapter DIR --test mine=mine.jsonl
     """
-    import json
 
     from rich.console import Console
 
@@ -137,7 +137,7 @@ def evaluate_command(
     console = Console(stderr=as_json)
     place, evaluation = run_any_evaluation(asked, console, out, force=force, record=record)
     if as_json:
-        print(json.dumps({"directory": str(place), **evaluation}))
+        print_json({"directory": str(place), **evaluation})
         return
     show_evaluation(console, evaluation)
     console.print(plain(f"report, all numbers and every row: {place}"), soft_wrap=True)

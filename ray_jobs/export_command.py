@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from causal_core.errors import RunFailedError, UserError
+from ray_jobs.console.answer import print_json
 from ray_jobs.options import Json, RunDir, TrustRun
 
 _TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
@@ -84,7 +84,7 @@ def export_command(
     if push is not None:
         _upload(out, push, token)
     if as_json:
-        print(json.dumps(facts))
+        print_json(facts)
         return
     for sentence in facts["sentences"]:
         console.print(plain(sentence), soft_wrap=True)

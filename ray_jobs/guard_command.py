@@ -10,6 +10,7 @@ import typer
 
 from causal_core.errors import UserError
 from causal_core.files import absolute_location
+from ray_jobs.console.answer import print_json
 from ray_jobs.options import Json, RunDir, TrustRun, named
 
 _MOST_BYTES = 2**20  # of guard.json
@@ -50,7 +51,6 @@ def guard(
 
     Example: causal guard runs/mine --fit more.jsonl
     """
-    import json
 
     from rich.console import Console
 
@@ -67,7 +67,7 @@ def guard(
         trust_remote_code=trust_remote_code, force=force,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     console = Console()
     show_guard(console, result)

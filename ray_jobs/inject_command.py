@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import (
     Files,
@@ -80,7 +81,7 @@ def inject(
     from causal_core.generator.inject import inject as inject_rows
     from causal_core.generator.vocabulary import SPLITS
 
-    with user_errors(as_json), only_writer_into(out_dir):
+    with user_errors(), only_writer_into(out_dir):
         paths = {split: out_dir / f"{split}.{file_format}" for split in SPLITS}
         about_path = out_dir / "dataset.json"
         refuse_existing([*paths.values(), about_path], force)
@@ -108,7 +109,7 @@ def inject(
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if as_json:
         preview = [row.to_row() for row in _preview(injected)]
-        typer.echo(json.dumps({**about, "preview": preview}))
+        print_json({**about, "preview": preview})
         return
     _show(injected, about["own_splits"], out_dir)
 

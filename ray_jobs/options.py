@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from causal_core.errors import UserError
+from ray_jobs.console.answer import answers_in_json
 
 _NAME = re.compile(r"[\w.-]{1,60}", re.ASCII)
 
@@ -88,4 +89,11 @@ TrustModel = Annotated[
         help="Run Python code that ships with the run's model or --model, which you have read.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs to read.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document for programs to read; where it fails, it holds the errors.",
+        callback=answers_in_json,
+    ),
+]

@@ -22,6 +22,7 @@ from causal_core.run.lock import only_writer
 from causal_core.run.trackers import check_trackers
 from causal_core.tokens.overlap import refuse_overlap
 from causal_core.tokens.run_data import RunData, load_run_data, step_plan
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.logs import configure_logs, event
 from ray_jobs.console.plain import plain
 from ray_jobs.console.progress import evaluation_progress, training_progress
@@ -55,7 +56,7 @@ def train_command(
     console = Console(stderr=as_json, quiet=form == "json")
     result = run_training(config, console, fresh=fresh, test=test)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         show_result(console, run_directory(config), result)
     event(log, "run finished", **result["run"])
@@ -226,7 +227,7 @@ def _prepared_data(config: Config, console: Console) -> RunData:
     refuse_overlap(
         {"train": data.train, "validation": data.validation, **test_sets(config)},
         config.data.overlap,
-        lambda text: console.print(plain(text), style="yellow"),
+        lambda text: console.print(plain(text, lines=True), style="yellow"),
         cache_root(config.data.cache_dir),
     )
     return data

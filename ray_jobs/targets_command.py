@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import Files, Force, Map, refuse_existing, refuse_inputs, user_errors
 from ray_jobs.options import AdapterPlace, Json, ModelPlace, Settings, TrustModel
@@ -53,8 +53,9 @@ def targets(
     from causal_core.data.schema import DataError
     from causal_core.data.writer import to_table, write_triplets
     from causal_core.run.lock import only_maker
+    from ray_jobs.data_summary import leaks_of, show_leaks
 
-    with user_errors(as_json):
+    with user_errors():
         if out.suffix.lower() not in (".jsonl", ".parquet"):
             raise DataError.in_file(out, "unknown kind of file; write .jsonl or .parquet")
         refuse_inputs(out, inputs)
@@ -76,18 +77,23 @@ def targets(
             if not made.rows:
                 reason = f"every row was left out: {made.dropped[0][1]}"
                 raise DataError.in_file(out, reason)
-            write_triplets(to_table(made.rows), out, overwrite=force)
+            table = to_table(made.rows)
+            write_triplets(table, out, overwrite=force)
             part.unlink(missing_ok=True)
+    leaks = leaks_of(table)
     reasons = Counter(reason for _, reason in made.dropped)
     if as_json:
-        about = {"rows": len(made.rows), "answered": made.written, "dropped": dict(reasons)}
-        typer.echo(json.dumps(about))
+        about = {"rows": len(made.rows), "answered": made.written, "dropped": dict(reasons),
+                 "leaks": None if leaks is None else leaks.to_dict()}  # fmt: skip
+        print_json(about)
         return
     console = Console()
     said = f"{len(made.rows):,} rows -> {out}, {made.written:,} of them answered by the model"
     console.print(plain(said))
     for reason, count in reasons.most_common(_SHOWN_REASONS):
         console.print(plain(f"{count:,} rows left out: {reason}"))
+    if leaks is not None:
+        show_leaks(console, leaks)
 
 
 def _answered(

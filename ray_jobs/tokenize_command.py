@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain
 from ray_jobs.data_files import Files, Map, user_errors
 from ray_jobs.options import Json, Settings, TrustModel
@@ -56,7 +56,7 @@ def tokenize(
 
     quiet_libraries()
     begin = time.monotonic()
-    with user_errors(as_json), Console(stderr=True).status("loading the tokenizer") as status:
+    with user_errors(), Console(stderr=True).status("loading the tokenizer") as status:
         config = _config(model, files, settings or [], trust_remote_code)
         paths = [file.path for file in config.data.weighted_files()]
         cache = cache_root(config.data.cache_dir)
@@ -83,7 +83,7 @@ def tokenize(
     if as_json:
         about = {"rows": table.num_rows, "cache": str(cache / "tokens"), "key": key,
                  "already_there": there, "seconds": seconds}  # fmt: skip
-        typer.echo(json.dumps(about))
+        print_json(about)
         return
     said = f"{table.num_rows:,} rows tokenised in {seconds:.1f} s -> {cache / 'tokens'}"
     if there:

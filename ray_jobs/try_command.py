@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from causal_core.errors import UserError
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain, printable
 from ray_jobs.options import Json, RunDir, TrustRun
 
@@ -56,7 +56,7 @@ def try_command(
         answers = dict.fromkeys(NAMES, "")
         for name, piece in pieces:
             answers[name] += piece
-        print(json.dumps({"system": system, "input": text, "context": context, "answers": answers}))
+        print_json({"system": system, "input": text, "context": context, "answers": answers})
     elif sys.stdout.isatty():
         _in_columns(pieces)
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ray_jobs.cli import app
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.exit_codes import exit_with_code
 from ray_jobs.options import Json
 
@@ -49,7 +49,7 @@ def tune(
     console = Console(stderr=as_json)
     result = dry_run(sweep, console) if dry else run_sweep(sweep, console, fresh=fresh)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
 
 
 def main() -> None:

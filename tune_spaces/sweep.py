@@ -126,7 +126,7 @@ def _checked_data(sweep: SweepConfig, console: Console) -> tuple[RunData, int]:
     data = load_run_data(run)
     assert data.validation is not None  # the config was checked
     # Test sets, too: no trial sees them, and the run with the best config would be refused.
-    refuse_shared(run, data, lambda text: console.print(plain(text), style="yellow"))
+    refuse_shared(run, data, lambda text: console.print(plain(text, lines=True), style="yellow"))
     named = [*sweep.tune.objectives, *sweep.tune.constraints]
     for name in ("attack_success", "uplift"):
         if name in named and not data.validation.has_witness():

@@ -77,7 +77,7 @@ def trial_table(campaign: Campaign, trials: list[Trial], steps: dict[int, str]) 
     for path, title in zip(paths, short_titles(paths), strict=True):
         values = [show(t.point[path]) for t in trials if path in t.point]
         table.add_column(
-            plain(title.replace(" ", "\n")),
+            plain(title.replace(" ", "\n"), lines=True),
             justify="right",
             overflow="fold",
             min_width=_longest(values),

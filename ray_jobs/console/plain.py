@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def plain(text: object, style: str = "") -> Text:
-    """A value as rich text: shown as it is, unprintable characters escaped."""
+def plain(text: object, style: str = "", *, lines: bool = False) -> Text:
+    """A value as rich text: shown as it is, unprintable characters escaped.
+
+    Args:
+        lines: It may have several; elsewhere a line break is escaped, too: what a name holds after
+            one would pass for something that this program says.
+    """
     from rich.text import Text  # late, so that --help is quick
 
-    return Text(visible(str(text)), style=style)
+    shown = visible(str(text))
+    return Text(shown if lines else shown.replace("\n", "\\n"), style=style)
 
 
 def printable(text: object) -> str:

@@ -87,9 +87,9 @@ def show_checks(console: Any, checks: list[Check]) -> None:
             group = check.group
             table.add_row(plain(group, "bold"))
         status = plain(check.status, colours[check.status])
-        table.add_row(plain(f"  {check.name}"), status, plain(check.found))
+        table.add_row(plain(f"  {check.name}"), status, plain(check.found, lines=True))
         if check.advice:
-            table.add_row("", "", plain(check.advice, "italic"))
+            table.add_row("", "", plain(check.advice, "italic", lines=True))
     console.print(table)
 
 

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.help import WholeLines
 from ray_jobs.console.plain import plain, printable
 from ray_jobs.jobs.client import Address
+from ray_jobs.options import Json
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="As `causal jobs list` shows it.")]
 
@@ -33,13 +35,12 @@ def _started(milliseconds: int | None) -> str:
 @jobs_app.command("list")
 def list_jobs(
     address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List submitted jobs, the newest first.
 
     Example: causal jobs list --address http://127.0.0.1:8265
     """
-    import json
 
     from rich.console import Console
     from rich.table import Table
@@ -65,7 +66,7 @@ def list_jobs(
             }
             for job in jobs
         ]
-        print(json.dumps(rows))
+        print_json(rows)
         return
     table = Table()
     table.add_column("job", no_wrap=True)

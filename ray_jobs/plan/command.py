@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from causal_core.device import available_cores
 from causal_core.errors import ConfigError, ModelError, UserError
 from causal_core.model.causal_model import parameter_counts
 from causal_core.run.schedule import warmup_steps
+from ray_jobs.console.answer import print_json
 from ray_jobs.console.plain import plain
 from ray_jobs.shared_prompts import refuse_shared
 from ray_jobs.training.process import runs_alone
@@ -65,16 +65,18 @@ def plan_command(
         else {"data": why_not, "refused_here": refused_here(config)}
     )
     if as_json:
-        print(json.dumps({**planned, "memory": memory.to_dict()}))
+        print_json({**planned, "memory": memory.to_dict()})
     else:
         console = Console()
         if data is not None:
             show_plan(console, planned)
         elif refused is None:
-            console.print(plain(f"steps and tokens are not planned: {why_not}"), soft_wrap=True)
+            console.print(
+                plain(f"steps and tokens are not planned: {why_not}", lines=True), soft_wrap=True
+            )
         show_memory(console, config, memory)
         if (missing := refused_here(config)) is not None:
-            console.print(plain(missing), style="yellow", soft_wrap=True)
+            console.print(plain(missing, lines=True), style="yellow", soft_wrap=True)
     if memory.fits is False:
         raise UserError(
             f"{path} does not fit: it needs {gib(memory.plan.required_bytes)} of "

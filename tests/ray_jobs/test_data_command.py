@@ -145,6 +145,14 @@ def test_convert_tells_of_leaks_as_check_does(demo, tmp_path):
     )
 
 
+def test_a_line_break_in_a_name_begins_no_line(demo, tmp_path):
+    out = tmp_path / "a\nerror: forged.jsonl"
+    result = causal_data("convert", demo / "train.jsonl", out)
+    assert result.exit_code == 0 and out.is_file()
+    assert "forged" in result.output.replace("\n", "")
+    assert not any(line.startswith("error:") for line in result.output.splitlines())
+
+
 def test_convert_round_trip_and_overwriting(demo, tmp_path):
     source, there, back = demo / "train.jsonl", tmp_path / "t.parquet", tmp_path / "t.jsonl"
     assert causal_data("convert", source, there).exit_code == 0

@@ -83,6 +83,16 @@ def test_rows_without_an_answer_get_the_models_and_others_keep_theirs(
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_splits_that_share_prompts_are_told(rows, tiny_model_directory, tmp_path):
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    again = [{**row, "id": f"again {row['id']}", "split": "test_seen"} for row in lines]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in lines + again))
+    said = targets(rows, tmp_path / "said.jsonl", tiny_model_directory).output
+    assert "leak: train and test_seen share 10" in said.replace("\n", " ")
+    result = targets(rows, tmp_path / "out.jsonl", tiny_model_directory, "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["leaks"]["ok"] is False
+
+
 def test_an_interrupted_command_goes_on_where_it_was(
     rows, tiny_model_directory, tmp_path, monkeypatch, answers_that_end
 ):
