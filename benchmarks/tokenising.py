@@ -58,17 +58,18 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def numbered(triplet: Triplet, copy: int) -> Triplet:
-    """The same row with another id and, but for the first copy, with other inputs."""
+    """The same row with another id and, but for the first copy, with other inputs: by a word that
+    is no row's witness, as a number alone would be."""
     if not copy:
         return triplet
     other = triplet.benign_cf_input
     return replace(
         triplet,
         id=f"{triplet.id}-{copy}",
-        benign_input=f"{triplet.benign_input} ({copy})",
-        benign_cf_input=None if other is None else f"{other} ({copy})",
+        benign_input=f"{triplet.benign_input} (v{copy})",
+        benign_cf_input=None if other is None else f"{other} (v{copy})",
         injections=tuple(
-            replace(i, injection_input=f"{i.injection_input} ({copy})") for i in triplet.injections
+            replace(i, injection_input=f"{i.injection_input} (v{copy})") for i in triplet.injections
         ),
     )
 

@@ -197,6 +197,15 @@ def test_the_table_shows_the_newest_result_of_a_data_set():
     assert markdown([old, result()]) == markdown([result()])
 
 
+def test_the_table_keeps_what_a_newer_result_did_not_measure():
+    other = result()
+    other["objectives"] = {"whole": {**other["objectives"][SFT], "terms": "all of them"}}
+    lines = markdown([result(), other]).splitlines()
+    assert [("task + robust" in line, "all of them" in line) for line in lines[2:5:2]] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+
+
 def test_goals_are_judged_by_the_worst_that_they_are_of():
     speed, long, nothing, peak = GOALS
     results = [

@@ -32,8 +32,12 @@ GOALS = (
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The newest result of each data set, and the goals."""
-    newest = {result["data"]: result for result in results}
+    """The newest measurement of each objective on each data set, and the goals."""
+    newest: dict[str, Result] = {}
+    for result in results:
+        earlier = newest.get(result["data"], {"objectives": {}})["objectives"]
+        objectives = {**earlier, **result["objectives"]}
+        newest[result["data"]] = {**result, "objectives": objectives}
     lines = [_line(_HEAD), _line("---" for _ in _HEAD)]
     lines += [line for result in newest.values() for line in _rows(result)]
     lines += ["", _line(("goal", "came", "")), _line(("---", "---", "---"))]
