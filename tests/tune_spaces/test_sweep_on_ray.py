@@ -180,7 +180,9 @@ def test_kill_9_of_the_sweep_continues_and_a_crash_stays_alone(command):
     wait_for(lambda: checkpoints(run, 0) and checkpoints(run, 1), "checkpoints of two", process)
     end_tree(process)
     before = Ledger(run).trials
-    assert [t.status for t in before] == ["running", "running"]
+    # On one core one may be over before the other begins.
+    cut = [t.number for t in before if t.status == "running"]
+    assert cut and len(before) == 2 and {t.status for t in before} <= {"running", "finished"}
     process = start()
     # Two at a time: the third begins when one of the first two is over, and is then alone.
     wait_for(lambda: [t.is_over for t in Ledger(run).trials] == [True, True, False]
@@ -192,7 +194,8 @@ def test_kill_9_of_the_sweep_continues_and_a_crash_stays_alone(command):
     assert {n: t.status for n, t in after.items()} == {0: "finished", 1: "finished", 2: "failed"}
     for number in (0, 1):
         summary = json.loads((run / "trials" / f"{number:04d}" / "summary.json").read_text())["run"]
-        assert 0 < summary["steps_now"] < summary["steps"], "resumed from its checkpoint"
+        if number in cut:
+            assert 0 < summary["steps_now"] < summary["steps"], "resumed from its checkpoint"
         assert after[number].point == before[number].point
     printed = "".join(path.read_text() for path in run.parent.glob("output-*"))
     assert not RAYS_OWN.search(printed), printed
