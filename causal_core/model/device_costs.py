@@ -110,6 +110,8 @@ def measurements_of(
         bfloat16: Also the speed of bfloat16 products, if the device is a CPU.
     """
     name = device_name(device)
+    if device.type == "cpu":  # ATEN_CPU_CAPABILITY may take less of the processor
+        name = f"{name}-{torch.backends.cpu.get_cpu_capability()}"
     parts = (name, torch.get_num_threads(), *attention_shape(model), *_weights_of_layers(model))
     key = "-".join(re.sub(r"\W+", "_", str(part)) for part in parts)
     entry = cache / "measurements" / f"{key}.json"
